@@ -1,0 +1,1 @@
+"""Skin lesion classification with GAN data augmentation, on JAX and Flax."""

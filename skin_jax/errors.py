@@ -1,0 +1,31 @@
+"""The error that a user can act on: one clear sentence, and the exit code that goes with it."""
+
+from collections.abc import Sequence
+
+FAILURE = 1
+BAD_INPUT = 2
+PARTIAL = 3
+WATCHDOG = 75
+PREEMPTED = 143
+
+
+class UserError(Exception):
+    """Something that the user can put right; entry points print it without a traceback.
+
+    Args:
+      message: says what is wrong, where, and what to do.
+      exit_code: the exit status of the process, BAD_INPUT by default.
+    """
+
+    def __init__(self, message: str, exit_code: int = BAD_INPUT):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def listed(summary: str, problems: Sequence[str], shown: int = 10) -> UserError:
+    """A UserError over a collected list: the count, then the first `shown` problems, one a line."""
+    lines = [f"{summary} ({len(problems)} problem{'s' if len(problems) != 1 else ''}):"]
+    lines += [f"  - {problem}" for problem in problems[:shown]]
+    if len(problems) > shown:
+        lines.append(f"  ... and {len(problems) - shown} more")
+    return UserError("\n".join(lines))

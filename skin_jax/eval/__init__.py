@@ -1,0 +1,1 @@
+"""From probabilities to metrics, tables, figures and reports."""

@@ -1,0 +1,1 @@
+"""Networks in Flax linen: no configuration, no files, no TensorFlow."""
