@@ -1,0 +1,201 @@
+"""Saving, verified restoring with fallback, and preemption. The only user of Orbax."""
+
+import math
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from skin_jax import errors
+from skin_jax import state as state_lib
+
+PyTree = Any
+
+SCORE = "val_macro_auc"
+"""The metric that chooses the best checkpoint."""
+
+
+class Checkpoints:
+    """The checkpoints of one run: the last two, and the best by validation macro AUC.
+
+    Each holds the whole state and its digest. Saving is asynchronous; an error of a save is raised
+    by the next call. A kill in the middle of a save leaves the earlier checkpoints as they were.
+    """
+
+    def __init__(self, directory: Path, *, read_only: bool = False):
+        """Opens, or makes, the folder of checkpoints."""
+        policies = checkpoint_managers.preservation_policy
+        self._directory = directory.absolute()
+        self._manager = ocp.CheckpointManager(
+            self._directory,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policies.AnyPreservationPolicy(
+                    [
+                        policies.LatestN(2),
+                        policies.BestN(
+                            get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False
+                        ),
+                    ]
+                ),
+                best_fn=_score,
+                cleanup_tmp_directories=not read_only,
+                read_only=read_only,
+
+                enable_background_delete=False,
+            ),
+            item_names=("state", "digest"),
+        )
+
+    def save(self, step: int, state: PyTree, score: float | None) -> None:
+        """Starts to save a state after `step` steps; does nothing if that step is saved already.
+
+        Args:
+          step: number of finished steps.
+          state: pytree of arrays.
+          score: validation macro AUC at this step; None or NaN where it is not known, which
+            never counts as the best.
+        """
+        if step in self._manager.all_steps():
+            return
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state),
+                digest=ocp.args.JsonSave({"blake2b": state_lib.digest(state)}),
+            ),
+            metrics={SCORE: -1.0 if score is None or math.isnan(score) else score},
+        )
+
+    def wait(self) -> None:
+        """Returns when everything is on disk.
+
+        Raises:
+          UserError: saving failed, for example on a full disk.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise errors.UserError(
+                f"saving a checkpoint in {self._directory} failed ({error}); the earlier ones are "
+                "whole: make room and run the same command again",
+                errors.FAILURE,
+            ) from error
+
+    def steps(self) -> list[int]:
+        """Steps with a checkpoint, in order."""
+        return sorted(self._manager.all_steps())
+
+    def best_step(self) -> int | None:
+        """The step with the highest score, the later one of equals; the last where none has one."""
+        scored = [(self._read_score(step), step) for step in self.steps()]
+        return max(scored)[1] if scored else None
+
+    def restore_latest(self, template: PyTree) -> tuple[PyTree, int] | None:
+        """The newest undamaged state and its step, or None where there is no checkpoint.
+
+        Args:
+          template: pytree of `jax.ShapeDtypeStruct` with shardings.
+
+        Raises:
+          UserError: there are checkpoints, and every one is damaged.
+        """
+        return self._restore_first(list(reversed(self.steps())), template)
+
+    def restore_best(self, template: PyTree) -> tuple[PyTree, int] | None:
+        """The best undamaged state and its step; see `restore_latest`."""
+        by_score = sorted(((self._read_score(step), step) for step in self.steps()), reverse=True)
+        return self._restore_first([step for _, step in by_score], template)
+
+    def _restore_first(self, steps: list[int], template: PyTree) -> tuple[PyTree, int] | None:
+        damaged = []
+        for step in steps:
+            try:
+                state = self._restore(step, template)
+            except Exception as error:
+                reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+                damaged.append(f"{self._directory / str(step)}: {reason[:300]}")
+                print(f"WARNING: checkpoint {damaged[-1]}; trying another", file=sys.stderr)
+                continue
+            if damaged:
+                print(f"WARNING: going on from step {step}", file=sys.stderr)
+            return state, step
+        if damaged:
+            raise errors.listed(
+                f"no checkpoint in {self._directory} can be read; restore the folder from a copy, "
+                "or delete it to start again",
+                damaged,
+            )
+        return None
+
+    def _restore(self, step: int, template: PyTree) -> PyTree:
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(template), digest=ocp.args.JsonRestore()
+            ),
+        )
+        stored = restored["digest"]["blake2b"]
+        found = state_lib.digest(restored["state"])
+        if stored != found:
+            raise ValueError(f"its contents have digest {found}, not {stored} as when it was saved")
+        return restored["state"]
+
+    def discard_after(self, step: int) -> None:
+        """Removes checkpoints later than `step`: damaged ones, in the way of saving them anew."""
+        for later in [s for s in self.steps() if s > step]:
+            shutil.rmtree(self._directory / str(later), ignore_errors=True)
+        self._manager.reload()
+
+    def _read_score(self, step: int) -> float:
+        try:
+            metrics = self._manager.metrics(step)
+        except Exception:
+            return -math.inf
+        return _score(metrics) if metrics else -math.inf
+
+    def close(self) -> None:
+        """Waits for the last save and ends Orbax's threads."""
+        self.wait()
+        self._manager.close()
+
+
+def template_of(state: PyTree, placement: jax.sharding.Sharding) -> PyTree:
+    """Shapes and dtypes of a state (or of its `jax.eval_shape`), to be restored to `placement`."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placement), state
+    )
+
+
+def _score(metrics: PyTree) -> float:
+    value = float(metrics.get(SCORE, -1.0))
+    return -math.inf if math.isnan(value) else value
+
+
+class Preemption:
+    """Remembers SIGTERM, so that the loop can save at the next boundary and exit 143."""
+
+    def __init__(self) -> None:
+        self._requested = False
+        self._previous: Callable[..., Any] | int | None = None
+
+    def __enter__(self) -> "Preemption":
+        self._previous = signal.signal(signal.SIGTERM, self._remember)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        signal.signal(signal.SIGTERM, self._previous)
+
+    def _remember(self, signum: int, frame: FrameType | None) -> None:
+        self._requested = True
+
+    @property
+    def requested(self) -> bool:
+        """Whether the process was asked to end."""
+        return self._requested

@@ -1,0 +1,196 @@
+"""The defaults that every configuration starts from, and which keys change a result."""
+
+import difflib
+import importlib.util
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from skin_jax.errors import UserError
+
+_T = TypeVar("_T")
+
+FILE_NAME = "config.json"
+
+_NEUTRAL = (
+    "data.dir",
+    "data.download",
+    "data.cache_dir",
+    "data.pipeline",
+    "data.on_bad_image",
+    "sharding",
+    "log",
+    "checkpoint",
+)
+"""Keys, or sections, that a resumed run may change: none of them changes a result."""
+
+_LENGTH = ("num_epochs", "num_steps")
+
+
+def base() -> ConfigDict:
+    """The defaults: training, data, sharding, logging and checkpoints.
+
+    A file in `configs/` adds the sections of its task (`model`, `loss`, `augment`, `optimizer`).
+    """
+    config = ConfigDict()
+    config.task = placeholder(str)
+    config.seed = 0  # weights, order, augmentation; never the split
+    config.num_epochs = 24
+    config.num_steps = placeholder(int)  # overrides num_epochs
+    config.batch_size = 64
+    config.eval_batch_size = 128
+    config.eval_every_steps = placeholder(int)  # once an epoch where not given
+    config.steps_per_dispatch = 1
+    config.precision = "float32"  # or "bf16": compute only; parameters and losses stay float32
+
+    config.data = ConfigDict()
+    config.data.dir = placeholder(str)
+    config.data.download = False
+    config.data.demo_images = 0  # procedural images where no folder is given; 0 asks for a folder
+    config.data.image_size = 224
+    config.data.split = "lesion"  # "paper", "official"
+    config.data.split_fractions = (0.7, 0.1, 0.2)
+    config.data.split_seed = 0
+    config.data.fold = placeholder(int)  # 0 to 4: cross-validation
+    config.data.sampling = "natural"  # "balanced"
+    config.data.on_bad_image = "error"  # "skip"
+    config.data.cache_dir = os.path.join("~", ".cache", "skin_jax")
+    # "tf", "device", "auto"
+    config.data.pipeline = "tf" if importlib.util.find_spec("tensorflow") else "device"
+
+    config.sharding = ConfigDict()
+    config.sharding.num_devices = placeholder(int)  # all of them where not given
+
+    config.log = ConfigDict()
+    config.log.every_steps = 20
+    config.log.tensorboard = True
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every_steps = 500  # beside one at every evaluation
+    return config
+
+
+def for_variant(config: ConfigDict, variant: str) -> ConfigDict:
+    """The configuration itself (""), or shrunk to a try of about a minute ("smoke").
+
+    A smoke run keeps the data set and the split; it saves three checkpoints before its end.
+
+    Raises:
+      UserError: another variant.
+    """
+    if choice(variant, ("", "smoke"), "<variant>") == "smoke":
+        config.model.width = 8
+        config.data.image_size = 32
+        config.batch_size = 32
+        config.num_steps = 40
+        config.eval_every_steps = 10
+        config.log.every_steps = 10
+    return config
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"data.dir": ..., ...} of a nested configuration; tuples become lists, as in JSON."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping | ConfigDict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def write(config: ConfigDict, workdir: Path) -> None:
+    """Writes `config.json`, whole or not at all."""
+    path = workdir / FILE_NAME
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n")
+    temporary.replace(path)
+
+
+def read(workdir: Path) -> ConfigDict:
+    """The configuration of a work folder.
+
+    Raises:
+      UserError: there is none, or it is not JSON.
+    """
+    path = workdir / FILE_NAME
+    try:
+        return ConfigDict(json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise UserError(
+            f"{workdir} is not the work folder of a run: it has no {FILE_NAME}"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); restore it or start in a new folder") from None
+
+
+def check_resumable(old: ConfigDict, new: ConfigDict, workdir: Path) -> None:
+    """Refuses to go on with a run under a configuration that would change its result.
+
+    Under a constant learning rate the run may become longer.
+
+    Raises:
+      UserError: names every key that differs, with both values.
+    """
+    before, after = flatten(old), flatten(new)
+    may_grow = after.get("optimizer.schedule") == "constant"
+    differing = []
+    for key in sorted(before.keys() | after.keys()):
+        if before.get(key) == after.get(key) or _is_neutral(key):
+            continue
+        if may_grow and key in _LENGTH and (before.get(key) or 0) <= (after.get(key) or 0):
+            continue
+        differing.append(f"config.{key}: {before.get(key)!r} there, {after.get(key)!r} now")
+    if differing:
+        raise UserError(
+            f"{workdir} holds a run with other settings; give them as they were, or take a new "
+            "--workdir: " + "; ".join(differing)
+        )
+
+
+def _is_neutral(key: str) -> bool:
+    return any(key == neutral or key.startswith(f"{neutral}.") for neutral in _NEUTRAL)
+
+
+def unknown_key_error(argv: list[str], load: Callable[[str], ConfigDict]) -> UserError:
+    """Explains an override of a key that the configuration file does not define.
+
+    Args:
+      argv: the command line.
+      load: reads a configuration file (with its `:variant`).
+    """
+    path = ""
+    overrides = []
+    for position, arg in enumerate(argv):
+        name, _, value = arg.lstrip("-").partition("=")
+        if name == "config":
+            path = value or argv[position + 1]
+        elif name.removeprefix("no").startswith("config."):
+            overrides.append(name.removeprefix("no").removeprefix("config."))
+    known = flatten(load(path))
+    sections = {key.rpartition(".")[0] for key in known}
+    unknown = [key for key in overrides if key not in known and key not in sections]
+    sentences = []
+    for key in unknown:
+        near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
+        near += [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
+        hint = ", ".join(f"--config.{k}" for k in dict.fromkeys(near)) or "see " + path
+        sentences.append(f"unknown key --config.{key}; did you mean {hint}?")
+    return UserError(" ".join(sentences) or f"a --config. override does not fit {path}")
+
+
+def choice(value: _T, allowed: Sequence[_T], key: str) -> _T:
+    """The value of `config.<key>`, if it is one of those allowed.
+
+    Raises:
+      UserError: names the key, the value and the choices.
+    """
+    if value not in allowed:
+        options = ", ".join(repr(option) for option in allowed)
+        raise UserError(f"config.{key} is {value!r}; it can be {options}")
+    return value

@@ -1,0 +1,253 @@
+"""Batches from an index order: a tf.data stream, or images resident on the device.
+
+Both give pixel-identical examples in the same order. A pipeline yields *feeds*, what travels from
+the host for each dispatch, and `gather` turns a feed into a batch inside the jitted step:
+
+    batch = {"image": uint8 [B, H, W, 3], "label": int32 [B], "mask": float32 [B],
+             "position": uint32 [B]}
+
+`position` is the example's place p = step * B + i in the training stream (in evaluation, its place
+in the list), `mask` is 0 for the padding of the last evaluation batch and 1 elsewhere.
+"""
+
+import collections
+import importlib.util
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from skin_jax import sharding
+from skin_jax.data.lesions import NUM_CLASSES
+from skin_jax.errors import UserError
+
+Feed = dict[str, jax.Array]
+_Block = dict[str, np.ndarray]
+_LOOKAHEAD = 2
+"""Feeds that are on their way to the device while the step runs."""
+
+
+class Order:
+    """Which example stands at a position of the training stream: a pure function of the seed.
+
+    natural: permutations of the examples, one an epoch, end to end.
+    balanced: every 7 positions hold each class once, in a shuffled order; each class goes through
+    its own permutations end to end. Classes without examples are left out.
+
+    Args:
+      indices: int [N], the examples of the training split.
+      labels: int [N], their classes.
+      sampling: "natural" or "balanced".
+      seed: the run's seed.
+
+    Raises:
+      UserError: no examples, or an unknown sampling.
+    """
+
+    def __init__(self, indices: np.ndarray, labels: np.ndarray, sampling: str, seed: int):
+        if len(indices) == 0:
+            raise UserError("the training split is empty; see config.data.split_fractions")
+        if sampling == "natural":
+            groups = [indices]
+        elif sampling == "balanced":
+            groups = [indices[labels == c] for c in range(NUM_CLASSES) if np.any(labels == c)]
+        else:
+            raise UserError(
+                f"config.data.sampling is {sampling!r}; it can be 'natural' or 'balanced'"
+            )
+        self._groups = groups
+        self._seed = seed
+        self._cache: dict[tuple[int, int], np.ndarray] = {}
+
+    def __call__(self, positions: np.ndarray) -> np.ndarray:
+        """Example indices, int64 [...], of positions int64 [...]."""
+        flat = [self._at(int(p)) for p in positions.reshape(-1)]
+        return np.array(flat, np.int64).reshape(positions.shape)
+
+    def _at(self, position: int) -> int:
+        groups = len(self._groups)
+        cycle, slot = divmod(position, groups)
+        group = int(self._permutation(groups, groups, cycle)[slot])
+        members = self._groups[group]
+        epoch, place = divmod(cycle, len(members))
+        return int(members[self._permutation(group, len(members), epoch)[place]])
+
+    def _permutation(self, stream: int, size: int, epoch: int) -> np.ndarray:
+        """The permutation of an epoch of one stream; stream number len(groups) orders classes."""
+        key = (stream, epoch)
+        if key not in self._cache:
+            stale = [k for k in self._cache if k[0] == stream and k[1] < epoch - 1]
+            for old in stale:
+                del self._cache[old]
+            self._cache[key] = np.random.default_rng([self._seed, stream, epoch]).permutation(size)
+        return self._cache[key]
+
+
+class DevicePipeline:
+    """Images resident in device memory, gathered by index inside the jitted step."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray, mesh: Mesh):
+        """Puts all images (uint8 [N, H, W, 3]) on every device of the mesh."""
+        self._labels = labels
+        self._mesh = mesh
+        self.resident = jax.device_put(images, sharding.replicated(mesh))
+
+    @staticmethod
+    def gather(resident: jax.Array, feed: Feed) -> Feed:
+        """The batch of a feed; traced inside the jitted step."""
+        batch = dict(feed)
+        index = batch.pop("index")
+        return {"image": resident[index], **batch}
+
+    def train_feeds(
+        self, order: Order, batch_size: int, first_step: int, num_steps: int, per_dispatch: int
+    ) -> Iterator[Feed]:
+        """Feeds of steps first_step .. num_steps - 1; leaves [K, B] where per_dispatch K > 1."""
+        blocks = _train_blocks(order, batch_size, first_step, num_steps, per_dispatch)
+        return self._feeds(blocks, batch_axis=int(per_dispatch > 1))
+
+    def eval_feeds(self, indices: np.ndarray, batch_size: int) -> Iterator[Feed]:
+        """Feeds over the given examples in their order, the last one padded and masked."""
+        return self._feeds(_eval_blocks(indices, batch_size), batch_axis=0)
+
+    def _feeds(self, blocks: Iterable[_Block], batch_axis: int) -> Iterator[Feed]:
+        placement = sharding.over_batch(self._mesh, batch_axis)
+        local = self._load(_local(block, self._labels, self._mesh, batch_axis) for block in blocks)
+        return _ahead(sharding.to_global(block, placement) for block in local)
+
+    def _load(self, blocks: Iterator[_Block]) -> Iterator[_Block]:
+        return blocks
+
+
+class TfPipeline(DevicePipeline):
+    """Images stay on the host; tf.data gathers and prefetches them."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray, mesh: Mesh):
+        """Keeps the images (uint8 [N, H, W, 3]) in host memory."""
+        self._images = images
+        self._labels = labels
+        self._mesh = mesh
+        self.resident = None
+
+    @staticmethod
+    def gather(resident: None, feed: Feed) -> Feed:
+        """The feed is the batch."""
+        return feed
+
+    def _load(self, blocks: Iterator[_Block]) -> Iterator[_Block]:
+        import tensorflow as tf
+
+        for kind in ("GPU", "TPU"):  # the accelerator is JAX's
+            tf.config.set_visible_devices([], kind)
+        try:
+            first = next(blocks)
+        except StopIteration:
+            return iter(())
+        shape = (*first["index"].shape, *self._images.shape[1:])
+        signature = {key: tf.TensorSpec(value.shape, value.dtype) for key, value in first.items()}
+
+        def with_images(block: dict[str, Any]) -> dict[str, Any]:
+            index = block.pop("index")
+            image = tf.numpy_function(self._images.__getitem__, [index], tf.uint8, stateful=False)
+            return {"image": tf.ensure_shape(image, shape), **block}
+
+        stream = tf.data.Dataset.from_generator(
+            lambda: itertools.chain([first], blocks), output_signature=signature
+        )
+        stream = stream.map(with_images, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        return stream.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
+
+
+PIPELINES: dict[str, Callable[[np.ndarray, np.ndarray, Mesh], DevicePipeline]] = {
+    "tf": TfPipeline,
+    "device": DevicePipeline,
+}
+
+
+def make(name: str, images: np.ndarray, labels: np.ndarray, mesh: Mesh) -> DevicePipeline:
+    """The pipeline of `config.data.pipeline`: "tf", "device", or "auto".
+
+    auto takes `device` when the images, once for each local device that shares the memory, need
+    less than a quarter of it; it takes `device` too where TensorFlow is not installed.
+
+    Args:
+      name: the setting.
+      images: uint8 [N, H, W, 3].
+      labels: int32 [N].
+      mesh: where batches go.
+
+    Raises:
+      UserError: an unknown name, or `tf` without TensorFlow.
+    """
+    has_tf = importlib.util.find_spec("tensorflow") is not None
+    if name == "auto":
+        name = "tf" if has_tf and not _fits(images.nbytes) else "device"
+    if name not in PIPELINES:
+        raise UserError(f"config.data.pipeline is {name!r}; it can be 'tf', 'device' or 'auto'")
+    if name == "tf" and not has_tf:
+        raise UserError(
+            "config.data.pipeline is 'tf', but TensorFlow is not installed; install the extra "
+            "skin_jax[tf] or pass --config.data.pipeline=device"
+        )
+    return PIPELINES[name](images, labels, mesh)
+
+
+def _fits(num_bytes: int) -> bool:
+    device = jax.local_devices()[0]
+    if device.platform == "cpu":
+        # The devices of a CPU share its memory, and a replicated array costs its size on each.
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return num_bytes * jax.local_device_count() < free / 4
+    stats = device.memory_stats() or {}
+    return num_bytes < stats.get("bytes_limit", 0) / 4
+
+
+def _train_blocks(
+    order: Order, batch_size: int, first_step: int, num_steps: int, per_dispatch: int
+) -> Iterator[_Block]:
+    for step in range(first_step, num_steps, per_dispatch):
+        positions = np.arange(step * batch_size, (step + per_dispatch) * batch_size)
+        if per_dispatch > 1:
+            positions = positions.reshape(per_dispatch, batch_size)
+        yield {
+            "index": order(positions),
+            "position": positions.astype(np.uint32),
+            "mask": np.ones(positions.shape, np.float32),
+        }
+
+
+def _eval_blocks(indices: np.ndarray, batch_size: int) -> Iterator[_Block]:
+    for start in range(0, len(indices), batch_size):
+        positions = np.arange(start, start + batch_size)
+        valid = positions < len(indices)
+        yield {
+            # Padding repeats the first example, so that it is an image like any other.
+            "index": indices[np.where(valid, positions, 0)],
+            "position": positions.astype(np.uint32),
+            "mask": valid.astype(np.float32),
+        }
+
+
+def _local(block: _Block, labels: np.ndarray, mesh: Mesh, batch_axis: int) -> _Block:
+    """This process's rows of a block, with labels; indices in the int32 that devices use."""
+    rows = sharding.local_slice(mesh, block["index"].shape[batch_axis])
+    local = {k: v[(slice(None),) * batch_axis + (rows,)] for k, v in block.items()}
+    return {
+        **local,
+        "index": local["index"].astype(np.int32),
+        "label": labels[local["index"]].astype(np.int32),
+    }
+
+
+def _ahead(feeds: Iterator[Feed]) -> Iterator[Feed]:
+    """Starts the transfer of the next feeds while the current one is used."""
+    queue: collections.deque[Feed] = collections.deque()
+    for feed in feeds:
+        queue.append(feed)
+        if len(queue) > _LOOKAHEAD:
+            yield queue.popleft()
+    yield from queue

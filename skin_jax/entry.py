@@ -1,0 +1,46 @@
+"""How every entry point starts and ends: flags in, one exit status out."""
+
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+from absl import app, flags
+
+from skin_jax import config as config_lib
+from skin_jax import errors
+
+_T = TypeVar("_T")
+_HELP = ("--help", "-help", "-h", "--helpshort")
+
+
+def run(main: Callable[[list[str]], int | None]) -> None:
+    """Parses the command line, calls `main(argv)` and exits with its status.
+
+    A UserError is printed on stderr as it is, without a traceback, and gives the exit status.
+    Unknown flags and unknown `--config.` keys end with status 2 and the nearest known names.
+    """
+    app.run(lambda argv: _guarded(lambda: main(argv)), flags_parser=_parse)
+
+
+def _guarded(action: Callable[[], _T]) -> _T:
+    try:
+        return action()
+    except errors.UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    if any(arg in _HELP for arg in argv[1:]):
+        app.usage(shorthelp=True, writeto_stdout=True, exitcode=0)
+    return _guarded(lambda: _parse_or_explain(argv))
+
+
+def _parse_or_explain(argv: list[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    except AttributeError:
+        # ml_collections raises this, bare, for an override of a key that the file does not define.
+        raise config_lib.unknown_key_error(argv, flags.FLAGS["config"].parser.parse) from None
+    except (flags.Error, OSError) as error:
+        raise errors.UserError(f"{error} (see --help)") from None

@@ -1,0 +1,445 @@
+"""Metrics of a classifier from per-example probabilities, with intervals over lesions.
+
+Pure: arrays in, numbers out. Every example counts once. A value that the data do not define (the
+precision of a class never predicted, the recall of a class without examples) is NaN, never 0 or 1,
+and a macro value is the mean over the classes where it is defined.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import average_precision_score
+
+from skin_jax.data.lesions import CLASSES, NUM_CLASSES
+
+RESAMPLES = 2000
+FEW_LESIONS = 20
+"""Below this many lesions a subgroup is flagged: its figures say little."""
+
+AGE_BANDS: tuple[tuple[int, str], ...] = (
+    (30, "under 30"),
+    (45, "30-44"),
+    (60, "45-59"),
+    (75, "60-74"),
+)
+"""Upper bounds (exclusive, in years) and names of the age bands below the last, "75 and over"."""
+
+_ECE_BINS = 15
+_PER_CLASS = ("precision", "recall", "f1", "specificity", "auc", "average_precision")
+_MACRO = ("precision", "recall", "f1", "auc", "average_precision")
+
+Interval = tuple[float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Metrics:
+    """Everything that is reported about one set of predictions; arrays are in the order of CLASSES.
+
+    confusion int64 [7, 7] has one row a true class and one column a predicted class; support and
+    lesions are int64 [7] (lesions equals support where the lesions are not known, see
+    `lesions_known`); the other arrays are float64 [7] in [0, 1] or NaN. Intervals are at 95 %.
+    """
+
+    num_examples: int
+    confusion: np.ndarray
+    lesions: np.ndarray
+    lesions_known: bool
+    tied: int
+    balanced_accuracy: float
+    accuracy: float
+    ece: float
+    precision: np.ndarray
+    recall: np.ndarray
+    f1: np.ndarray
+    specificity: np.ndarray
+    auc: np.ndarray
+    average_precision: np.ndarray
+    ci95: Mapping[str, Interval]
+    recall_ci95: tuple[Interval, ...]
+
+    @property
+    def support(self) -> np.ndarray:
+        """Examples of each class, int64 [7]."""
+        return self.confusion.sum(axis=1)
+
+    @property
+    def macro(self) -> dict[str, float]:
+        """Means over the classes where the value is defined; NaN where none is."""
+        return {name: _nanmean(getattr(self, name)) for name in _MACRO}
+
+    def to_json(self, *, split: str | None = None, step: int | None = None) -> dict[str, Any]:
+        """The content of `metrics.json`: plain numbers, with None for every undefined value."""
+        per_class = {
+            name: {key: _plain(getattr(self, key)[i]) for key in _PER_CLASS}
+            | {"support": int(self.support[i])}
+            for i, name in enumerate(CLASSES)
+        }
+        return {
+            "split": split,
+            "num_examples": self.num_examples,
+            "step": step,
+            "classes": list(CLASSES),
+            "balanced_accuracy": _plain(self.balanced_accuracy),
+            "accuracy": _plain(self.accuracy),
+            "macro": {name: _plain(value) for name, value in self.macro.items()},
+            "per_class": per_class,
+            "confusion_matrix": self.confusion.tolist(),
+            "ece": _plain(self.ece),
+            "ci95": {name: [_plain(v) for v in bounds] for name, bounds in self.ci95.items()},
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Subgroup:
+    """The examples that share one value of one attribute, and how the classifier does on them."""
+
+    attribute: str
+    value: str
+    metrics: Metrics
+
+    @property
+    def num_lesions(self) -> int:
+        """Distinct lesions of the subgroup."""
+        return int(self.metrics.lesions.sum())
+
+    @property
+    def few(self) -> bool:
+        """Whether there are too few lesions for the figures to say much."""
+        return self.num_lesions < FEW_LESIONS
+
+
+@dataclasses.dataclass(frozen=True)
+class OperatingPoint:
+    """Sensitivity at a wished specificity: a score above `threshold` counts as positive."""
+
+    wished_specificity: float
+    threshold: float
+    sensitivity: float
+    specificity: float
+
+
+def evaluate(
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    lesion_ids: Sequence[str] | None = None,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Metrics:
+    """All metrics of one set of predictions.
+
+    The predicted class is the first largest score. Precision, recall, F1 = 2TP / (2TP + FP + FN)
+    and specificity are one class against the rest. Balanced accuracy is the mean recall over the
+    classes present. The calibration error (Guo et al., ICML 2017) compares the largest score with
+    the hit rate in 15 bins of equal width. For the intervals see `_bootstrap`.
+
+    The ISIC challenge's scorer counts a tied maximum as wrong and leaves ISIC_0035068 out; here the
+    first of the tied classes is predicted (`Metrics.tied` counts them) and every image counts.
+
+    Args:
+      probabilities: float [N, 7], finite, in the order of CLASSES; rows need not sum to 1.
+      labels: int [N] in 0..6.
+      lesion_ids: N ids; images of one lesion are resampled together. None: each image alone.
+      resamples: bootstrap resamples; 0 leaves the intervals out (NaN).
+      seed: of the bootstrap.
+
+    Raises:
+      ValueError: shapes that do not fit, no example, scores not finite, labels out of range.
+    """
+    probabilities, labels = _checked(probabilities, labels)
+    if lesion_ids is not None and len(lesion_ids) != len(labels):
+        raise ValueError(f"{len(lesion_ids)} lesion ids for {len(labels)} labels")
+    predicted = probabilities.argmax(axis=1)
+    largest = probabilities.max(axis=1)
+    confusion = _confusion(labels, predicted)
+    rows = _lesion_rows(labels, predicted, lesion_ids)
+    intervals, recall_intervals = _bootstrap(rows, resamples, seed)
+    precision, recall, f1, specificity = _one_against_rest(confusion)
+    return Metrics(
+        num_examples=len(labels),
+        confusion=confusion,
+        lesions=np.array([len(r) for r in rows]),
+        lesions_known=lesion_ids is not None,
+        tied=int(((probabilities == largest[:, None]).sum(axis=1) > 1).sum()),
+        balanced_accuracy=_nanmean(recall),
+        accuracy=float(np.trace(confusion) / confusion.sum()),
+        ece=_calibration_error(largest, predicted == labels),
+        precision=precision,
+        recall=recall,
+        f1=f1,
+        specificity=specificity,
+        auc=_aucs(probabilities, labels),
+        average_precision=_average_precisions(probabilities, labels),
+        ci95=intervals,
+        recall_ci95=recall_intervals,
+    )
+
+
+def macro_auc(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Mean ROC AUC over the classes where it is defined, NaN where none is.
+
+    Args:
+      probabilities: float [N, 7], finite.
+      labels: int [N] in 0..6.
+
+    Raises:
+      ValueError: as `evaluate`.
+    """
+    return _nanmean(_aucs(*_checked(probabilities, labels)))
+
+
+def sensitivity_at_specificity(
+    val_scores: np.ndarray,
+    val_labels: np.ndarray,
+    test_scores: np.ndarray,
+    test_labels: np.ndarray,
+    specificity: float,
+) -> OperatingPoint:
+    """Sensitivity on test at the threshold that reaches the wished specificity on val.
+
+    The threshold is the lowest val score for which at least the wished share of the val negatives
+    lies at or below it. Both figures returned are measured on test, so the specificity
+    shows how well the threshold carries over.
+
+    Args:
+      val_scores, test_scores: float [N], larger means more likely positive.
+      val_labels, test_labels: bool [N], whether the example is positive.
+      specificity: in (0, 1].
+
+    Returns:
+      NaN for what is undefined: everything without val negatives, sensitivity without test
+      positives, specificity without test negatives.
+    """
+    if not 0 < specificity <= 1:
+        raise ValueError(f"specificity must be in (0, 1], not {specificity}")
+    negatives = np.sort(np.asarray(val_scores)[~np.asarray(val_labels, bool)])
+    if not len(negatives):
+        return OperatingPoint(specificity, np.nan, np.nan, np.nan)
+    # The slack keeps 0.95 * 60 = 57.00000000000001 from asking for a 58th negative.
+    threshold = float(negatives[int(np.ceil(specificity * len(negatives) - 1e-9)) - 1])
+    positive, called = np.asarray(test_labels, bool), np.asarray(test_scores) > threshold
+    return OperatingPoint(
+        specificity, threshold, _nanmean(called[positive]), _nanmean(~called[~positive])
+    )
+
+
+def subgroups(
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    lesion_ids: Sequence[str] | None,
+    attributes: Mapping[str, Sequence[str]],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> list[Subgroup]:
+    """Metrics of the examples that share each value of each attribute, values in sorted order.
+
+    Args:
+      probabilities, labels, lesion_ids: as `evaluate`.
+      attributes: name (such as "sex") -> N values; use `age_band` for ages, "unknown" for gaps.
+
+    Raises:
+      ValueError: as `evaluate`, or an attribute has another number of values than examples.
+    """
+    probabilities, labels = _checked(probabilities, labels)
+    lesions = None if lesion_ids is None else np.asarray(lesion_ids)
+    found = []
+    for attribute, values in attributes.items():
+        array = np.asarray(values)
+        if len(array) != len(labels):
+            raise ValueError(f"{len(array)} values of {attribute} for {len(labels)} labels")
+        for value in np.unique(array):
+            chosen = array == value
+            metrics = evaluate(
+                probabilities[chosen],
+                labels[chosen],
+                None if lesions is None else lesions[chosen],
+                resamples=resamples,
+                seed=seed,
+            )
+            found.append(Subgroup(attribute, str(value), metrics))
+    return found
+
+
+def age_band(age: float | None) -> str:
+    """The name of the band that holds an age in years; "unknown" for None and NaN."""
+    if age is None or np.isnan(age):
+        return "unknown"
+    return next((name for bound, name in AGE_BANDS if age < bound), "75 and over")
+
+
+def _checked(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    probabilities, labels = np.asarray(probabilities, np.float64), np.asarray(labels)
+    if labels.ndim != 1 or probabilities.shape != (len(labels), NUM_CLASSES):
+        raise ValueError(f"probabilities {probabilities.shape} do not fit labels {labels.shape}")
+    if not len(labels):
+        raise ValueError("no examples to evaluate")
+    if not np.isfinite(probabilities).all():
+        raise ValueError("probabilities are not all finite")
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"labels must be integers, not {labels.dtype}")
+    if labels.min() < 0 or labels.max() >= NUM_CLASSES:
+        raise ValueError(f"labels must be in 0..{NUM_CLASSES - 1}")
+    return probabilities, labels
+
+
+def _confusion(labels: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    pairs = np.bincount(labels * NUM_CLASSES + predicted, minlength=NUM_CLASSES**2)
+    return pairs.reshape(NUM_CLASSES, NUM_CLASSES)
+
+
+def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """Elementwise quotient, NaN where the denominator is 0."""
+    out = np.full(np.broadcast(numerator, denominator).shape, np.nan)
+    return np.divide(numerator, denominator, out=out, where=denominator != 0)
+
+
+def _nanmean(values: np.ndarray) -> float:
+    """Mean of what is defined, NaN (and no warning) where nothing is."""
+    values = np.asarray(values, np.float64)
+    return float(_row_nanmeans(values[None])[0])
+
+
+def _row_nanmeans(values: np.ndarray) -> np.ndarray:
+    defined = ~np.isnan(values)
+    return _ratio(np.where(defined, values, 0.0).sum(axis=-1), defined.sum(axis=-1))
+
+
+def _one_against_rest(confusion: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Precision, recall, F1, specificity [..., 7] of confusion matrices [..., 7, 7]."""
+    hits = np.diagonal(confusion, axis1=-2, axis2=-1)
+    true, called = confusion.sum(axis=-1), confusion.sum(axis=-2)
+    total = true.sum(axis=-1, keepdims=True)
+    rejected = total - true - called + hits
+    return (
+        _ratio(hits, called),
+        _ratio(hits, true),
+        _ratio(2 * hits, true + called),
+        _ratio(rejected, total - true),
+    )
+
+
+def _calibration_error(confidence: np.ndarray, hit: np.ndarray) -> float:
+    bins = np.clip(np.ceil(confidence * _ECE_BINS).astype(int) - 1, 0, _ECE_BINS - 1)
+    gaps = np.bincount(bins, weights=hit - confidence, minlength=_ECE_BINS)
+    return float(np.abs(gaps).sum() / len(hit))
+
+
+def _aucs(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    return np.array([_auc(probabilities[:, c], labels == c) for c in range(NUM_CLASSES)])
+
+
+def _auc(scores: np.ndarray, positive: np.ndarray) -> float:
+    """Share of (positive, negative) pairs in the right order, ties counting half (Mann-Whitney)."""
+    negatives, positives = np.sort(scores[~positive]), scores[positive]
+    if not len(negatives) or not len(positives):
+        return float("nan")
+    below = np.searchsorted(negatives, positives, "left")
+    not_above = np.searchsorted(negatives, positives, "right")
+    return float((below + not_above).sum() / (2 * len(negatives) * len(positives)))
+
+
+def _average_precisions(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    return np.array(
+        [
+            average_precision_score(labels == c, probabilities[:, c])
+            if (labels == c).any()
+            else np.nan
+            for c in range(NUM_CLASSES)
+        ]
+    )
+
+
+def _lesion_rows(
+    labels: np.ndarray, predicted: np.ndarray, lesion_ids: Sequence[str] | None
+) -> list[np.ndarray]:
+    """For each class int [lesions, 7]: how many images of each of its lesions got each prediction.
+
+    A lesion whose images carry several labels, which neither data set has, counts once for each.
+    """
+    if lesion_ids is None:
+        lesions = np.arange(len(labels))
+    else:
+        lesions = np.unique(np.asarray(lesion_ids), return_inverse=True)[1].reshape(-1)
+    rows = []
+    for c in range(NUM_CLASSES):
+        chosen = labels == c
+        kept, index = np.unique(lesions[chosen], return_inverse=True)
+        flat = np.bincount(
+            index * NUM_CLASSES + predicted[chosen], minlength=len(kept) * NUM_CLASSES
+        )
+        rows.append(flat.reshape(len(kept), NUM_CLASSES))
+    return rows
+
+
+def _bootstrap(
+    rows: Sequence[np.ndarray], resamples: int, seed: int
+) -> tuple[dict[str, Interval], tuple[Interval, ...]]:
+    """95 % intervals by resampling lesions within each class.
+
+    The plain percentile bootstrap covers too rarely with the handful of lesions that the rare
+    classes have (`docs/interval_coverage.md`): it is too narrow by (n - 1) / n, and a class whose n
+    lesions are all right would count as known exactly. So each class draws n - 1 lesions (Rao and
+    Wu, JASA 83, 1988) from its own and two imagined ones of half weight, one all right, one all
+    wrong (Jeffreys' prior; Brown, Cai and DasGupta, Statistical Science 16, 2001). The
+    imagined ones pull the whole distribution inwards, which would add up over the classes: it is
+    moved back to lie around the estimate, and cut at 0 and 1.
+
+    Args:
+      rows: for each class int [lesions, 7], as `_lesion_rows` gives it.
+    """
+    estimate = _summaries(np.stack([r.sum(axis=0) for r in rows])[None].astype(np.float64))
+    rng = np.random.default_rng(seed)
+    drawn = np.stack([_draw(r, c, resamples, rng) for c, r in enumerate(rows)], axis=1)
+    spread = _summaries(drawn)
+    intervals = {name: _interval(estimate[name][0], spread[name]) for name in _INTERVALS}
+    recalls = tuple(
+        _interval(estimate["recall"][0, c], spread["recall"][:, c]) for c in range(NUM_CLASSES)
+    )
+    return intervals, recalls
+
+
+_INTERVALS = ("balanced_accuracy", "accuracy", "macro_f1")
+
+
+def _summaries(confusions: np.ndarray) -> dict[str, np.ndarray]:
+    """The values that get intervals, [R] and recall [R, 7], of confusion matrices [R, 7, 7]."""
+    _, recall, f1, _ = _one_against_rest(confusions)
+    hits = np.trace(confusions, axis1=-2, axis2=-1)
+    return {
+        "balanced_accuracy": _row_nanmeans(recall),
+        "accuracy": _ratio(hits, confusions.sum(axis=(-2, -1))),
+        "macro_f1": _row_nanmeans(f1),
+        "recall": recall,
+    }
+
+
+def _draw(rows: np.ndarray, label: int, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """float [resamples, 7]: resampled confusion rows of one class, scaled to its image count."""
+    n, images = len(rows), rows.sum()
+    if not n:
+        return np.zeros((resamples, NUM_CLASSES))
+    # Lesions with the same predictions are interchangeable, so drawing how often each pattern
+    # comes up costs a few numbers a resample instead of one a lesion.
+    patterns, counts = np.unique(rows, axis=0, return_counts=True)
+    size = images / n
+    right = np.eye(NUM_CLASSES)[label]
+    wrong = rows.sum(axis=0) * (1 - right)
+    wrong = (wrong if wrong.any() else 1 - right) / (wrong.sum() or NUM_CLASSES - 1)
+    pool = np.concatenate([patterns, [size * right, size * wrong]])
+    weights = np.concatenate([counts, [0.5, 0.5]]) / (n + 1)
+    totals = rng.multinomial(max(n - 1, 1), weights, size=resamples) @ pool
+    return totals * (images / totals.sum(axis=1, keepdims=True))
+
+
+def _interval(estimate: float, values: np.ndarray) -> Interval:
+    if not len(values) or np.isnan(estimate):
+        return float("nan"), float("nan")
+    low, high = np.clip(np.quantile(values, (0.025, 0.975)) - values.mean() + estimate, 0.0, 1.0)
+    return float(min(low, estimate)), float(max(high, estimate))
+
+
+def _plain(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)

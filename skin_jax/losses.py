@@ -1,0 +1,92 @@
+"""Losses of the semi-supervised GAN: pure array functions, means over the batch unless said.
+
+Logits are float [B, n+1]: n classes, then "fake". Two readings of paper A (Rashid et al., EMBC
+2019) are offered:
+
+- "softmax": one softmax over n+1, p(fake) is its last entry (Salimans et al., 2016, eq. 5);
+- "separate": a softmax over the first n, and p(fake) = sigmoid(logit n) ("the remaining n units").
+"""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+Reading = Literal["softmax", "separate"]
+READINGS: tuple[Reading, ...] = ("softmax", "separate")
+
+
+def log_p_fake(logits: jax.Array, reading: Reading) -> tuple[jax.Array, jax.Array]:
+    """(log p_fake, log(1 - p_fake)), each [B], without cancellation at either end."""
+    if reading == "softmax":
+        classes = jax.nn.logsumexp(logits[:, :-1], axis=-1)
+        total = jax.nn.logsumexp(logits, axis=-1)
+        return logits[:, -1] - total, classes - total
+    return jax.nn.log_sigmoid(logits[:, -1]), jax.nn.log_sigmoid(-logits[:, -1])
+
+
+def supervised(logits: jax.Array, labels: jax.Array, class_weights: jax.Array) -> jax.Array:
+    """Cross-entropy over the n class logits, each example weighted by its class (paper A, eq. 2).
+
+    The same in both readings: with one softmax over n+1, CE over n+1 = this - log(1 - p_fake).
+
+    Args:
+      logits: float [B, n+1].
+      labels: int32 [B] in [0, n).
+      class_weights: float [n]; ones for the plain mean.
+
+    Returns:
+      float [].
+    """
+    return jnp.mean(class_weights[labels] * cross_entropy(logits, labels))
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """-log q(label) under the softmax over the n class logits, [B]."""
+    log_q = jax.nn.log_softmax(logits[:, :-1], axis=-1)
+    return -jnp.take_along_axis(log_q, labels[:, None], axis=-1)[:, 0]
+
+
+def pseudo_label(logits: jax.Array, threshold: float) -> jax.Array:
+    """Cross-entropy of generated images against the discriminator's own confident class.
+
+    An image counts where the largest class probability reaches the threshold; labels carry no
+    gradient. This is use (ii) of generated images: "used for further training" (paper A, IV).
+
+    Args:
+      logits: float [B, n+1] of generated images.
+      threshold: in (0, 1].
+
+    Returns:
+      float [], the sum over confident images divided by B.
+    """
+    probabilities = jax.nn.softmax(jax.lax.stop_gradient(logits[:, :-1]), axis=-1)
+    confident = probabilities.max(axis=-1) >= threshold
+    losses = cross_entropy(logits, probabilities.argmax(axis=-1))
+    return jnp.mean(jnp.where(confident, losses, 0.0))
+
+
+def minimax(logits: jax.Array, reading: Reading) -> jax.Array:
+    """The generator's E[log(1 - D(G(z)))] as printed (paper A, eq. 1); D = 1 - p_fake."""
+    return jnp.mean(log_p_fake(logits, reading)[0])
+
+
+def non_saturating(logits: jax.Array, reading: Reading) -> jax.Array:
+    """The generator's -E[log D(G(z))] (Goodfellow et al., 2014, section 3)."""
+    return -jnp.mean(log_p_fake(logits, reading)[1])
+
+
+def feature_matching(real: jax.Array, generated: jax.Array) -> jax.Array:
+    """|| E f(x) - E f(G(z)) ||^2 (Salimans et al., 2016, section 3.1).
+
+    Args:
+      real: float [B, ...] features of real images.
+      generated: float [B, ...] features of generated images.
+
+    Returns:
+      float32 [].
+    """
+    difference = jnp.mean(real.astype(jnp.float32), 0) - jnp.mean(
+        generated.astype(jnp.float32), 0
+    )
+    return jnp.sum(difference**2)

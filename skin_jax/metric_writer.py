@@ -1,0 +1,108 @@
+"""Where training reports to: metrics.jsonl, TensorBoard, and one progress line at a time."""
+
+import json
+import math
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tensorboard.compat.proto import event_pb2, summary_pb2
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+HISTORY = "metrics.jsonl"
+
+
+class MetricWriter:
+    """Appends scalars to `metrics.jsonl` and, if asked, to a TensorBoard event file.
+
+    The event file is written with TensorBoard's own record writer, which needs no TensorFlow.
+    """
+
+    def __init__(self, workdir: Path, tensorboard: bool):
+        self._history = (workdir / HISTORY).open("a", encoding="utf-8")
+        self._events: RecordWriter | None = None
+        if tensorboard:
+            folder = workdir / "tensorboard"
+            folder.mkdir(exist_ok=True)
+            name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
+            self._events = RecordWriter((folder / name).open("wb"))
+            self._event(event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"))
+
+    def start(self, step: int, **facts: int) -> None:
+        """The line that begins each start and restart."""
+        self._line({"event": "start", "step": step, **facts})
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Scalars after `step` steps; values that are not finite become null in the JSON."""
+        self._line(
+            {"step": step}
+            | {key: value if math.isfinite(value) else None for key, value in values.items()}
+        )
+        summary = summary_pb2.Summary(
+            value=[
+                summary_pb2.Summary.Value(tag=key, simple_value=value)
+                for key, value in values.items()
+            ]
+        )
+        self._event(event_pb2.Event(wall_time=time.time(), step=step, summary=summary))
+
+    def close(self) -> None:
+        """Closes the files."""
+        self._history.close()
+        if self._events is not None:
+            self._events.close()
+
+    def _line(self, row: dict[str, Any]) -> None:
+        self._history.write(json.dumps(row) + "\n")
+        self._history.flush()
+
+    def _event(self, event: event_pb2.Event) -> None:
+        if self._events is not None:
+            self._events.write(event.SerializeToString())
+            self._events.flush()
+
+
+class Progress:
+    """One line for each report: step, epoch, rate, losses, and the time that is left.
+
+    Time spent in evaluation and saving counts for the time left, not for the rate.
+    """
+
+    def __init__(self, first_step: int, num_steps: int, steps_per_epoch: float, batch_size: int):
+        self._step = first_step
+        self._num_steps = num_steps
+        self._steps_per_epoch = steps_per_epoch
+        self._batch_size = batch_size
+        self._first: tuple[int, float] | None = None
+        self._mark = time.perf_counter()
+
+    def resume_clock(self) -> None:
+        """Leaves out of the rate what passed since the last report."""
+        self._mark = time.perf_counter()
+
+    def report(self, step: int, values: Mapping[str, float]) -> float:
+        """Prints the line and returns the rate since the last one, in images a second."""
+        now = time.perf_counter()
+        rate = (step - self._step) * self._batch_size / max(now - self._mark, 1e-9)
+        left = ""
+        if self._first is None:
+            self._first = (step, now)  # the first report holds the compilation: no estimate yet
+        elif step > self._first[0]:
+            per_step = (now - self._first[1]) / (step - self._first[0])
+            left = f"  {_duration(per_step * (self._num_steps - step))} left"
+        self._step, self._mark = step, now
+        shown = "  ".join(f"{key} {value:.3f}" for key, value in values.items())
+        print(
+            f"step {step}/{self._num_steps}  epoch {step / self._steps_per_epoch:.1f}  "
+            f"{rate:.0f} images/s  {shown}{left}",
+            flush=True,
+        )
+        return rate
+
+
+def _duration(seconds: float) -> str:
+    minutes, s = divmod(round(max(seconds, 0)), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}h{m:02d}m" if hours else f"{m}m{s:02d}s"

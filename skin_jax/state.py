@@ -1,0 +1,135 @@
+"""Pytrees of training state, the exponential moving average, and the digest of a state."""
+
+import hashlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+
+PyTree = Any
+
+MAX_NONFINITE_IN_A_ROW = 20
+
+
+@struct.dataclass
+class Network:
+    """One network: parameters (float32), batch statistics (maybe empty), optimiser state."""
+
+    params: PyTree
+    batch_stats: PyTree
+    opt_state: PyTree
+
+    @classmethod
+    def create(cls, variables: PyTree, optimizer: optax.GradientTransformation) -> "Network":
+        """A fresh network from `module.init`'s variables."""
+        return cls(
+            params=variables["params"],
+            batch_stats=variables.get("batch_stats", {}),
+            opt_state=optimizer.init(variables["params"]),
+        )
+
+    @property
+    def variables(self) -> dict[str, PyTree]:
+        """What `module.apply` takes; without the optimiser state."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+    def updated(
+        self, grads: PyTree, batch_stats: PyTree, optimizer: optax.GradientTransformation
+    ) -> "Network":
+        """One optimiser step."""
+        updates, opt_state = optimizer.update(grads, self.opt_state, self.params)
+        return Network(optax.apply_updates(self.params, updates), batch_stats, opt_state)
+
+
+@struct.dataclass
+class GanState:
+    """Generator and discriminator, and everything else that a resumed run needs.
+
+    `ema` holds the averaged variables of both networks, or is empty where EMA is off. `step`
+    counts every step, also those that `guard` undid.
+    """
+
+    step: jax.Array  # int32 []
+    generator: Network
+    discriminator: Network
+    ema: dict[str, PyTree]
+    nonfinite: jax.Array  # int32 [], steps undone so far
+    nonfinite_in_a_row: jax.Array  # int32 []
+
+    @classmethod
+    def create(cls, generator: Network, discriminator: Network, use_ema: bool) -> "GanState":
+        """The state before step 0."""
+        networks = {"generator": generator.variables, "discriminator": discriminator.variables}
+        # A copy: a donated state must not hold one buffer twice.
+        ema = jax.tree.map(jnp.copy, networks) if use_ema else {}
+        # Three zeros, not one three times, for the same reason.
+        step, nonfinite, in_a_row = (jnp.zeros((), jnp.int32) for _ in range(3))
+        return cls(step, generator, discriminator, ema, nonfinite, in_a_row)
+
+    @property
+    def averaged(self) -> dict[str, PyTree]:
+        """Variables of both networks for evaluation: the EMA where it is on, else the raw ones."""
+        if self.ema:
+            return self.ema
+        return {
+            "generator": self.generator.variables,
+            "discriminator": self.discriminator.variables,
+        }
+
+
+def update_ema(ema: PyTree, variables: PyTree, step: jax.Array, decay: float) -> PyTree:
+    """One step of the exponential moving average with decay min(decay, (1 + t) / (10 + t)).
+
+    The warm-up lets the average forget the initial weights (as in TensorFlow's
+    ExponentialMovingAverage with `num_updates`).
+
+    Args:
+      ema: the averaged variables, or an empty dict where EMA is off.
+      variables: the variables after step t, in the same structure.
+      step: t, int32 [].
+      decay: in [0, 1).
+    """
+    if not ema:
+        return ema
+    t = step.astype(jnp.float32)
+    d = jnp.minimum(decay, (1.0 + t) / (10.0 + t))
+    return jax.tree.map(lambda old, new: old * d + new * (1.0 - d), ema, variables)
+
+
+def guard(old: GanState, new: GanState, checks: PyTree) -> GanState:
+    """`new` where every value of `checks` is finite, else `old` with the step counted as undone.
+
+    After MAX_NONFINITE_IN_A_ROW undone steps in a row the state stays frozen, so that the host,
+    which looks less often than every step, finds the count and the last good weights.
+
+    Args:
+      old: the state before the step.
+      new: the state after it, with its own `step` advanced.
+      checks: pytree of floats that are non-finite if anything in the step was: losses, norms of
+        the gradients, batch statistics.
+    """
+    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(checks)]))
+    finite &= old.nonfinite_in_a_row < MAX_NONFINITE_IN_A_ROW
+    kept: GanState = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+    undone = (~finite).astype(jnp.int32)
+    return kept.replace(
+        step=new.step,
+        nonfinite=old.nonfinite + undone,
+        nonfinite_in_a_row=(old.nonfinite_in_a_row + 1) * undone,
+    )
+
+
+def digest(state: PyTree) -> str:
+    """BLAKE2 digest (hex) over path, dtype, shape and bytes of every leaf, on the host.
+
+    Equal digests mean bit-equal states, whatever devices they live on.
+    """
+    hasher = hashlib.blake2b(digest_size=16)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        array = np.ascontiguousarray(jax.device_get(leaf))
+        hasher.update(f"{jax.tree_util.keystr(path)}:{array.dtype}:{array.shape};".encode())
+        hasher.update(array.view(np.uint8).data if array.ndim else array.tobytes())
+    return hasher.hexdigest()

@@ -1,0 +1,52 @@
+"""What is trained: each task is init, train_step, predict and sample, where they apply."""
+
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from skin_jax.config import choice
+from skin_jax.tasks import sgan
+
+PyTree = Any
+
+
+class Task(Protocol):
+    """What the training loop needs of a task; the state is its own."""
+
+    def init(self, rng: jax.Array) -> Any:
+        """The state before the first step."""
+
+    def train_step(
+        self, state: Any, batch: dict[str, jax.Array], rng: jax.Array
+    ) -> tuple[Any, dict[str, jax.Array]]:
+        """One step: the new state, and scalars to log."""
+
+
+@runtime_checkable
+class Classifies(Protocol):
+    """A task that gives class probabilities."""
+
+    def predict(self, state: Any, images: jax.Array) -> jax.Array:
+        """Probabilities float32 [B, 7] of uint8 images [B, H, W, 3]."""
+
+
+@runtime_checkable
+class Generates(Protocol):
+    """A task that generates images."""
+
+    def sample(self, state: Any, rng: jax.Array, labels: jax.Array) -> jax.Array:
+        """Images float32 [B, H, W, 3] in [-1, 1]."""
+
+
+TASKS: dict[str, Callable[[ConfigDict, np.ndarray, int, float], Task]] = {"sgan": sgan.build}
+
+
+def build(
+    config: ConfigDict, class_counts: np.ndarray, num_steps: int, steps_per_epoch: float
+) -> Task:
+    """The task that `config.task` names; see the `build` of each."""
+    name = choice(config.task, tuple(TASKS), "task")
+    return TASKS[name](config, class_counts, num_steps, steps_per_epoch)

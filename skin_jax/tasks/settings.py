@@ -1,0 +1,31 @@
+"""Settings that several tasks read in the same way."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from skin_jax.config import choice
+
+_DTYPES = {"float32": jnp.float32, "bf16": jnp.bfloat16}
+
+
+def compute_dtype(precision: str) -> Any:
+    """The dtype of activations for `config.precision`; parameters and losses stay float32."""
+    return _DTYPES[choice(precision, tuple(_DTYPES), "precision")]
+
+
+def class_weights(weighting: str, class_counts: np.ndarray) -> np.ndarray:
+    """Weights float32 [n] of the classes in the supervised loss, for `config.loss.class_weights`.
+
+    "balanced" gives class c the weight N / (n N_c), with mean 1 over the training images; a class
+    without images has the weight that it would have with one.
+
+    Args:
+      weighting: "none" or "balanced".
+      class_counts: int [n], training images of each class.
+    """
+    if choice(weighting, ("none", "balanced"), "loss.class_weights") == "none":
+        return np.ones(len(class_counts), np.float32)
+    counts = np.maximum(class_counts, 1)
+    return (class_counts.sum() / (len(counts) * counts)).astype(np.float32)

@@ -1,0 +1,286 @@
+"""Paper A's task: a semi-supervised GAN whose discriminator is the classifier.
+
+Rashid, Tanveer, Khan, "Skin Lesion Classification Using GAN based Data Augmentation", EMBC 2019.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from skin_jax import augment, losses, optimizers
+from skin_jax.config import choice
+from skin_jax.errors import UserError
+from skin_jax.models.sgan import SIZE_MULTIPLE, Discriminator, DiscriminatorOutput, Generator
+from skin_jax.state import GanState, Network, guard, update_ema
+from skin_jax.tasks import settings
+
+PyTree = Any
+Metrics = dict[str, jax.Array]
+GeneratorLoss = Literal["minimax", "non_saturating", "feature_matching"]
+
+# Tags that give each use of the run's key its own stream.
+_GENERATOR, _DISCRIMINATOR, _AUGMENT, _NOISE = range(4)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sgan:
+    """The semi-supervised GAN, closed over its networks and loss weights.
+
+    Attributes:
+      generator: noise to images.
+      discriminator: images to n+1 logits and features.
+      image_size: S.
+      noise_size: Z, length of the standard normal noise vector.
+      generator_optimizer: of G.
+      discriminator_optimizer: of D.
+      augmentation: of the real images.
+      reading: of the fake output, see `losses`.
+      generator_loss: objective of G.
+      class_weights: float32 [n], of the supervised loss.
+      pseudo_label_from_step: from this step on, D also learns confident generated images as
+        examples of their class (use (ii)); None: generated images are only the fake class.
+      pseudo_label_threshold: the class probability that counts as confident.
+      simultaneous: G's gradient at the D before its step, instead of the new D.
+      ema_decay: 0 is off.
+    """
+
+    generator: Generator
+    discriminator: Discriminator
+    image_size: int
+    noise_size: int
+    generator_optimizer: optax.GradientTransformation
+    discriminator_optimizer: optax.GradientTransformation
+    augmentation: augment.Augmentation
+    reading: losses.Reading
+    generator_loss: GeneratorLoss
+    class_weights: np.ndarray
+    pseudo_label_from_step: int | None
+    pseudo_label_threshold: float
+    simultaneous: bool
+    ema_decay: float
+
+    def init(self, rng: jax.Array) -> GanState:
+        """The state before the first step."""
+        noise = jnp.zeros((1, self.noise_size))
+        images = jnp.zeros((1, self.image_size, self.image_size, 3))
+        g = self.generator.init(jax.random.fold_in(rng, _GENERATOR), noise, train=True)
+        d = self.discriminator.init(jax.random.fold_in(rng, _DISCRIMINATOR), images, train=True)
+        return GanState.create(
+            Network.create(g, self.generator_optimizer),
+            Network.create(d, self.discriminator_optimizer),
+            use_ema=self.ema_decay > 0,
+        )
+
+    def train_step(
+        self, state: GanState, batch: dict[str, jax.Array], rng: jax.Array
+    ) -> tuple[GanState, Metrics]:
+        """One D step, then one G step against the new D on the same generated images.
+
+        Args:
+          state: before the step.
+          batch: image uint8 [B, S, S, 3], label int32 [B], position uint32 [B].
+          rng: the run's key; every step and every position derives its own from it.
+
+        Returns:
+          The state after the step (the old one where anything was not finite) and float32 scalars.
+        """
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(
+            jax.random.fold_in(rng, _AUGMENT), batch["position"]
+        )
+        real = augment.augment(batch["image"], keys, self.augmentation)
+        noise_key = jax.random.fold_in(jax.random.fold_in(rng, _NOISE), state.step)
+        noise = jax.random.normal(noise_key, (real.shape[0], self.noise_size))
+
+        generated, pull_back, g_stats = jax.vjp(
+            lambda params: self._generate(params, state.generator.batch_stats, noise),
+            state.generator.params,
+            has_aux=True,
+        )
+        d, d_metrics = self.discriminator_step(
+            state.discriminator, real, batch["label"], generated, state.step
+        )
+        judge = state.discriminator if self.simultaneous else d
+        g_loss, cotangent = jax.value_and_grad(self.generator_objective)(generated, real, judge)
+        (g_grads,) = pull_back(cotangent)
+        g = state.generator.updated(g_grads, g_stats, self.generator_optimizer)
+
+        step = state.step + 1
+        new = state.replace(
+            step=step,
+            generator=g,
+            discriminator=d,
+            ema=update_ema(
+                state.ema,
+                {"generator": g.variables, "discriminator": d.variables},
+                step,
+                self.ema_decay,
+            ),
+        )
+        metrics = {**d_metrics, "g_loss": g_loss, "g_grad_norm": optax.global_norm(g_grads)}
+        new = guard(state, new, (metrics, g.batch_stats, d.batch_stats))
+        return new, {**metrics, "nonfinite_in_a_row": new.nonfinite_in_a_row.astype(jnp.float32)}
+
+    def discriminator_step(
+        self,
+        network: Network,
+        real: jax.Array,
+        labels: jax.Array,
+        generated: jax.Array,
+        step: jax.Array,
+    ) -> tuple[Network, Metrics]:
+        """One optimiser step of D; real and generated images pass it separately.
+
+        Running statistics come from the real pass alone.
+
+        Args:
+          network: D before.
+          real: float [B, S, S, 3] in [-1, 1].
+          labels: int32 [B].
+          generated: float [B, S, S, 3] in [-1, 1]; no gradient reaches the generator.
+          step: int32 [], for the start of pseudo-labels.
+        """
+        generated = jax.lax.stop_gradient(generated)
+
+        def loss_of(params: PyTree) -> tuple[jax.Array, tuple[Metrics, PyTree]]:
+            on_real, stats = self._discriminate(params, network.batch_stats, real)
+            on_generated, _ = self._discriminate(params, network.batch_stats, generated)
+            log_fake_real, log_true_real = losses.log_p_fake(on_real.logits, self.reading)
+            log_fake_generated, _ = losses.log_p_fake(on_generated.logits, self.reading)
+            parts = {
+                "d_supervised": losses.supervised(
+                    on_real.logits, labels, jnp.asarray(self.class_weights)
+                ),
+                "d_real": -jnp.mean(log_true_real),
+                "d_generated": -jnp.mean(log_fake_generated),
+            }
+            if self.pseudo_label_from_step is not None:
+                loss = losses.pseudo_label(on_generated.logits, self.pseudo_label_threshold)
+                parts["d_pseudo_label"] = jnp.where(step >= self.pseudo_label_from_step, loss, 0.0)
+            correct = jnp.argmax(on_real.logits[:, :-1], axis=-1) == labels
+            metrics = {
+                **parts,
+                "train_accuracy": jnp.mean(correct.astype(jnp.float32)),
+                "p_fake_real": jnp.mean(jnp.exp(log_fake_real)),
+                "p_fake_generated": jnp.mean(jnp.exp(log_fake_generated)),
+            }
+            return sum(parts.values(), jnp.zeros(())), (metrics, stats)
+
+        (loss, (metrics, stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(network.params)
+        metrics |= {"d_loss": loss, "d_grad_norm": optax.global_norm(grads)}
+        return network.updated(grads, stats, self.discriminator_optimizer), metrics
+
+    def generator_objective(
+        self, generated: jax.Array, real: jax.Array, judge: Network
+    ) -> jax.Array:
+        """G's loss as a function of its images, float32 []; D's statistics are left alone."""
+        on_generated, _ = self._discriminate(judge.params, judge.batch_stats, generated)
+        if self.generator_loss == "feature_matching":
+            on_real, _ = self._discriminate(judge.params, judge.batch_stats, real)
+            return losses.feature_matching(on_real.features, on_generated.features)
+        objective = losses.minimax if self.generator_loss == "minimax" else losses.non_saturating
+        return objective(on_generated.logits, self.reading)
+
+    def predict(self, state: GanState, images: jax.Array) -> jax.Array:
+        """Class probabilities float32 [B, n] of uint8 images [B, S, S, 3]; "fake" is left out.
+
+        The n+1 logits become n probabilities here and nowhere else: the softmax over the n class
+        logits, which is p(class | not fake) in both readings.
+        """
+        output = self.discriminator.apply(
+            state.averaged["discriminator"], augment.to_float(images), train=False
+        )
+        assert isinstance(output, DiscriminatorOutput)
+        return jax.nn.softmax(output.logits[:, :-1], axis=-1)
+
+    def sample(self, state: GanState, rng: jax.Array, labels: jax.Array) -> jax.Array:
+        """Images float32 [B, S, S, 3] in [-1, 1], one for each of the B labels.
+
+        The generator is not conditional: the labels only say how many.
+        """
+        noise = jax.random.normal(rng, (labels.shape[0], self.noise_size))
+        images = self.generator.apply(state.averaged["generator"], noise, train=False)
+        assert isinstance(images, jax.Array)
+        return images
+
+    def _generate(
+        self, params: PyTree, batch_stats: PyTree, noise: jax.Array
+    ) -> tuple[jax.Array, PyTree]:
+        images, updates = self.generator.apply(
+            {"params": params, "batch_stats": batch_stats},
+            noise,
+            train=True,
+            mutable=["batch_stats"],
+        )
+        return images, updates.get("batch_stats", {})
+
+    def _discriminate(
+        self, params: PyTree, batch_stats: PyTree, images: jax.Array
+    ) -> tuple[DiscriminatorOutput, PyTree]:
+        output, updates = self.discriminator.apply(
+            {"params": params, "batch_stats": batch_stats},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+        )
+        return output, updates.get("batch_stats", {})
+
+
+def build(
+    config: ConfigDict, class_counts: np.ndarray, num_steps: int, steps_per_epoch: float
+) -> Sgan:
+    """The task of a configuration.
+
+    Args:
+      config: with the sections of `configs/sgan.py`.
+      class_counts: int [n], images of each class in the training split.
+      num_steps: length of the run.
+      steps_per_epoch: batches in one pass over the training split.
+
+    Raises:
+      UserError: a setting outside its choices.
+    """
+    loss = config.loss
+    size = config.data.image_size
+    if size < SIZE_MULTIPLE or size % SIZE_MULTIPLE:
+        near = max(SIZE_MULTIPLE, round(size / SIZE_MULTIPLE) * SIZE_MULTIPLE)
+        raise UserError(
+            f"config.data.image_size is {size}; the semi-supervised GAN takes multiples of "
+            f"{SIZE_MULTIPLE}, for example {near}"
+        )
+    pseudo = choice(loss.generated_images, ("fake", "pseudo_label"), "loss.generated_images")
+    dtype = settings.compute_dtype(config.precision)
+    return Sgan(
+        generator=Generator(
+            size, config.model.width, config.model.generator_batch_norm, dtype=dtype
+        ),
+        discriminator=Discriminator(
+            len(class_counts) + 1,
+            config.model.width,
+            config.model.discriminator_batch_norm,
+            dtype=dtype,
+        ),
+        image_size=size,
+        noise_size=config.model.noise_size,
+        generator_optimizer=optimizers.make(config.optimizer, num_steps),
+        discriminator_optimizer=optimizers.make(config.optimizer, num_steps),
+        augmentation=augment.Augmentation(**config.augment.to_dict()),
+        reading=choice(loss.reading, losses.READINGS, "loss.reading"),
+        generator_loss=choice(
+            loss.generator, ("minimax", "non_saturating", "feature_matching"), "loss.generator"
+        ),
+        class_weights=settings.class_weights(loss.class_weights, class_counts),
+        pseudo_label_from_step=(
+            round(loss.pseudo_label_from_epoch * steps_per_epoch)
+            if pseudo == "pseudo_label"
+            else None
+        ),
+        pseudo_label_threshold=loss.pseudo_label_threshold,
+        simultaneous=choice(loss.update, ("sequential", "simultaneous"), "loss.update")
+        == "simultaneous",
+        ema_decay=config.ema_decay,
+    )

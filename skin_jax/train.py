@@ -1,0 +1,245 @@
+"""The one training loop: dispatch, log, evaluate, save, stop, resume. It knows no task."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from clu import parameter_overview
+from ml_collections import ConfigDict
+
+from skin_jax import checkpoint, errors, sharding, tasks
+from skin_jax import config as config_lib
+from skin_jax.augment import to_uint8
+from skin_jax.data.pipeline import Order
+from skin_jax.eval import figures, metrics
+from skin_jax.eval.inference import make_predictor
+from skin_jax.experiment import Experiment, open_experiment
+from skin_jax.metric_writer import MetricWriter, Progress
+from skin_jax.state import MAX_NONFINITE_IN_A_ROW
+
+PyTree = Any
+Scalars = dict[str, float]
+
+_GRID_COLUMNS = 8
+_GRID_ROWS = 3  # of real images, and as many of generated ones
+
+
+def train_and_evaluate(config: ConfigDict, workdir: Path) -> None:
+    """Trains a run to its end, or goes on with it, then evaluates its best checkpoint on test.
+
+    Args:
+      config: from a file in `configs/`.
+      workdir: the run's folder; one that holds an interrupted run is resumed.
+
+    Raises:
+      UserError: bad input, a run that cannot be resumed, a diverged run, or preemption (status
+        143, everything saved).
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    if (workdir / config_lib.FILE_NAME).exists():
+        config_lib.check_resumable(config_lib.read(workdir), config, workdir)
+    experiment = open_experiment(config, workdir)
+    config_lib.write(config, workdir)
+    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints")
+    try:
+        with checkpoint.Preemption() as preemption:
+            train(experiment, checkpoints, workdir, preemption)
+    finally:
+        checkpoints.close()
+
+
+def train(
+    experiment: Experiment,
+    checkpoints: checkpoint.Checkpoints,
+    workdir: Path,
+    preemption: checkpoint.Preemption,
+) -> PyTree:
+    """Runs the steps that are left and returns the last state.
+
+    Logging, evaluation, saving and stopping happen between dispatches only.
+
+    Raises:
+      UserError: MAX_NONFINITE_IN_A_ROW steps in a row were not finite (status 1), or the process
+        was asked to end (143); the checkpoints are whole in both cases.
+    """
+    config = experiment.config
+    rng = jax.random.key(config.seed)
+    state, step = _initial_state(experiment, checkpoints, rng)
+    writer = MetricWriter(workdir, config.log.tensorboard)
+    writer.start(
+        step,
+        processes=jax.process_count(),
+        devices=experiment.mesh.size,
+        real_examples=len(experiment.indices("train")),
+        synthetic_examples=0,
+    )
+    watch = _Watch(experiment, workdir)
+    progress = Progress(step, experiment.num_steps, experiment.steps_per_epoch, config.batch_size)
+    dispatch = make_dispatch(experiment)
+    pending: list[PyTree] = []
+    scores: Scalars = {}
+    try:
+        for feed in _feeds(experiment, step):
+            state, values = dispatch(state, experiment.pipeline.resident, feed, rng)
+            pending.append(values)
+            before, step = step, step + config.steps_per_dispatch
+            due = _due(experiment, before, step)
+            if due.log or due.evaluate or due.save or preemption.requested:
+                averages = _averages(pending)
+                _check_finite(averages, step, workdir)
+                writer.scalars(step, averages | {"images_per_second": progress.report(step, averages | scores)})
+                pending = []
+            if due.evaluate:
+                scores = watch.evaluate(state, step)
+                writer.scalars(step, scores)
+            if due.evaluate or due.save or preemption.requested:
+                checkpoints.save(step, state, scores.get(checkpoint.SCORE) if due.evaluate else None)
+                progress.resume_clock()
+            if preemption.requested:
+                checkpoints.wait()
+                raise errors.UserError(
+                    f"asked to end: saved at step {step} of {experiment.num_steps}; run the same "
+                    "command again to go on",
+                    errors.PREEMPTED,
+                )
+    finally:
+        writer.close()
+    return state
+
+
+def make_dispatch(
+    experiment: Experiment,
+) -> Callable[[PyTree, PyTree, dict[str, jax.Array], jax.Array], tuple[PyTree, PyTree]]:
+    """The jitted function (state, resident, feed, rng) -> (state, metrics) of K steps.
+
+    The state is donated; metrics are means over the K steps, but for `nonfinite_in_a_row`, which
+    is a count at the last one.
+    """
+    task, pipeline = experiment.task, experiment.pipeline
+    per_dispatch = experiment.config.steps_per_dispatch
+
+    def run(
+        state: PyTree, resident: PyTree, feed: dict[str, jax.Array], rng: jax.Array
+    ) -> tuple[PyTree, PyTree]:
+        def one(state: PyTree, feed: dict[str, jax.Array]) -> tuple[PyTree, PyTree]:
+            return task.train_step(state, pipeline.gather(resident, feed), rng)
+
+        if per_dispatch == 1:
+            return one(state, feed)
+        state, stacked = jax.lax.scan(one, state, feed)
+        return state, jax.tree.map(lambda x: x.mean(axis=0), stacked)
+
+    whole = sharding.replicated(experiment.mesh)
+    return jax.jit(run, donate_argnums=0, out_shardings=(whole, whole))
+
+
+def _initial_state(
+    experiment: Experiment, checkpoints: checkpoint.Checkpoints, rng: jax.Array
+) -> tuple[PyTree, int]:
+    """The newest good checkpoint and its step, or the state before step 0."""
+    whole = sharding.replicated(experiment.mesh)
+    shapes = jax.eval_shape(experiment.task.init, rng)
+    restored = checkpoints.restore_latest(checkpoint.template_of(shapes, whole))
+    if restored is not None:
+        checkpoints.discard_after(restored[1])
+        print(f"resuming at step {restored[1]} of {experiment.num_steps}", flush=True)
+        return restored
+    state = jax.device_put(experiment.task.init(rng), whole)
+    print(f"starting; {experiment.num_steps} steps to go", flush=True)
+    return state, 0
+
+
+def _feeds(experiment: Experiment, first_step: int) -> Any:
+    config = experiment.config
+    indices = experiment.indices("train")
+    order = Order(indices, experiment.examples.labels[indices], config.data.sampling, config.seed)
+    return experiment.pipeline.train_feeds(
+        order, config.batch_size, first_step, experiment.num_steps, config.steps_per_dispatch
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Due:
+    log: bool
+    evaluate: bool
+    save: bool
+
+
+def _due(experiment: Experiment, before: int, step: int) -> _Due:
+    """What is due at the dispatch boundary after steps before .. step - 1."""
+    config = experiment.config
+
+    def crossed(every: float) -> bool:
+        return math.floor(before / every) != math.floor(step / every)
+
+    last = step >= experiment.num_steps
+    return _Due(
+        log=last or crossed(config.log.every_steps),
+        evaluate=last or crossed(config.eval_every_steps or experiment.steps_per_epoch),
+        save=crossed(config.checkpoint.every_steps),
+    )
+
+
+def _averages(pending: list[PyTree]) -> Scalars:
+    """Means over the dispatches since the last report, in one transfer; counts are the last."""
+    rows = jax.device_get(pending)
+    averages = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+    averages["nonfinite_in_a_row"] = float(rows[-1]["nonfinite_in_a_row"])
+    return averages
+
+
+def _check_finite(values: Scalars, step: int, workdir: Path) -> None:
+    if values["nonfinite_in_a_row"] >= MAX_NONFINITE_IN_A_ROW:
+        raise errors.UserError(
+            f"training diverged: {MAX_NONFINITE_IN_A_ROW} steps in a row before step {step} gave "
+            f"losses or gradients that are not finite; {workdir / 'checkpoints'} holds the last "
+            "good ones; try a lower config.optimizer.learning_rate",
+            errors.FAILURE,
+        )
+
+
+class _Watch:
+    """What is looked at once an epoch: validation scores, and a grid of real and generated."""
+
+    def __init__(self, experiment: Experiment, workdir: Path):
+        self._experiment = experiment
+        self._workdir = workdir
+        task = experiment.task
+        if isinstance(task, tasks.Classifies):
+            self._predictor = make_predictor(task.predict, experiment.pipeline)
+        if isinstance(task, tasks.Generates):
+            self._sample = jax.jit(task.sample)
+
+    def evaluate(self, state: PyTree, step: int) -> Scalars:
+        """Scores on the validation split (none where it is empty); writes the grid."""
+        if isinstance(self._experiment.task, tasks.Generates):
+            self._write_grid(state, step)
+        indices = self._experiment.indices("val")
+        if not isinstance(self._experiment.task, tasks.Classifies) or len(indices) == 0:
+            return {}
+        labels = self._experiment.examples.labels[indices]
+        probabilities = self._predictor(state, indices, self._experiment.config.eval_batch_size)
+        return {
+            checkpoint.SCORE: metrics.macro_auc(probabilities, labels),
+            "val_balanced_accuracy": metrics.balanced_accuracy(probabilities, labels),
+        }
+
+    def _write_grid(self, state: PyTree, step: int) -> None:
+        """The same real images and the same noise each time, so that epochs can be compared."""
+        count = _GRID_COLUMNS * _GRID_ROWS
+        train = self._experiment.indices("train")
+        chosen = np.random.default_rng(0).permutation(train)[:count]
+        labels = np.resize(self._experiment.examples.labels[chosen], count)
+        generated = self._sample(state, jax.random.key(0), labels)
+        folder = self._workdir / "samples"
+        folder.mkdir(exist_ok=True)
+        figures.real_and_generated(
+            folder / f"step_{step}.png",
+            self._experiment.examples.images[chosen],
+            np.asarray(to_uint8(generated)),
+            columns=_GRID_COLUMNS,
+        )

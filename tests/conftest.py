@@ -1,0 +1,23 @@
+import os
+
+# Four CPU devices for the sharding tests; the count is read when the back end starts.
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "4")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from pathlib import Path
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of the official layout, where the machine has one."""
+    folder = os.environ.get("SKIN_JAX_TEST_DATA")
+    if not folder:
+        pytest.skip("SKIN_JAX_TEST_DATA is not set")
+    return Path(folder) / "ISIC2018_Task3"
