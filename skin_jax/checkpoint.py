@@ -47,7 +47,6 @@ class Checkpoints:
                 best_fn=_score,
                 cleanup_tmp_directories=not read_only,
                 read_only=read_only,
-
                 enable_background_delete=False,
             ),
             item_names=("state", "digest"),

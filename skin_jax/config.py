@@ -75,6 +75,49 @@ def base() -> ConfigDict:
     return config
 
 
+def sgan() -> ConfigDict:
+    """`base` and the sections of the semi-supervised GAN, with the defaults of paper A.
+
+    Rashid et al., EMBC 2019; what the paper leaves open is marked.
+    """
+    config = base()
+    config.task = "sgan"
+    config.ema_decay = 0.0  # off
+
+    config.model = ConfigDict()
+    config.model.width = 64  # open
+    config.model.noise_size = 128  # open
+    config.model.generator_batch_norm = True  # open
+    config.model.discriminator_batch_norm = False  # open
+
+    config.loss = ConfigDict()
+    config.loss.reading = "softmax"  # "separate"
+    config.loss.generator = "non_saturating"  # "minimax" as printed, "feature_matching"
+    config.loss.generated_images = "fake"  # "pseudo_label": confident ones train their class too
+    config.loss.pseudo_label_from_epoch = 5  # "after a few epochs"
+    config.loss.pseudo_label_threshold = 0.95  # open
+    config.loss.class_weights = "none"  # "balanced"
+    config.loss.updates = "sequential"  # "simultaneous"
+
+    config.optimizer = ConfigDict()
+    config.optimizer.learning_rate = 1e-4
+    config.optimizer.b1 = 0.5  # open
+    config.optimizer.b2 = 0.999  # open
+    config.optimizer.schedule = "constant"  # "cosine"
+    config.optimizer.warmup_steps = 0
+
+    config.augment = ConfigDict()  # see skin_jax.augment.Augmentation
+    config.augment.crop = 0.8
+    config.augment.flip = True
+    config.augment.rotate90 = True
+    config.augment.rotation = 15.0
+    config.augment.blur_sigma = 1.0
+    config.augment.blur_probability = 0.5
+    config.augment.salt_and_pepper = 0.01
+    config.augment.salt_and_pepper_probability = 0.5
+    return config
+
+
 def for_variant(config: ConfigDict, variant: str) -> ConfigDict:
     """The configuration itself (""), or shrunk to a try of about a minute ("smoke").
 
@@ -126,7 +169,9 @@ def read(workdir: Path) -> ConfigDict:
             f"{workdir} is not the work folder of a run: it has no {FILE_NAME}"
         ) from None
     except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); restore it or start in a new folder") from None
+        raise UserError(
+            f"{path} is damaged ({error}); restore it or start in a new folder"
+        ) from None
 
 
 def check_resumable(old: ConfigDict, new: ConfigDict, workdir: Path) -> None:

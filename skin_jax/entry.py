@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from typing import TypeVar
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from skin_jax import config as config_lib
 from skin_jax import errors
@@ -19,6 +19,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     A UserError is printed on stderr as it is, without a traceback, and gives the exit status.
     Unknown flags and unknown `--config.` keys end with status 2 and the nearest known names.
     """
+    logging.set_verbosity(logging.ERROR)  # what the libraries say is not the user's to act on
     app.run(lambda argv: _guarded(lambda: main(argv)), flags_parser=_parse)
 
 

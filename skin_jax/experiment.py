@@ -39,7 +39,7 @@ class Experiment:
     examples: Examples
     assignment: np.ndarray
     mesh: Mesh
-    pipeline: pipelines.DevicePipeline
+    pipeline: pipelines.Pipeline
     task: tasks.Task
     num_steps: int
     steps_per_epoch: float
@@ -88,7 +88,7 @@ def open_experiment(config: ConfigDict, workdir: Path) -> Experiment:
     sharding.check_batch_size(config.eval_batch_size, mesh, "eval_batch_size")
     examples = load_examples(config)
     _write_skipped(examples, workdir)
-    assignment = _split(config, examples, workdir)
+    assignment = load_split(config, examples, workdir)
     train = np.flatnonzero(assignment == "train")
     steps_per_epoch = len(train) / config.batch_size
     per_dispatch = config.steps_per_dispatch
@@ -107,11 +107,18 @@ def open_experiment(config: ConfigDict, workdir: Path) -> Experiment:
     )
 
 
-def _split(config: ConfigDict, examples: Examples, workdir: Path) -> np.ndarray:
-    """Draws the split and writes it down, or reads it back; never draws it twice."""
+def load_split(config: ConfigDict, examples: Examples, workdir: Path) -> np.ndarray:
+    """Draws the split and writes `splits.csv`, or reads it back; never draws it twice.
+
+    Returns:
+      "train" | "val" | "test" [N].
+
+    Raises:
+      UserError: the examples are not those that the work folder was made with.
+    """
     path, digest_path = workdir / SPLITS_FILE, workdir / _DIGEST_FILE
     if path.exists():
-        if digest_path.exists() and digest_path.read_text().strip() != examples.digest:
+        if digest_path.read_text().strip() != examples.digest:
             raise UserError(
                 f"the images are not those that {workdir} was trained on (their digest differs); "
                 "give the folder that it had with --config.data.dir, or take a new --workdir"

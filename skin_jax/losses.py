@@ -86,7 +86,5 @@ def feature_matching(real: jax.Array, generated: jax.Array) -> jax.Array:
     Returns:
       float32 [].
     """
-    difference = jnp.mean(real.astype(jnp.float32), 0) - jnp.mean(
-        generated.astype(jnp.float32), 0
-    )
+    difference = jnp.mean(real.astype(jnp.float32), 0) - jnp.mean(generated.astype(jnp.float32), 0)
     return jnp.sum(difference**2)

@@ -23,13 +23,14 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: made, or res
 def main(argv: list[str]) -> None:
     """The command line's work; see the module's docstring."""
     if len(argv) > 1:
-        raise UserError(f"unexpected argument {argv[1]!r}; settings are given as --config.key=value")
+        raise UserError(
+            f"unexpected argument {argv[1]!r}; settings are given as --config.key=value"
+        )
     if _CONFIG.value is None or not _WORKDIR.value:
         raise UserError("give both --config=configs/X.py and --workdir=DIR; see --help")
-    from skin_jax import evaluate, train  # JAX takes its time to import: not for --help
+    from skin_jax import train  # JAX takes its time to import: not for --help
 
-    workdir = Path(_WORKDIR.value)
-    train.train_and_evaluate(_CONFIG.value, workdir)
+    train.train_and_evaluate(_CONFIG.value, Path(_WORKDIR.value))
 
 
 if __name__ == "__main__":

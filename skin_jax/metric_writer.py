@@ -4,7 +4,7 @@ import json
 import math
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +67,19 @@ class MetricWriter:
 class Progress:
     """One line for each report: step, epoch, rate, losses, and the time that is left.
 
-    Time spent in evaluation and saving counts for the time left, not for the rate.
+    Time spent in evaluation and saving counts for the time left, not for the rate. Of the scalars
+    those named in `headline` are shown.
     """
 
-    def __init__(self, first_step: int, num_steps: int, steps_per_epoch: float, batch_size: int):
+    def __init__(
+        self,
+        first_step: int,
+        num_steps: int,
+        steps_per_epoch: float,
+        batch_size: int,
+        headline: Sequence[str],
+    ):
+        self._headline = headline
         self._step = first_step
         self._num_steps = num_steps
         self._steps_per_epoch = steps_per_epoch
@@ -93,7 +102,7 @@ class Progress:
             per_step = (now - self._first[1]) / (step - self._first[0])
             left = f"  {_duration(per_step * (self._num_steps - step))} left"
         self._step, self._mark = step, now
-        shown = "  ".join(f"{key} {value:.3f}" for key, value in values.items())
+        shown = "  ".join(f"{key} {values[key]:.3f}" for key in self._headline if key in values)
         print(
             f"step {step}/{self._num_steps}  epoch {step / self._steps_per_epoch:.1f}  "
             f"{rate:.0f} images/s  {shown}{left}",

@@ -47,17 +47,19 @@ def check_batch_size(batch_size: int, mesh: Mesh, key: str) -> None:
     devices = mesh.size
     if batch_size < 1 or batch_size % devices:
         below = batch_size // devices * devices
-        near = [str(size) for size in (below, below + devices) if size > 0]
+        near = sorted({max(below, devices), max(below + devices, devices)})
         raise UserError(
             f"config.{key} is {batch_size}, which does not divide over {devices} devices; "
-            f"the nearest that do: {', '.join(near)}"
+            f"the nearest that do: {', '.join(map(str, near))}"
         )
 
 
 def local_slice(mesh: Mesh, batch_size: int) -> slice:
     """The rows of a global batch that this process's devices hold."""
     share = batch_size // mesh.size
-    rows = [i for i, device in enumerate(mesh.devices) if device.process_index == jax.process_index()]
+    rows = [
+        i for i, device in enumerate(mesh.devices) if device.process_index == jax.process_index()
+    ]
     return slice(rows[0] * share, (rows[-1] + 1) * share)
 
 

@@ -14,8 +14,7 @@ PyTree = Any
 MAX_NONFINITE_IN_A_ROW = 20
 
 
-@struct.dataclass
-class Network:
+class Network(struct.PyTreeNode):
     """One network: parameters (float32), batch statistics (maybe empty), optimiser state."""
 
     params: PyTree
@@ -44,8 +43,7 @@ class Network:
         return Network(optax.apply_updates(self.params, updates), batch_stats, opt_state)
 
 
-@struct.dataclass
-class GanState:
+class GanState(struct.PyTreeNode):
     """Generator and discriminator, and everything else that a resumed run needs.
 
     `ema` holds the averaged variables of both networks, or is empty where EMA is off. `step`

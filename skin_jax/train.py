@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jaxlib
 import numpy as np
 from clu import parameter_overview
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from skin_jax import checkpoint, errors, sharding, tasks
 from skin_jax import config as config_lib
 from skin_jax.augment import to_uint8
 from skin_jax.data.pipeline import Order
-from skin_jax.eval import figures, metrics
+from skin_jax.eval import figures, metrics, report, runs
 from skin_jax.eval.inference import make_predictor
 from skin_jax.experiment import Experiment, open_experiment
 from skin_jax.metric_writer import MetricWriter, Progress
@@ -24,6 +26,7 @@ from skin_jax.state import MAX_NONFINITE_IN_A_ROW
 PyTree = Any
 Scalars = dict[str, float]
 
+_EIGEN_IS_FASTER_IN = ("0.10.2",)
 _GRID_COLUMNS = 8
 _GRID_ROWS = 3  # of real images, and as many of generated ones
 
@@ -48,6 +51,12 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> None:
     try:
         with checkpoint.Preemption() as preemption:
             train(experiment, checkpoints, workdir, preemption)
+        checkpoints.wait()
+        if isinstance(experiment.task, tasks.Classifies):
+            evaluation = runs.evaluate_split(experiment, checkpoints, "test", workdir)
+            if evaluation is not None:
+                print(report.table_one(evaluation.metrics, evaluation.shared_with_train))
+                print(f"\nfull report: {workdir / 'report.html'}", flush=True)
     finally:
         checkpoints.close()
 
@@ -78,7 +87,13 @@ def train(
         synthetic_examples=0,
     )
     watch = _Watch(experiment, workdir)
-    progress = Progress(step, experiment.num_steps, experiment.steps_per_epoch, config.batch_size)
+    progress = Progress(
+        step,
+        experiment.num_steps,
+        experiment.steps_per_epoch,
+        config.batch_size,
+        (*experiment.task.headline, *_Watch.headline),
+    )
     dispatch = make_dispatch(experiment)
     pending: list[PyTree] = []
     scores: Scalars = {}
@@ -91,13 +106,17 @@ def train(
             if due.log or due.evaluate or due.save or preemption.requested:
                 averages = _averages(pending)
                 _check_finite(averages, step, workdir)
-                writer.scalars(step, averages | {"images_per_second": progress.report(step, averages | scores)})
+                writer.scalars(
+                    step, averages | {"images_per_second": progress.report(step, averages | scores)}
+                )
                 pending = []
             if due.evaluate:
                 scores = watch.evaluate(state, step)
                 writer.scalars(step, scores)
             if due.evaluate or due.save or preemption.requested:
-                checkpoints.save(step, state, scores.get(checkpoint.SCORE) if due.evaluate else None)
+                checkpoints.save(
+                    step, state, scores.get(checkpoint.SCORE) if due.evaluate else None
+                )
                 progress.resume_clock()
             if preemption.requested:
                 checkpoints.wait()
@@ -134,7 +153,22 @@ def make_dispatch(
         return state, jax.tree.map(lambda x: x.mean(axis=0), stacked)
 
     whole = sharding.replicated(experiment.mesh)
-    return jax.jit(run, donate_argnums=0, out_shardings=(whole, whole))
+    return jax.jit(
+        run,
+        donate_argnums=0,
+        out_shardings=(whole, whole),
+        compiler_options=_compiler_options(experiment.mesh),
+    )
+
+
+def _compiler_options(mesh: Mesh) -> dict[str, str] | None:
+    """Takes single convolutions on a CPU back from YNNPACK to Eigen, which runs them faster.
+
+    An option that a version of jaxlib does not know is an error: only versions that were tried.
+    """
+    if mesh.devices.flat[0].platform == "cpu" and jaxlib.__version__ in _EIGEN_IS_FASTER_IN:
+        return {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
+    return None
 
 
 def _initial_state(
@@ -204,6 +238,8 @@ def _check_finite(values: Scalars, step: int, workdir: Path) -> None:
 
 class _Watch:
     """What is looked at once an epoch: validation scores, and a grid of real and generated."""
+
+    headline = (checkpoint.SCORE, "val_balanced_accuracy")
 
     def __init__(self, experiment: Experiment, workdir: Path):
         self._experiment = experiment

@@ -10,7 +10,9 @@ camera balances each photograph to a mean colour that is drawn from them alone: 
 an image carries no information about its class.
 
 An image depends on (seed, label, number of the lesion in its class, number of the view, size)
-alone. A larger `num_images` adds images; the ids are shuffled, so they change with it.
+alone. A larger `num_images` adds images; the ids are shuffled, so they change with it. The same
+arguments give the same pixels on one machine; another processor or NumPy may round a few of them
+to the neighbouring value.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,7 +34,7 @@ LOCALIZATIONS = ("back", "trunk", "abdomen", "lower extremity", "upper extremity
 CONFIRMATIONS = ("histo", "follow_up", "consensus", "confocal")
 
 _CHUNK = 32  # images rendered together: their float32 fields stay in the processor's cache
-_LOTS = 400  # random numbers of a lesion or a view, more than any class uses
+_LOTS = 256  # random numbers of a lesion or a view, more than any class uses
 _WHITE = np.array([0.97, 0.92, 0.88], np.float32)
 _BLUE_GREY = np.array([0.36, 0.38, 0.46], np.float32)
 _RED = np.array([0.64, 0.20, 0.21], np.float32)
@@ -40,7 +42,7 @@ _BLACK = np.array([0.13, 0.08, 0.08], np.float32)
 
 
 def generate(num_images: int, image_size: int, seed: int) -> Examples:
-    """The demo data set: `num_images` lesions photographed at `image_size`, deterministic.
+    """Make the demo data set: `num_images` photographs of lesions, deterministic.
 
     Args:
       num_images: at least MIN_IMAGES (8 lesions a class).
@@ -50,14 +52,12 @@ def generate(num_images: int, image_size: int, seed: int) -> Examples:
     Returns:
       Examples with uint8 images [num_images, image_size, image_size, 3], all of the split "train".
     """
-    if num_images < MIN_IMAGES:
-        raise UserError(f"the demo data need at least {MIN_IMAGES} images, not {num_images}")
     if image_size < MIN_IMAGE_SIZE:
         raise UserError(f"the demo images need at least {MIN_IMAGE_SIZE} pixels, not {image_size}")
     if seed < 0:
         raise UserError(f"the seed of the demo data must not be negative, but it is {seed}")
-    images = np.empty((num_images, image_size, image_size, 3), np.uint8)
     plan = _plan(class_counts(num_images))
+    images = np.empty((num_images, image_size, image_size, 3), np.uint8)
     order = np.random.default_rng((seed, num_images)).permutation(num_images)
     for label in range(NUM_CLASSES):
         (mine,) = np.nonzero(plan[:, 0] == label)
@@ -72,13 +72,14 @@ def class_counts(num_images: int) -> np.ndarray:
 
     No class gets less than MIN_CLASS_IMAGES or MIN_CLASS_SHARE; largest remainders round the rest.
     """
+    if num_images < MIN_IMAGES:
+        raise UserError(f"the demo data need at least {MIN_IMAGES} images, not {num_images}")
     shares = np.array([HAM10000_COUNTS[name] for name in CLASSES], np.float64)
     floor = max(MIN_CLASS_IMAGES, int(np.ceil(MIN_CLASS_SHARE * num_images)))
-    floor = min(floor, num_images // NUM_CLASSES)
     raised = np.zeros(NUM_CLASSES, bool)
     while True:
         left = num_images - floor * int(raised.sum())
-        exact = np.where(raised, floor, left * shares / max(shares[~raised].sum(), 1.0))
+        exact = np.where(raised, floor, left * shares / shares[~raised].sum())
         low = exact < floor
         if not low.any():
             break
@@ -100,7 +101,7 @@ def _plan(counts: np.ndarray) -> np.ndarray:
 
 
 def _records(plan: np.ndarray, seed: int) -> tuple[Record, ...]:
-    """A Record for each row of the plan; the metadata are drawn for each lesion, not its class."""
+    """Make a Record of each row of the plan; metadata are drawn for the lesion, not its class."""
     lesions, number = np.unique(plan[:, :2], axis=0, return_inverse=True)
     # Numbered at random: a lesion's id says nothing about its class.
     names = np.random.default_rng((seed, len(lesions))).permutation(len(lesions))
@@ -165,7 +166,7 @@ class _Canvas:
         self.u = np.cos(angle) * x + np.sin(angle) * y
         self.v = mirror * (np.cos(angle) * y - np.sin(angle) * x)
         self.lesion = lesion
-        # Nothing in skin is straight or round: bend the coordinates, and with them all that follows.
+        # Nothing in skin is straight or round: bend the coordinates, and so all that follows.
         bend_u, bend_v = 0.022 * self.waves(0.6, 4), 0.022 * self.waves(0.6, 4)
         self.u, self.v = self.u + bend_u, self.v + bend_v
         self.pixel = 2 / size
@@ -208,13 +209,13 @@ class _Canvas:
         return total * np.float32(np.sqrt(2 / count))
 
     def spot(self, x: np.ndarray, y: np.ndarray, radius: np.ndarray, width: float) -> np.ndarray:
-        """A disc, [N, S, S] in [0, 1]."""
+        """Give the alpha of a disc, [N, S, S] in [0, 1]."""
         return self.edge(radius - np.hypot(self.u - x, self.v - y), width)
 
     def segment(
         self, start: tuple[np.ndarray, np.ndarray], end: tuple[np.ndarray, np.ndarray], width: float
     ) -> np.ndarray:
-        """A straight line with soft sides, [N, S, S] in [0, 1]."""
+        """Give the alpha of a line with soft sides, [N, S, S] in [0, 1]."""
         (x, y), dx, dy = start, end[0] - start[0], end[1] - start[1]
         along = ((self.u - x) * dx + (self.v - y) * dy) / (dx * dx + dy * dy + 1e-6)
         along = np.clip(along, 0, 1)
@@ -383,7 +384,7 @@ def _render(label: int, plan: np.ndarray, size: int, seed: int) -> np.ndarray:
 
 
 def _balance(canvas: _Canvas, view: _Draws) -> None:
-    """The camera's automatic contrast and white balance, in place.
+    """Apply the camera's automatic contrast and white balance, in place.
 
     The contrast moves most of the way to a drawn one; the mean becomes a mix of skin and tone under
     the view's light. None of these depends on the class, so neither does the mean colour.

@@ -60,7 +60,7 @@ class Digest:
 
     def add(self, image: np.ndarray) -> None:
         """Adds one image, uint8 [S, S, 3], in the order of the records."""
-        self._hash.update(np.ascontiguousarray(image))
+        self._hash.update(np.ascontiguousarray(image).data)
 
     def close(self, records: Sequence[Record]) -> str:
         """The hexadecimal digest; the Digest takes no more images afterwards."""

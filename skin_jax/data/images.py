@@ -1,19 +1,32 @@
 """Image files to pixels: the one decoder, so that training and prediction see the same."""
 
+import contextlib
 import io
 import threading
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 """File name endings, in lower case, that are taken for images."""
 
 _SILENT_FORMATS = ("JPEG", "MPO", "PNG", "BMP", "WEBP")
 _FILTERS = threading.Lock()
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What undoes each EXIF orientation. ImageOps.exif_transpose also rewrites the metadata, and fails
+on images whose metadata are damaged."""
 
 
 class UnreadableImage(ValueError):  # noqa: N818 - says what it is; "error" would add nothing
@@ -39,8 +52,10 @@ def decode(source: Path | bytes | BinaryIO, size: int) -> np.ndarray:
       UnreadableImage: Pillow cannot decode it to the end.
     """
     try:
-        with _open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            rgb = _to_rgb(image)
+        with _quiet():
+            image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        with image:
+            rgb = _to_rgb(_loaded(image))
             rgb = rgb.resize((size, size), Image.Resampling.BILINEAR)
     except UnreadableImage:
         raise
@@ -56,26 +71,35 @@ def decode(source: Path | bytes | BinaryIO, size: int) -> np.ndarray:
     return np.array(rgb, np.uint8)
 
 
-def _open(source: Path | BinaryIO) -> Image.Image:
-    """Opens and orients; Pillow warns while it reads headers, and warning filters are global."""
+def _loaded(image: Image.Image) -> Image.Image:
+    """Decodes and turns upright."""
+    if image.format in _SILENT_FORMATS:
+        image.load()
+    else:
+        with _quiet():
+            image.load()
+    with _quiet():
+        turn = _TURNS.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """For what Pillow warns in: headers, metadata and, in the rarer formats, pixels.
+
+    Warning filters are global, so threads take turns in it; the rest runs in parallel.
+    """
     with _FILTERS, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        image = Image.open(source)
-        if image.format not in _SILENT_FORMATS:
-            image.load()
-        orientation = _orientation(image)
-    if orientation > 1:
-        ImageOps.exif_transpose(image, in_place=True)
-    return image
+        yield
 
 
 def _orientation(image: Image.Image) -> int:
     try:
-        value = image.getexif().get(0x0112, 1)
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # damaged metadata say nothing about the pixels
         return 1
-    return value if value in range(1, 9) else 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -14,7 +14,7 @@ import collections
 import importlib.util
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -25,6 +25,7 @@ from skin_jax import sharding
 from skin_jax.data.lesions import NUM_CLASSES
 from skin_jax.errors import UserError
 
+PyTree = Any
 Feed = dict[str, jax.Array]
 _Block = dict[str, np.ndarray]
 _LOOKAHEAD = 2
@@ -87,21 +88,21 @@ class Order:
         return self._cache[key]
 
 
-class DevicePipeline:
-    """Images resident in device memory, gathered by index inside the jitted step."""
+class Pipeline:
+    """Examples in the order that is asked for. `resident` is what stays on the devices."""
+
+    resident: PyTree
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, mesh: Mesh):
-        """Puts all images (uint8 [N, H, W, 3]) on every device of the mesh."""
+        """Takes images uint8 [N, H, W, 3] and labels int32 [N]."""
+        self._images = images
         self._labels = labels
         self._mesh = mesh
-        self.resident = jax.device_put(images, sharding.replicated(mesh))
 
     @staticmethod
-    def gather(resident: jax.Array, feed: Feed) -> Feed:
+    def gather(resident: PyTree, feed: Feed) -> Feed:
         """The batch of a feed; traced inside the jitted step."""
-        batch = dict(feed)
-        index = batch.pop("index")
-        return {"image": resident[index], **batch}
+        raise NotImplementedError
 
     def train_feeds(
         self, order: Order, batch_size: int, first_step: int, num_steps: int, per_dispatch: int
@@ -120,25 +121,38 @@ class DevicePipeline:
         return _ahead(sharding.to_global(block, placement) for block in local)
 
     def _load(self, blocks: Iterator[_Block]) -> Iterator[_Block]:
+        """What of each block travels to the device."""
         return blocks
 
 
-class TfPipeline(DevicePipeline):
-    """Images stay on the host; tf.data gathers and prefetches them."""
+class DevicePipeline(Pipeline):
+    """Images resident in device memory, gathered by index inside the jitted step."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, mesh: Mesh):
-        """Keeps the images (uint8 [N, H, W, 3]) in host memory."""
-        self._images = images
-        self._labels = labels
-        self._mesh = mesh
-        self.resident = None
+        """Puts all images on every device of the mesh."""
+        super().__init__(images, labels, mesh)
+        self.resident = jax.device_put(images, sharding.replicated(mesh))
 
     @staticmethod
-    def gather(resident: None, feed: Feed) -> Feed:
+    def gather(resident: PyTree, feed: Feed) -> Feed:
+        """Looks the images up by their index."""
+        batch = dict(feed)
+        index = batch.pop("index")
+        return {"image": resident[index], **batch}
+
+
+class TfPipeline(Pipeline):
+    """Images stay on the host; tf.data gathers, batches and prefetches them."""
+
+    resident = None
+
+    @staticmethod
+    def gather(resident: PyTree, feed: Feed) -> Feed:
         """The feed is the batch."""
         return feed
 
     def _load(self, blocks: Iterator[_Block]) -> Iterator[_Block]:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         import tensorflow as tf
 
         for kind in ("GPU", "TPU"):  # the accelerator is JAX's
@@ -162,13 +176,13 @@ class TfPipeline(DevicePipeline):
         return stream.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
 
 
-PIPELINES: dict[str, Callable[[np.ndarray, np.ndarray, Mesh], DevicePipeline]] = {
+PIPELINES: dict[str, type[Pipeline]] = {
     "tf": TfPipeline,
     "device": DevicePipeline,
 }
 
 
-def make(name: str, images: np.ndarray, labels: np.ndarray, mesh: Mesh) -> DevicePipeline:
+def make(name: str, images: np.ndarray, labels: np.ndarray, mesh: Mesh) -> Pipeline:
     """The pipeline of `config.data.pipeline`: "tf", "device", or "auto".
 
     auto takes `device` when the images, once for each local device that shares the memory, need
@@ -210,9 +224,8 @@ def _train_blocks(
     order: Order, batch_size: int, first_step: int, num_steps: int, per_dispatch: int
 ) -> Iterator[_Block]:
     for step in range(first_step, num_steps, per_dispatch):
-        positions = np.arange(step * batch_size, (step + per_dispatch) * batch_size)
-        if per_dispatch > 1:
-            positions = positions.reshape(per_dispatch, batch_size)
+        shape = (per_dispatch, batch_size) if per_dispatch > 1 else (batch_size,)
+        positions = (step * batch_size + np.arange(per_dispatch * batch_size)).reshape(shape)
         yield {
             "index": order(positions),
             "position": positions.astype(np.uint32),

@@ -7,14 +7,14 @@ import jax
 import numpy as np
 
 from skin_jax.data.lesions import NUM_CLASSES
-from skin_jax.data.pipeline import DevicePipeline
+from skin_jax.data.pipeline import Pipeline
 
 PyTree = Any
 Predictor = Callable[[PyTree, np.ndarray, int], np.ndarray]
 
 
 def make_predictor(
-    predict: Callable[[PyTree, jax.Array], jax.Array], pipeline: DevicePipeline
+    predict: Callable[[PyTree, jax.Array], jax.Array], pipeline: Pipeline
 ) -> Predictor:
     """A function (state, indices int [N], batch_size) -> probabilities float64 [N, 7].
 

@@ -18,16 +18,12 @@ RESAMPLES = 2000
 FEW_LESIONS = 20
 """Below this many lesions a subgroup is flagged: its figures say little."""
 
-AGE_BANDS: tuple[tuple[int, str], ...] = (
-    (30, "under 30"),
-    (45, "30-44"),
-    (60, "45-59"),
-    (75, "60-74"),
-)
-"""Upper bounds (exclusive, in years) and names of the age bands below the last, "75 and over"."""
+AGE_BANDS = ((30, "0-29"), (45, "30-44"), (60, "45-59"), (75, "60-74"), (np.inf, "75+"))
+"""Upper bounds (exclusive, in years) and names of the age bands; the names sort by age."""
 
 _ECE_BINS = 15
 _PER_CLASS = ("precision", "recall", "f1", "specificity", "auc", "average_precision")
+_INTERVALS = ("balanced_accuracy", "accuracy", "macro_f1")
 _MACRO = ("precision", "recall", "f1", "auc", "average_precision")
 
 Interval = tuple[float, float]
@@ -70,7 +66,7 @@ class Metrics:
         return {name: _nanmean(getattr(self, name)) for name in _MACRO}
 
     def to_json(self, *, split: str | None = None, step: int | None = None) -> dict[str, Any]:
-        """The content of `metrics.json`: plain numbers, with None for every undefined value."""
+        """Return the content of `metrics.json`: plain numbers, None for every undefined value."""
         per_class = {
             name: {key: _plain(getattr(self, key)[i]) for key in _PER_CLASS}
             | {"support": int(self.support[i])}
@@ -190,6 +186,19 @@ def macro_auc(probabilities: np.ndarray, labels: np.ndarray) -> float:
     return _nanmean(_aucs(*_checked(probabilities, labels)))
 
 
+def balanced_accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Mean recall over the classes present; arguments and errors as `evaluate`."""
+    probabilities, labels = _checked(probabilities, labels)
+    return _nanmean(_one_against_rest(_confusion(labels, probabilities.argmax(axis=1)))[1])
+
+
+def confident_mistakes(probabilities: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
+    """Find the at most `count` wrong predictions with the largest scores, largest first."""
+    probabilities, labels = _checked(probabilities, labels)
+    wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
+    return wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")][:count]
+
+
 def sensitivity_at_specificity(
     val_scores: np.ndarray,
     val_labels: np.ndarray,
@@ -264,10 +273,10 @@ def subgroups(
 
 
 def age_band(age: float | None) -> str:
-    """The name of the band that holds an age in years; "unknown" for None and NaN."""
+    """Name the band that holds an age in years; "unknown" for None and NaN."""
     if age is None or np.isnan(age):
         return "unknown"
-    return next((name for bound, name in AGE_BANDS if age < bound), "75 and over")
+    return next(name for bound, name in AGE_BANDS if age < bound)
 
 
 def _checked(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -383,29 +392,32 @@ def _bootstrap(
     classes have (`docs/interval_coverage.md`): it is too narrow by (n - 1) / n, and a class whose n
     lesions are all right would count as known exactly. So each class draws n - 1 lesions (Rao and
     Wu, JASA 83, 1988) from its own and two imagined ones of half weight, one all right, one all
-    wrong (Jeffreys' prior; Brown, Cai and DasGupta, Statistical Science 16, 2001). The
-    imagined ones pull the whole distribution inwards, which would add up over the classes: it is
-    moved back to lie around the estimate, and cut at 0 and 1.
+    wrong (Jeffreys' prior; Brown, Cai and DasGupta, Statistical Science 16, 2001). These pull each
+    class inwards. One class's recall keeps that, as Jeffreys' interval does; in a mean over classes
+    it would add up, so there the distribution is moved back to lie around the estimate.
 
     Args:
       rows: for each class int [lesions, 7], as `_lesion_rows` gives it.
     """
-    estimate = _summaries(np.stack([r.sum(axis=0) for r in rows])[None].astype(np.float64))
+    if not resamples:
+        undefined = (float("nan"), float("nan"))
+        return dict.fromkeys(_INTERVALS, undefined), (undefined,) * NUM_CLASSES
+    estimate = _summaries(np.stack([r.sum(axis=0) for r in rows])[None])
     rng = np.random.default_rng(seed)
     drawn = np.stack([_draw(r, c, resamples, rng) for c, r in enumerate(rows)], axis=1)
     spread = _summaries(drawn)
-    intervals = {name: _interval(estimate[name][0], spread[name]) for name in _INTERVALS}
+    intervals = {}
+    for name in _INTERVALS:
+        shift = estimate[name][0] - spread[name].mean()
+        intervals[name] = _interval(estimate[name][0], spread[name] + shift)
     recalls = tuple(
         _interval(estimate["recall"][0, c], spread["recall"][:, c]) for c in range(NUM_CLASSES)
     )
     return intervals, recalls
 
 
-_INTERVALS = ("balanced_accuracy", "accuracy", "macro_f1")
-
-
 def _summaries(confusions: np.ndarray) -> dict[str, np.ndarray]:
-    """The values that get intervals, [R] and recall [R, 7], of confusion matrices [R, 7, 7]."""
+    """Compute what gets an interval, [R] and recall [R, 7], of confusion matrices [R, 7, 7]."""
     _, recall, f1, _ = _one_against_rest(confusions)
     hits = np.trace(confusions, axis1=-2, axis2=-1)
     return {
@@ -417,7 +429,7 @@ def _summaries(confusions: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _draw(rows: np.ndarray, label: int, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """float [resamples, 7]: resampled confusion rows of one class, scaled to its image count."""
+    """Resample one class's confusion row: float [resamples, 7], each summing to its images."""
     n, images = len(rows), rows.sum()
     if not n:
         return np.zeros((resamples, NUM_CLASSES))
@@ -435,9 +447,10 @@ def _draw(rows: np.ndarray, label: int, resamples: int, rng: np.random.Generator
 
 
 def _interval(estimate: float, values: np.ndarray) -> Interval:
-    if not len(values) or np.isnan(estimate):
+    """Take the central 95 % of resampled values, widened to the estimate where that is outside."""
+    if np.isnan(estimate):
         return float("nan"), float("nan")
-    low, high = np.clip(np.quantile(values, (0.025, 0.975)) - values.mean() + estimate, 0.0, 1.0)
+    low, high = np.clip(np.quantile(values, (0.025, 0.975)), 0.0, 1.0)
     return float(min(low, estimate)), float(max(high, estimate))
 
 

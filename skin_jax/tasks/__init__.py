@@ -16,6 +16,10 @@ PyTree = Any
 class Task(Protocol):
     """What the training loop needs of a task; the state is its own."""
 
+    @property
+    def headline(self) -> tuple[str, ...]:
+        """The scalars of `train_step` that the progress line shows."""
+
     def init(self, rng: jax.Array) -> Any:
         """The state before the first step."""
 

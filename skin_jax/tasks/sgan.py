@@ -64,6 +64,8 @@ class Sgan:
     simultaneous: bool
     ema_decay: float
 
+    headline = ("d_loss", "d_supervised", "g_loss", "train_accuracy")
+
     def init(self, rng: jax.Array) -> GanState:
         """The state before the first step."""
         noise = jnp.zeros((1, self.noise_size))
@@ -280,7 +282,7 @@ def build(
             else None
         ),
         pseudo_label_threshold=loss.pseudo_label_threshold,
-        simultaneous=choice(loss.update, ("sequential", "simultaneous"), "loss.update")
+        simultaneous=choice(loss.updates, ("sequential", "simultaneous"), "loss.updates")
         == "simultaneous",
         ema_decay=config.ema_decay,
     )

@@ -1,0 +1,255 @@
+"""Who is trained on and who is tested on: train, val and test without a lesion on two sides.
+
+A split depends on the records, the fractions, the split seed and the fold alone. Units are put in
+the order of a hash of (seed, id), so it depends neither on the order of files on a disk nor on the
+version of a random generator, and a record more or less moves few others.
+"""
+
+import csv
+import hashlib
+import io
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from skin_jax.data import lesions
+from skin_jax.data.examples import Record
+from skin_jax.errors import UserError
+
+SPLITS = ("train", "val", "test")
+NUM_FOLDS = 5
+PAPER_FRACTIONS = (0.72, 0.08, 0.2)
+"""Paper A: 80 / 20 by image; 10 % of the 80 as val."""
+
+_COLUMNS = ("image", "lesion_id", "label", "split")
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """What is never divided: a lesion, or an image in the `paper` split."""
+
+    name: str
+    label: int
+    members: tuple[int, ...]
+    """Positions of its images among the records."""
+
+
+def draw(
+    records: Sequence[Record],
+    *,
+    split: str,
+    fractions: tuple[float, float, float],
+    split_seed: int,
+    fold: int | None,
+) -> np.ndarray:
+    """Assigns every record to train, val or test.
+
+    Each class is apportioned on its own by largest remainder; one with at least three units gets
+    at least one of them in every split that is not empty. A lesion whose images carry different
+    labels counts for the most frequent one.
+
+    Args:
+      records: in any order.
+      split: "lesion" (by lesion, over all records), "paper" (by image, `PAPER_FRACTIONS`) or
+        "official" (the challenge's folders; without a validation folder, val is drawn from train
+        by lesion in the ratio of the first two fractions).
+      fractions: shares of the lesions in train, val and test; 0 leaves val or test empty.
+      split_seed: not negative.
+      fold: k in 0..4 makes the lesion split the k-th of a cross-validation: test is a fifth of the
+        lesions, every lesion in the test of one fold; val keeps its fraction.
+
+    Returns:
+      [N] strings "train", "val" or "test".
+
+    Raises:
+      UserError: an impossible value; the message names its configuration key.
+    """
+    _check(split, fractions, split_seed, fold)
+    if split == "official":
+        return _official(records, fractions, split_seed)
+    if split == "paper":
+        units = _units(range(len(records)), records, lambda record: record.image_id)
+        return _assign(len(records), _apportioned(units, PAPER_FRACTIONS, split_seed))
+    units = _units(range(len(records)), records, lambda record: record.lesion_id)
+    if fold is None:
+        return _assign(len(records), _apportioned(units, fractions, split_seed))
+    return _assign(len(records), _folded(units, fractions[1], split_seed, fold))
+
+
+def shared_lesions(records: Sequence[Record], assignment: np.ndarray) -> int:
+    """The number of test images whose lesion also has images in train."""
+    trained = {r.lesion_id for r, s in zip(records, assignment, strict=True) if s == "train"}
+    return sum(
+        s == "test" and r.lesion_id in trained for r, s in zip(records, assignment, strict=True)
+    )
+
+
+def write(path: Path, records: Sequence[Record], assignment: np.ndarray) -> None:
+    """Writes `image,lesion_id,label,split`, one row an image, whole or not at all."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    for record, side in zip(records, assignment, strict=True):
+        writer.writerow((*_identity(record), side))
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(text.getvalue(), encoding="utf-8")
+    temporary.replace(path)
+
+
+def read(path: Path, records: Sequence[Record]) -> np.ndarray:
+    """Reads what `write` wrote.
+
+    Returns:
+      [N] strings "train", "val" or "test", in the order of `records`.
+
+    Raises:
+      UserError: the file is missing or damaged, or speaks of other images than `records`.
+    """
+    try:
+        rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"cannot read the splits in {path}: {error}") from None
+    if not rows or any(row.get(column) is None for row in rows for column in _COLUMNS):
+        raise UserError(f"{path} is damaged: it needs rows with {', '.join(_COLUMNS)}")
+    sides = {(row["image"], row["lesion_id"], row["label"]): row["split"] for row in rows}
+    wanted = [_identity(record) for record in records]
+    missing, strange = set(wanted) - sides.keys(), sides.keys() - set(wanted)
+    if missing or strange or len(rows) != len(records):
+        example = min(missing or strange, default=("duplicate rows",))[0]
+        raise UserError(
+            f"{path} does not match the data: {len(missing)} of {len(records)} images are not in "
+            f"it with their lesion and label, {len(strange)} of its rows are not in the data "
+            f"(for example {example}); give the data folder that it was drawn from"
+        )
+    if unknown := set(sides.values()) - set(SPLITS):
+        raise UserError(f"{path}: unknown split {min(unknown)!r}; known: {', '.join(SPLITS)}")
+    return np.array([sides[identity] for identity in wanted])
+
+
+def _identity(record: Record) -> tuple[str, str, str]:
+    return record.image_id, record.lesion_id, lesions.CLASSES[record.label]
+
+
+def _check(
+    split: str, fractions: tuple[float, float, float], split_seed: int, fold: int | None
+) -> None:
+    if split not in ("lesion", "paper", "official"):
+        raise UserError(f"config.data.split is 'lesion', 'paper' or 'official', not {split!r}")
+    key = "config.data.split_fractions"
+    if len(fractions) != 3 or not all(0 <= f <= 1 for f in fractions) or fractions[0] == 0:
+        raise UserError(f"{key} are three shares from 0 to 1, that of train above 0: {fractions}")
+    if abs(math.fsum(fractions) - 1) > 1e-6:
+        raise UserError(f"{key} sum to {math.fsum(fractions):g}, not to 1: {fractions}")
+    if split_seed < 0:
+        raise UserError(f"config.data.split_seed is not negative: {split_seed}")
+    if fold is None:
+        return
+    if split != "lesion":
+        raise UserError(f"config.data.fold goes with config.data.split='lesion', not {split!r}")
+    if fold not in range(NUM_FOLDS):
+        raise UserError(f"config.data.fold is 0 to {NUM_FOLDS - 1}, not {fold}")
+    if fractions[1] >= 1 - 1 / NUM_FOLDS:
+        raise UserError(f"{key}: val and the test fold leave nothing to train on: {fractions}")
+
+
+def _units(
+    positions: Sequence[int], records: Sequence[Record], name_of: Callable[[Record], str]
+) -> list[_Unit]:
+    members: dict[str, list[int]] = defaultdict(list)
+    for i in positions:
+        members[name_of(records[i])].append(i)
+    return [
+        _Unit(name, _majority([records[i].label for i in own]), tuple(own))
+        for name, own in members.items()
+    ]
+
+
+def _majority(labels: Sequence[int]) -> int:
+    counts = Counter(labels)
+    return min(counts, key=lambda label: (-counts[label], label))
+
+
+def _ordered(units: Sequence[_Unit], seed: int) -> dict[int, list[_Unit]]:
+    """The units of each class in the order of the seed, classes in ascending order."""
+
+    def rank(unit: _Unit) -> bytes:
+        return hashlib.sha256(f"{seed} {unit.name}".encode()).digest()
+
+    classes: dict[int, list[_Unit]] = {label: [] for label in sorted({u.label for u in units})}
+    for unit in sorted(units, key=rank):
+        classes[unit.label].append(unit)
+    return classes
+
+
+_Sides = Mapping[str, Sequence[_Unit]]
+
+
+def _assign(num_records: int, sides: _Sides) -> np.ndarray:
+    assignment = np.full(num_records, "train")
+    for side, units in sides.items():
+        for unit in units:
+            assignment[list(unit.members)] = side
+    return assignment
+
+
+def _apportioned(units: Sequence[_Unit], fractions: Sequence[float], seed: int) -> _Sides:
+    sides: dict[str, list[_Unit]] = {side: [] for side in SPLITS}
+    for ordered in _ordered(units, seed).values():
+        start = 0
+        for side, count in zip(SPLITS, _counts(len(ordered), fractions), strict=True):
+            sides[side] += ordered[start : start + count]
+            start += count
+    return sides
+
+
+def _folded(units: Sequence[_Unit], val: float, seed: int, fold: int) -> _Sides:
+    sides: dict[str, list[_Unit]] = {side: [] for side in SPLITS}
+    dealt = 0
+    for ordered in _ordered(units, seed).values():
+        # Dealing goes on from class to class, so that the folds' totals differ by one at most.
+        folds = [(dealt + i - fold) % NUM_FOLDS for i in range(len(ordered))]
+        dealt += len(ordered)
+        sides["test"] += [unit for unit, f in zip(ordered, folds, strict=True) if f == 0]
+        # In the order of the folds that follow: so the folds' val sets differ, too.
+        rest = [
+            unit
+            for f in range(1, NUM_FOLDS)
+            for unit, g in zip(ordered, folds, strict=True)
+            if f == g
+        ]
+        share = val / (1 - 1 / NUM_FOLDS)
+        num_val = _counts(len(rest), (1 - share, share))[1]
+        sides["val"] += rest[:num_val]
+        sides["train"] += rest[num_val:]
+    return sides
+
+
+def _official(records: Sequence[Record], fractions: Sequence[float], seed: int) -> np.ndarray:
+    given = np.array([record.official_split for record in records], dtype="<U5")
+    if "val" in given:
+        return given
+    train = np.flatnonzero(given == "train").tolist()
+    units = _units(train, records, lambda record: record.lesion_id)
+    share = fractions[1] / (fractions[0] + fractions[1])
+    drawn = _assign(len(records), _apportioned(units, (1 - share, share, 0.0), seed))
+    return np.where(given == "train", drawn, given)
+
+
+def _counts(total: int, fractions: Sequence[float]) -> list[int]:
+    """Whole parts of a total by largest remainder; ties go to the first."""
+    # Rounded, because 0.7 * 10 is below 7 in binary.
+    quotas = [round(total * fraction, 9) for fraction in fractions]
+    counts = [math.floor(quota) for quota in quotas]
+    by_remainder = sorted(range(len(quotas)), key=lambda i: (counts[i] - quotas[i], i))
+    for i in by_remainder[: total - sum(counts)]:
+        counts[i] += 1
+    if total >= 3:
+        for i, fraction in enumerate(fractions):
+            if fraction > 0 and counts[i] == 0:
+                counts[counts.index(max(counts))] -= 1
+                counts[i] = 1
+    return counts

@@ -1,0 +1,175 @@
+"""Evaluating a run: its best checkpoint on one of its splits, or on another labelled folder."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from skin_jax import checkpoint, sharding, tasks
+from skin_jax.config import flatten
+from skin_jax.data import pipeline as pipelines
+from skin_jax.data import splits
+from skin_jax.data.examples import Examples
+from skin_jax.data.lesions import CLASSES, NUM_CLASSES
+from skin_jax.errors import UserError
+from skin_jax.eval import metrics, report
+from skin_jax.eval.inference import make_predictor
+from skin_jax.experiment import Experiment
+from skin_jax.metric_writer import HISTORY
+
+PyTree = Any
+
+_SAMPLES_PER_CLASS = 8
+_MELANOMA = CLASSES.index("mel")
+_SPECIFICITIES = (0.90, 0.95)
+
+
+def best_state(experiment: Experiment, checkpoints: checkpoint.Checkpoints) -> tuple[PyTree, int]:
+    """The best checkpoint's state and its step.
+
+    Raises:
+      UserError: the run has no checkpoint, or only damaged ones.
+    """
+    shapes = jax.eval_shape(experiment.task.init, jax.random.key(0))
+    template = checkpoint.template_of(shapes, sharding.replicated(experiment.mesh))
+    restored = checkpoints.restore_best(template)
+    if restored is None:
+        raise UserError("this run has no checkpoint yet; train it first with skin_jax.main")
+    return restored
+
+
+def evaluate_split(
+    experiment: Experiment, checkpoints: checkpoint.Checkpoints, split: str, workdir: Path
+) -> report.Evaluation | None:
+    """Evaluates the best checkpoint on a split; writes `eval/<split>/`, for test `report.html` too.
+
+    Melanoma's operating points have their thresholds from the validation split.
+
+    Returns:
+      None, after saying so, where the split is empty.
+
+    Raises:
+      UserError: no usable checkpoint, or a task that does not classify.
+    """
+    indices = experiment.indices(split)
+    if len(indices) == 0:
+        print(f"the split leaves no {split} images: nothing to evaluate there", flush=True)
+        return None
+    state, step = best_state(experiment, checkpoints)
+    predict = make_predictor(_classifier(experiment).predict, experiment.pipeline)
+    batch_size = experiment.config.eval_batch_size
+    probabilities = predict(state, indices, batch_size)
+    val = experiment.indices("val")
+    examples = experiment.examples
+    operating_points = []
+    if len(val):
+        val_scores = predict(state, val, batch_size)[:, _MELANOMA]
+        operating_points = [
+            metrics.sensitivity_at_specificity(
+                val_scores,
+                examples.labels[val] == _MELANOMA,
+                probabilities[:, _MELANOMA],
+                examples.labels[indices] == _MELANOMA,
+                specificity,
+            )
+            for specificity in _SPECIFICITIES
+        ]
+    evaluation = _evaluation(
+        examples,
+        indices,
+        probabilities,
+        split=split,
+        step=step,
+        shared_with_train=(
+            splits.shared_lesions(examples.records, experiment.assignment)
+            if split == "test"
+            else None
+        ),
+        operating_points=operating_points,
+    )
+    sections = report.write_evaluation(workdir / "eval" / split, evaluation)
+    if split == "test":
+        _write_page(experiment, sections, workdir)
+    return evaluation
+
+
+def evaluate_examples(
+    experiment: Experiment, checkpoints: checkpoint.Checkpoints, examples: Examples, out: Path
+) -> report.Evaluation:
+    """Evaluates the best checkpoint on examples from elsewhere (external validation) into `out`."""
+    state, step = best_state(experiment, checkpoints)
+    pipeline = pipelines.make(
+        experiment.config.data.pipeline, examples.images, examples.labels, experiment.mesh
+    )
+    predict = make_predictor(_classifier(experiment).predict, pipeline)
+    indices = np.arange(len(examples.records))
+    probabilities = predict(state, indices, experiment.config.eval_batch_size)
+    evaluation = _evaluation(examples, indices, probabilities, step=step)
+    report.write_evaluation(out, evaluation)
+    return evaluation
+
+
+def _classifier(experiment: Experiment) -> tasks.Classifies:
+    if not isinstance(experiment.task, tasks.Classifies):
+        raise UserError(f"a run of the task {experiment.config.task!r} does not classify images")
+    return experiment.task
+
+
+def _evaluation(
+    examples: Examples, indices: np.ndarray, probabilities: np.ndarray, **facts: Any
+) -> report.Evaluation:
+    labels = examples.labels[indices]
+    records = [examples.records[i] for i in indices]
+    lesion_ids = [record.lesion_id for record in records]
+    return report.Evaluation(
+        metrics=metrics.evaluate(probabilities, labels, lesion_ids),
+        image_ids=[record.image_id for record in records],
+        labels=labels,
+        probabilities=probabilities,
+        mistake_images=examples.images[indices[report.mistaken(probabilities, labels)]],
+        subgroups=metrics.subgroups(
+            probabilities,
+            labels,
+            lesion_ids,
+            {
+                "age": [metrics.age_band(record.age) for record in records],
+                "sex": [record.sex or "unknown" for record in records],
+                "localization": [record.localization or "unknown" for record in records],
+                "confirmation": [record.confirmation or "unknown" for record in records],
+            },
+        ),
+        **facts,
+    )
+
+
+def _write_page(
+    experiment: Experiment, evaluation: Sequence[report.Section], workdir: Path
+) -> None:
+    """`report.html` of the run."""
+    examples = experiment.examples
+    grids: Sequence[Path] = sorted(
+        (workdir / "samples").glob("step_*.png"), key=lambda path: int(path.stem[5:])
+    )
+    shown = np.concatenate(
+        [
+            np.flatnonzero((examples.labels == c) & (experiment.assignment == "train"))[
+                :_SAMPLES_PER_CLASS
+            ]
+            for c in range(NUM_CLASSES)
+        ]
+    )
+    report.write_run_report(
+        workdir,
+        title=f"skin_jax: {experiment.config.task}",
+        facts={"steps": experiment.num_steps, **flatten(experiment.config)},
+        evaluation=evaluation,
+        class_counts={
+            split: np.bincount(examples.labels[experiment.indices(split)], minlength=NUM_CLASSES)
+            for split in ("train", "val", "test")
+        },
+        history=report.read_history(workdir / HISTORY),
+        samples=(examples.images[shown], examples.labels[shown]),
+        real_and_generated=grids[-1] if grids else None,
+    )

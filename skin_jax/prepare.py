@@ -1,0 +1,118 @@
+"""Checks a data folder, prepares its images and says what is in it.
+
+    python -m skin_jax.prepare --data_dir=FOLDER
+
+Training does the same by itself; alone, it shows what is wrong before a machine is paid for.
+"""
+
+import csv
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from absl import flags
+
+from skin_jax.entry import run
+
+if TYPE_CHECKING:
+    from skin_jax.data.examples import Examples
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_string("data_dir", None, "Folder in one of the known layouts.")
+flags.DEFINE_integer("image_size", 224, "Side of the prepared images in pixels.")
+flags.DEFINE_string("cache_dir", "~/.cache/skin_jax", "Where prepared images are kept.")
+flags.DEFINE_enum("on_bad_image", "error", ["error", "skip"], "What to do about unreadable images.")
+flags.DEFINE_bool("download", False, "Without --data_dir: fetch the ISIC 2018 archives (3 GB).")
+flags.DEFINE_string("out", ".", "Folder for skipped.csv.")
+flags.DEFINE_enum("split", "lesion", ["lesion", "paper", "official"], "Which split to show.")
+flags.DEFINE_list("split_fractions", ["0.7", "0.1", "0.2"], "Shares of train, val and test.")
+flags.DEFINE_integer("split_seed", 0, "Seed of the split.")
+flags.DEFINE_integer("fold", None, "0 to 4: show a fold of the cross-validation.")
+
+_BAR = 40
+
+
+def main(argv: list[str]) -> int:
+    """Prepares the images and prints classes, lesions and splits; returns the exit status."""
+    # Imported here: they take seconds, and --help needs none of them.
+    from skin_jax.data import builder, splits
+    from skin_jax.errors import UserError
+
+    if argv[1:]:
+        raise UserError(f"unexpected argument {argv[1]!r}; did you mean --data_dir={argv[1]}?")
+    try:
+        train, val, test = map(float, FLAGS.split_fractions)
+    except ValueError:
+        raise UserError(f"--split_fractions are three numbers: {FLAGS.split_fractions}") from None
+    examples = builder.prepare(
+        FLAGS.data_dir,
+        image_size=FLAGS.image_size,
+        cache_dir=FLAGS.cache_dir,
+        on_bad_image=FLAGS.on_bad_image,
+        download=FLAGS.download,
+    )
+    assignment = splits.draw(
+        examples.records,
+        split=FLAGS.split,
+        fractions=(train, val, test),
+        split_seed=FLAGS.split_seed,
+        fold=FLAGS.fold,
+    )
+    print(_classes(examples))
+    print(_lesions(examples))
+    print(_sizes(examples, list(assignment), FLAGS.split, FLAGS.fold))
+    if shared := splits.shared_lesions(examples.records, assignment):
+        print(f"{shared} test images show a lesion that is also in train.")
+    if examples.skipped:
+        path = Path(FLAGS.out) / "skipped.csv"
+        _write_skipped(path, examples)
+        print(f"{len(examples.skipped)} unreadable images were left out; see {path}")
+    return 0
+
+
+def _classes(examples: "Examples") -> str:
+    from skin_jax.data import lesions
+
+    counts = Counter(record.label for record in examples.records)
+    total, largest = len(examples.records), max(counts.values())
+    rows = [f"{total} images of {examples.images.shape[1]}x{examples.images.shape[2]} pixels"]
+    for label, name in enumerate(lesions.CLASSES):
+        bar = "#" * round(_BAR * counts[label] / largest)
+        rows.append(f"  {name:5} {counts[label]:6} {counts[label] / total:6.1%}  {bar}".rstrip())
+    return "\n".join(rows)
+
+
+def _lesions(examples: "Examples") -> str:
+    sizes = Counter(Counter(record.lesion_id for record in examples.records).values())
+    several = sum(count for images, count in sizes.items() if images > 1)
+    return f"{sizes.total()} lesions, {several} of them with several images" + (
+        f" (at most {max(sizes)})" if several else ""
+    )
+
+
+def _sizes(examples: "Examples", assignment: list[str], split: str, fold: int | None) -> str:
+    from skin_jax.data import lesions, splits
+
+    counts = Counter(
+        (side, record.label) for record, side in zip(examples.records, assignment, strict=True)
+    )
+    which = f"split '{split}'" + (f", fold {fold}" if fold is not None else "")
+    header = "".join(f"{name:>7}" for name in lesions.CLASSES)
+    rows = [f"{which}, images per class", f"  {'':6}{header}{'all':>8}"]
+    for side in splits.SPLITS:
+        cells = [counts[side, label] for label in range(lesions.NUM_CLASSES)]
+        rows.append(f"  {side:6}" + "".join(f"{c:7}" for c in cells) + f"{sum(cells):8}")
+    return "\n".join(rows)
+
+
+def _write_skipped(path: Path, examples: "Examples") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("file", "reason"))
+        writer.writerows(examples.skipped)
+
+
+if __name__ == "__main__":
+    run(main)

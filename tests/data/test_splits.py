@@ -1,0 +1,200 @@
+import csv
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from skin_jax.data import splits
+from skin_jax.data.examples import Record
+from skin_jax.errors import UserError
+
+FRACTIONS = (0.7, 0.1, 0.2)
+
+
+def record(image_id, label, lesion_id, official="train") -> Record:
+    return Record(image_id, label, lesion_id, math.nan, "", "", "", official)
+
+
+def many(seed: int, num_lesions: int = 300) -> list[Record]:
+    """Lesions of one to four images, classes of very different sizes, some labels contradictory."""
+    rng = np.random.default_rng(seed)
+    records = []
+    for lesion in range(num_lesions):
+        label = int(rng.choice(7, p=[0.04, 0.05, 0.1, 0.03, 0.1, 0.65, 0.03]))
+        for _ in range(rng.integers(1, 5)):
+            own = (label + 1) % 7 if rng.random() < 0.02 else label
+            records.append(record(f"I{len(records):05}", own, f"L{lesion}"))
+    return records
+
+
+def draw(records, split="lesion", fractions=FRACTIONS, split_seed=0, fold=None):
+    return splits.draw(records, split=split, fractions=fractions, split_seed=split_seed, fold=fold)
+
+
+def sides_of_lesions(records, assignment) -> dict[str, set[str]]:
+    sides: dict[str, set[str]] = {}
+    for r, side in zip(records, assignment, strict=True):
+        sides.setdefault(r.lesion_id, set()).add(str(side))
+    return sides
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("fold", [None, 0, 3])
+def test_no_lesion_crosses_splits(seed, fold):
+    records = many(seed)
+    assignment = draw(records, split_seed=seed, fold=fold)
+    assert all(len(sides) == 1 for sides in sides_of_lesions(records, assignment).values())
+    assert set(assignment) == {"train", "val", "test"}
+    assert splits.shared_lesions(records, assignment) == 0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_lesion_is_tested_in_exactly_one_fold(seed):
+    records = many(seed)
+    tested = Counter()
+    vals = set()
+    for fold in range(splits.NUM_FOLDS):
+        assignment = draw(records, split_seed=seed, fold=fold)
+        lesions = {r.lesion_id for r, s in zip(records, assignment, strict=True) if s == "test"}
+        assert len(lesions) == 60
+        tested.update(lesions)
+        vals.add(frozenset(np.flatnonzero(assignment == "val")))
+        sides = Counter(min(s) for s in sides_of_lesions(records, assignment).values())
+        assert sides["val"] == pytest.approx(30, abs=4)
+    assert tested == Counter({r.lesion_id for r in records})
+    assert len(vals) == splits.NUM_FOLDS
+
+
+def test_classes_are_apportioned_exactly():
+    # One image a lesion: 3, 10, 25 and 100 lesions of four classes.
+    sizes = {0: 3, 1: 10, 2: 25, 3: 100}
+    records = [record(f"{c}-{i}", c, f"{c}-{i}") for c, n in sizes.items() for i in range(n)]
+    assignment = draw(records)
+    counts = Counter((r.label, str(s)) for r, s in zip(records, assignment, strict=True))
+    expected = {0: (1, 1, 1), 1: (7, 1, 2), 2: (18, 2, 5), 3: (70, 10, 20)}
+    for label, wanted in expected.items():
+        assert tuple(counts[label, side] for side in splits.SPLITS) == wanted
+
+
+def test_contradictory_labels_count_for_the_majority():
+    records = [record(f"{i}", 5, f"{i}") for i in range(10)]
+    records += [record("a", 3, "x"), record("b", 5, "x"), record("c", 5, "x")]
+    assignment = draw(records)
+    counts = Counter(str(next(iter(s))) for s in sides_of_lesions(records, assignment).values())
+    assert counts == {"train": 8, "val": 1, "test": 2}  # of 11 lesions of one class
+
+
+def test_split_is_a_function_of_records_and_seed_not_of_their_order():
+    records = many(1)
+    assignment = dict(zip((r.image_id for r in records), draw(records), strict=True))
+    for shuffle in range(3):
+        order = np.random.default_rng(shuffle).permutation(len(records))
+        shuffled = [records[i] for i in order]
+        again = dict(zip((r.image_id for r in shuffled), draw(shuffled), strict=True))
+        assert again == assignment
+    assert (draw(records, split_seed=1) != draw(records)).any()
+
+
+def test_split_does_not_change_between_versions():
+    # Runs of different months are compared: this literal may not change.
+    records = [record(f"ISIC_{i:07}", i % 2, f"HAM_{i // 2}") for i in range(20)]
+    code = "".join(str(side)[1] for side in draw(records))  # tRain, vAl, tEst
+    assert code == "rraarreerrrrrreerrrr"
+
+
+def test_no_test_fraction():
+    assert set(draw(many(0), fractions=(0.9, 0.1, 0.0))) == {"train", "val"}
+    assert set(draw(many(0), fractions=(0.8, 0.0, 0.2))) == {"train", "test"}
+
+
+def test_paper_split_is_by_image_and_counts_shared_lesions():
+    records = [record(f"{i:04}", i % 2, f"L{i // 4}") for i in range(1000)]
+    assignment = draw(records, "paper")
+    assert Counter(assignment.tolist()) == {"train": 720, "val": 80, "test": 200}
+    train = {r.lesion_id for r, s in zip(records, assignment, strict=True) if s == "train"}
+    shared = [r for r, s in zip(records, assignment, strict=True) if s == "test"]
+    expected = sum(r.lesion_id in train for r in shared)
+    assert splits.shared_lesions(records, assignment) == expected > 100
+
+
+def test_official_split_keeps_the_folders():
+    records = [record(f"t{i}", 5, f"L{i // 2}") for i in range(40)]
+    records += [record(f"v{i}", 5, f"v{i}", "val") for i in range(3)]
+    records += [record(f"e{i}", 5, f"e{i}", "test") for i in range(4)]
+    assert draw(records, "official").tolist() == ["train"] * 40 + ["val"] * 3 + ["test"] * 4
+
+
+def test_official_split_draws_missing_val_from_train_by_lesion():
+    records = [record(f"t{i}", 5, f"L{i // 2}") for i in range(80)]
+    records += [record(f"e{i}", 5, f"e{i}", "test") for i in range(4)]
+    assignment = draw(records, "official")
+    assert Counter(assignment.tolist()) == {"train": 70, "val": 10, "test": 4}
+    assert (assignment[80:] == "test").all()
+    assert all(len(s) == 1 for s in sides_of_lesions(records, assignment).values())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"split": "random"}, ["config.data.split ", "'random'"]),
+        ({"fractions": (0.7, 0.1, 0.1)}, ["config.data.split_fractions", "0.9", "not to 1"]),
+        ({"fractions": (1.2, -0.2, 0.0)}, ["config.data.split_fractions", "-0.2"]),
+        ({"fractions": (0.8, 0.2)}, ["config.data.split_fractions", "three"]),
+        ({"fractions": (0.0, 0.5, 0.5)}, ["config.data.split_fractions", "train above 0"]),
+        ({"fractions": (math.nan, 0.5, 0.5)}, ["config.data.split_fractions", "nan"]),
+        ({"fold": 5}, ["config.data.fold", "0 to 4", "5"]),
+        ({"fold": -1}, ["config.data.fold", "-1"]),
+        ({"fold": 0, "split": "paper"}, ["config.data.fold", "'paper'"]),
+        ({"fold": 0, "split": "official"}, ["config.data.fold", "'official'"]),
+        ({"fold": 0, "fractions": (0.1, 0.9, 0.0)}, ["config.data.split_fractions", "fold"]),
+        ({"split_seed": -1}, ["config.data.split_seed", "-1"]),
+    ],
+)
+def test_bad_values_name_their_key(options, words):
+    with pytest.raises(UserError) as caught:
+        draw(many(0, 20), **options)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_written_splits_are_read_back(tmp_path):
+    records = many(2)
+    assignment = draw(records)
+    path = tmp_path / "splits.csv"
+    splits.write(path, records, assignment)
+    with path.open() as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["image", "lesion_id", "label", "split"]
+    assert len(rows) == 1 + len(records)
+    assert rows[1][:2] == ["I00000", "L0"]
+    assert rows[1][2] in ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
+    assert [p.name for p in tmp_path.iterdir()] == ["splits.csv"]
+    np.testing.assert_array_equal(splits.read(path, records), assignment)
+    np.testing.assert_array_equal(splits.read(path, records[::-1]), assignment[::-1])
+
+
+def test_read_refuses_other_records(tmp_path):
+    records = many(3, 20)
+    path = tmp_path / "splits.csv"
+    splits.write(path, records, draw(records))
+    other = [*records[1:], record("new", 0, "new")]
+    with pytest.raises(UserError, match=r"does not match the data: 1 of .*1 of its rows"):
+        splits.read(path, other)
+    with pytest.raises(UserError, match="does not match"):
+        splits.read(path, records[1:])
+
+
+def test_read_refuses_damaged_files(tmp_path):
+    path = tmp_path / "splits.csv"
+    records = [record("a", 0, "L")]
+    with pytest.raises(UserError, match="cannot read"):
+        splits.read(path, records)
+    path.write_text("image,split\na,train\n")
+    with pytest.raises(UserError, match="lesion_id"):
+        splits.read(path, records)
+    path.write_text("image,lesion_id,label,split\na,L,akiec,trian\n")
+    with pytest.raises(UserError, match="trian"):
+        splits.read(path, records)
+    path.write_text("image,lesion_id,label,split\na,L,akiec,train\na,L,akiec,test\n")
+    with pytest.raises(UserError, match="does not match"):
+        splits.read(path, records)

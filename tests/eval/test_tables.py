@@ -1,0 +1,159 @@
+import os
+import stat
+
+import numpy as np
+import pytest
+
+from skin_jax.data.lesions import NUM_CLASSES
+from skin_jax.errors import BAD_INPUT, UserError
+from skin_jax.eval import tables
+
+HEADER = "image,MEL,NV,BCC,AKIEC,BKL,DF,VASC\n"
+
+
+def write(path, text):
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_predictions_read_back_exactly(tmp_path):
+    rng = np.random.default_rng(0)
+    probabilities = rng.dirichlet(np.full(NUM_CLASSES, 0.05), 200)
+    probabilities[0] = np.eye(NUM_CLASSES)[2]
+    ids = [f"ISIC_{i}" for i in range(199)] + ["with, comma and é"]
+    tables.write_predictions(tmp_path / "new" / "p.csv", ids, probabilities)
+    found = tables.read_predictions(tmp_path / "new" / "p.csv")
+    assert found.image_ids == ids
+    assert (found.probabilities == probabilities).all()
+
+
+def test_columns_are_the_challenges_and_scores_are_floats(tmp_path):
+    row = np.array([[0.1, 0.2, 0.3, 0.0, 0.4, 0.0, 0.0]])
+    tables.write_predictions(tmp_path / "p.csv", ["a"], row)
+    assert (tmp_path / "p.csv").read_text() == HEADER + "a,0.4,0.0,0.2,0.1,0.3,0.0,0.0\n"
+
+
+def test_rounding_errors_are_cut_and_anything_worse_refused(tmp_path):
+    row = np.full((1, NUM_CLASSES), -1e-9)
+    row[0, 0] = 1 + 1e-9
+    tables.write_predictions(tmp_path / "p.csv", ["a"], row)
+    assert tables.read_predictions(tmp_path / "p.csv").probabilities[0].tolist() == [1] + [0] * 6
+    for bad in (1.01, -0.01, np.nan):
+        row[0, 0] = bad
+        with pytest.raises(ValueError, match="within"):
+            tables.write_predictions(tmp_path / "p.csv", ["a"], row)
+    with pytest.raises(ValueError, match="repeat"):
+        tables.write_predictions(tmp_path / "p.csv", ["a", "a"], np.zeros((2, NUM_CLASSES)))
+    with pytest.raises(ValueError, match="do not fit"):
+        tables.write_predictions(tmp_path / "p.csv", ["a"], np.zeros((2, NUM_CLASSES)))
+
+
+def test_columns_may_stand_in_any_order_with_others_between_and_a_byte_order_mark(tmp_path):
+    text = (
+        "\ufeffVASC,score_weight,image,MEL,NV,BCC,AKIEC,BKL,DF\r\n0.7,1,a,0.1,0,0,0,0,0.2\r\n\r\n"
+    )
+    found = tables.read_predictions(write(tmp_path / "p.csv", text))
+    assert found.image_ids == ["a"]
+    assert found.probabilities.tolist() == [[0, 0, 0, 0.2, 0.1, 0, 0.7]]
+
+
+def test_a_missing_and_a_repeated_column_are_named(tmp_path):
+    path = write(tmp_path / "p.csv", "image,MEL,MEL,BCC,AKIEC,BKL,DF,VASC\n")
+    with pytest.raises(UserError) as caught:
+        tables.read_predictions(path)
+    for part in (str(path), "column NV: missing", "column MEL: given twice", "2 problems"):
+        assert part in str(caught.value)
+    assert caught.value.exit_code == BAD_INPUT
+
+
+def test_all_problems_of_the_rows_are_collected_with_row_and_column(tmp_path):
+    rows = [
+        "a,1,0,0,0,0,0,0",
+        "a,0,1,0,0,0,0,0",
+        "b,0,x,0,0,0,0,0",
+        "c,0,0,1.5,0,0,0,nan",
+        ",0,0,0,1,0,0,0",
+        "d,0,0,0",
+        "e,0,0,0,0,0,,1",
+    ]
+    with pytest.raises(UserError) as caught:
+        tables.read_predictions(write(tmp_path / "p.csv", HEADER + "\n".join(rows)))
+    for part in (
+        "7 problems",
+        "row 3, column image: a is already in row 2",
+        "row 4, column NV: 'x' is no number",
+        "row 5, column BCC: 1.5 is not within [0, 1]",
+        "row 5, column VASC: nan is not within [0, 1]",
+        "row 6, column image: empty",
+        "row 7: 4 values, the header has 8",
+        "row 8, column DF: '' is no number",
+    ):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", HEADER.encode(), b"\xff\xfe\x00", b'image,"MEL'])
+def test_files_without_rows_or_that_are_no_csv_are_refused(tmp_path, content):
+    (tmp_path / "p.csv").write_bytes(content)
+    with pytest.raises(UserError, match=r"p\.csv"):
+        tables.read_predictions(tmp_path / "p.csv")
+
+
+def test_a_missing_file_or_a_folder_is_said_to_be_unreadable(tmp_path):
+    for path in (tmp_path / "none.csv", tmp_path):
+        with pytest.raises(UserError, match="cannot be read"):
+            tables.read_truth(path)
+
+
+def test_truth_rows_must_be_one_hot(tmp_path):
+    rows = ["a,1.0,0.0,0,0,0,0,0", "b,0,0,0,0,0,0,0", "c,1,1,0,0,0,0,0", "d,0.5,0.5,0,0,0,0,0"]
+    with pytest.raises(UserError) as caught:
+        tables.read_truth(write(tmp_path / "t.csv", HEADER + "\n".join(rows)))
+    assert "3 problems" in str(caught.value)
+    assert "image b: not one 1 and six 0" in str(caught.value)
+    truth = tables.read_truth(write(tmp_path / "t.csv", HEADER + rows[0] + "\nb,0,0,0,1,0,0,0\n"))
+    assert truth.labels.tolist() == [4, 0]
+
+
+def test_a_pair_is_joined_by_id_in_the_order_of_the_truth(tmp_path):
+    p = write(tmp_path / "p.csv", HEADER + "b,0,1,0,0,0,0,0\na,0.9,0,0,0,0,0,0\n")
+    t = write(tmp_path / "t.csv", HEADER + "a,1,0,0,0,0,0,0\nb,0,1,0,0,0,0,0\n")
+    found, truth = tables.join(p, t)
+    assert found.image_ids == truth.image_ids == ["a", "b"]
+    assert found.probabilities.argmax(axis=1).tolist() == truth.labels.tolist() == [4, 5]
+    assert found.probabilities[0, 4] == 0.9
+
+
+def test_ids_that_only_one_of_a_pair_has_are_listed_with_the_file_that_lacks_them(tmp_path):
+    p = write(tmp_path / "p.csv", HEADER + "a,0,1,0,0,0,0,0\nx,0,1,0,0,0,0,0\n")
+    t = write(tmp_path / "t.csv", HEADER + "a,1,0,0,0,0,0,0\ny,0,1,0,0,0,0,0\n")
+    with pytest.raises(UserError) as caught:
+        tables.join(p, t)
+    assert f"image x: no row in {t}" in str(caught.value)
+    assert f"image y: no row in {p}" in str(caught.value)
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = write(tmp_path / "p.csv", "old")
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(UserError, match="No space left"):
+        tables.write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_written_files_have_the_permissions_of_any_new_file(tmp_path):
+    tables.write_atomically(tmp_path / "a", b"x")
+    (tmp_path / "b").write_bytes(b"x")
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == stat.S_IMODE(
+        (tmp_path / "b").stat().st_mode
+    )
+
+
+def test_a_folder_that_cannot_be_made_is_a_user_error(tmp_path):
+    write(tmp_path / "file", "")
+    with pytest.raises(UserError, match="cannot be written"):
+        tables.write_atomically(tmp_path / "file" / "p.csv", "x")

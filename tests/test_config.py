@@ -1,0 +1,95 @@
+import pytest
+from ml_collections import ConfigDict
+
+from skin_jax import config as config_lib
+from skin_jax.errors import UserError
+
+
+def changed(**changes) -> ConfigDict:
+    config = config_lib.sgan()
+    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+    return config
+
+
+def test_written_configuration_reads_back_equal(tmp_path):
+    config = changed(data__fold=3, data__dir="x")
+    config_lib.write(config, tmp_path)
+    assert config_lib.flatten(config_lib.read(tmp_path)) == config_lib.flatten(config)
+    config_lib.check_resumable(config_lib.read(tmp_path), config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data__dir": "/elsewhere"},
+        {"data__pipeline": "device"},
+        {"data__cache_dir": "/tmp"},
+        {"log__every_steps": 1},
+        {"checkpoint__every_steps": 1},
+        {"sharding__num_devices": 2},
+        {"num_epochs": 48},
+    ],
+)
+def test_keys_that_do_not_change_a_result_may_differ_on_resume(tmp_path, changes):
+    config_lib.check_resumable(changed(), changed(**changes), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": 1},
+        {"batch_size": 32},
+        {"data__split_seed": 1},
+        {"data__image_size": 64},
+        {"optimizer__learning_rate": 1e-3},
+        {"num_epochs": 12},
+        {"precision": "bf16"},
+        {"steps_per_dispatch": 2},
+    ],
+)
+def test_keys_that_change_a_result_are_refused_by_name(tmp_path, changes):
+    key = next(iter(changes)).replace("__", ".")
+    with pytest.raises(UserError, match=rf"config\.{key}: .* there, .* now"):
+        config_lib.check_resumable(changed(), changed(**changes), tmp_path)
+
+
+def test_a_run_with_a_schedule_that_ends_cannot_become_longer(tmp_path):
+    old = changed(optimizer__schedule="cosine")
+    with pytest.raises(UserError, match="num_epochs"):
+        config_lib.check_resumable(
+            old, changed(optimizer__schedule="cosine", num_epochs=48), tmp_path
+        )
+
+
+def test_every_difference_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"config\.batch_size.*config\.seed"):
+        config_lib.check_resumable(changed(), changed(seed=1, batch_size=8), tmp_path)
+
+
+def test_a_folder_without_a_run_and_a_damaged_one_are_told_apart(tmp_path):
+    with pytest.raises(UserError, match="not the work folder of a run"):
+        config_lib.read(tmp_path)
+    (tmp_path / config_lib.FILE_NAME).write_text("{")
+    with pytest.raises(UserError, match="damaged"):
+        config_lib.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("override", "suggestion"),
+    [
+        ("--config.batchsize=3", "--config.batch_size"),
+        ("--config.lr=3", "configs/x.py"),
+        ("--config.learning_rate=3", "--config.optimizer.learning_rate"),
+        ("--noconfig.data.downlod", "--config.data.download"),
+    ],
+)
+def test_unknown_keys_get_the_nearest_names(override, suggestion):
+    argv = ["main", "--config", "configs/x.py", "--config.seed=1", override]
+    message = str(config_lib.unknown_key_error(argv, lambda path: config_lib.sgan()))
+    assert suggestion in message
+    assert "seed" not in message
+
+
+def test_unknown_variant_names_the_choices():
+    with pytest.raises(UserError, match="'smoke'"):
+        config_lib.for_variant(config_lib.sgan(), "smok")

@@ -1,0 +1,125 @@
+"""The rules of docs/architecture.md, read from the imports."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "skin_jax"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+NAMES = {path: path.relative_to(ROOT).as_posix() for path in MODULES}
+ENTRY_POINTS = {
+    "skin_jax/main.py",
+    "skin_jax/prepare.py",
+    "skin_jax/generate.py",
+    "skin_jax/predict.py",
+    "skin_jax/study.py",
+    "skin_jax/eval/__main__.py",
+}
+
+
+def imports(path: Path) -> list[tuple[str, bool]]:
+    """(dotted name, inside a function) of every import; `from a import b` counts as a and a.b."""
+    found = []
+
+    def visit(node: ast.AST, inside: bool) -> None:
+        if isinstance(node, ast.Import):
+            found.extend((alias.name, inside) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found.append((node.module, inside))
+            found.extend((f"{node.module}.{alias.name}", inside) for alias in node.names)
+        inside = inside or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for child in ast.iter_child_nodes(node):
+            visit(child, inside)
+
+    visit(ast.parse(path.read_text()), False)
+    return found
+
+
+def importers(name: str) -> dict[str, bool]:
+    """Modules that import `name` or something below it -> whether only inside functions."""
+    users: dict[str, bool] = {}
+    for path in MODULES:
+        inside = [
+            where for found, where in imports(path) if found == name or found.startswith(f"{name}.")
+        ]
+        if inside:
+            users[NAMES[path]] = all(inside)
+    return users
+
+
+def test_the_reader_of_imports_finds_them():
+    assert importers("orbax")
+    assert importers("numpy")["skin_jax/data/pipeline.py"] is False
+
+
+def test_tensorflow_is_imported_in_two_places_and_only_inside_functions():
+    users = importers("tensorflow")
+    assert set(users) <= {"skin_jax/data/pipeline.py", "skin_jax/metric_writer.py"}
+    assert all(users.values())
+
+
+@pytest.mark.parametrize(
+    "room", ["models/", "losses.py", "augment.py", "eval/metrics.py"], ids=lambda r: r.strip("/")
+)
+def test_pure_rooms_know_no_configuration_no_files_and_no_tensorflow(room):
+    forbidden = ("ml_collections", "absl", "skin_jax.config", "pathlib", "os", "tensorflow")
+    rooms = {p for p in MODULES if NAMES[p].startswith(f"skin_jax/{room}")}
+    rooms -= {PACKAGE / "models" / "pretrained.py"}  # reads weight files, and says so
+    assert rooms
+    for path in rooms:
+        found = {name.split(".")[0] for name, _ in imports(path)} | {n for n, _ in imports(path)}
+        assert not found.intersection(forbidden), NAMES[path]
+        assert "open(" not in path.read_text(), NAMES[path]
+
+
+def test_a_config_dict_stops_at_main_train_optimizers_and_the_task_builders():
+    allowed = {
+        "skin_jax/config.py",
+        "skin_jax/main.py",
+        "skin_jax/train.py",
+        "skin_jax/experiment.py",
+        "skin_jax/optimizers.py",
+    }
+    users = {name for name in importers("ml_collections") if not name.startswith("skin_jax/tasks/")}
+    assert users <= allowed
+
+
+def test_only_entry_points_import_the_training_loop():
+    assert set(importers("skin_jax.train")) <= ENTRY_POINTS
+
+
+def test_nothing_imports_an_entry_point():
+    for entry_point in ENTRY_POINTS:
+        module = entry_point.removesuffix(".py").replace("/", ".")
+        assert importers(module) == {}
+
+
+def test_tasks_never_import_data():
+    offenders = {name for name in importers("skin_jax.data") if name.startswith("skin_jax/tasks/")}
+    assert offenders == set()
+
+
+def test_only_checkpoint_imports_orbax():
+    assert set(importers("orbax")) == {"skin_jax/checkpoint.py"}
+
+
+def test_no_module_is_imported_by_a_string():
+    for path in MODULES:
+        found = {name for name, _ in imports(path)}
+        assert "importlib.import_module" not in found, NAMES[path]
+        assert "import_module(" not in path.read_text(), NAMES[path]
+        assert "__import__(" not in path.read_text(), NAMES[path]
+
+
+def test_every_module_of_the_package_has_a_docstring_and_a_test_room():
+    for path in MODULES:
+        assert ast.get_docstring(ast.parse(path.read_text())), NAMES[path]
+
+
+def test_the_architecture_names_every_module():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    missing = [NAMES[p] for p in MODULES if p.stem != "__init__" and p.name not in text]
+    assert missing == []
