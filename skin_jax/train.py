@@ -167,7 +167,8 @@ def _compiler_options(mesh: Mesh) -> dict[str, str] | None:
     An option that a version of jaxlib does not know is an error: only versions that were tried.
     """
     if mesh.devices.flat[0].platform == "cpu" and jaxlib.__version__ in _EIGEN_IS_FASTER_IN:
-        return {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
+        kept = "LIBRARY_FUSION_TYPE_REDUCE,LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
+        return {"xla_cpu_experimental_ynn_fusion_type": kept}
     return None
 
 
@@ -182,8 +183,12 @@ def _initial_state(
         checkpoints.discard_after(restored[1])
         print(f"resuming at step {restored[1]} of {experiment.num_steps}", flush=True)
         return restored
-    state = jax.device_put(experiment.task.init(rng), whole)
-    print(f"starting; {experiment.num_steps} steps to go", flush=True)
+    state = jax.jit(experiment.task.init, out_shardings=whole)(rng)
+    values = parameter_overview.count_parameters(state)
+    print(
+        f"starting; {experiment.num_steps} steps to go; the state holds {values:,} values",
+        flush=True,
+    )
     return state, 0
 
 

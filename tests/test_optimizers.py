@@ -1,3 +1,5 @@
+import itertools
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -28,7 +30,7 @@ def test_constant_schedule():
 def test_cosine_schedule_warms_up_and_ends_near_zero():
     sizes = step_sizes(10, schedule="cosine", warmup_steps=2)
     np.testing.assert_allclose(sizes[:3], [0.0, 0.05, 0.1], rtol=1e-4)
-    assert all(a > b for a, b in zip(sizes[2:], sizes[3:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(sizes[2:]))
     assert sizes[-1] < 0.01
 
 

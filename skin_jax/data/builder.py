@@ -31,9 +31,9 @@ from skin_jax.errors import UserError, listed
 
 ARCHIVES_URL = "https://isic-challenge-data.s3.amazonaws.com/2018/"
 ARCHIVES = (
-    "ISIC2018_Task3_Training_Input.zip",
-    "ISIC2018_Task3_Training_GroundTruth.zip",
     "ISIC2018_Task3_Training_LesionGroupings.csv",
+    "ISIC2018_Task3_Training_GroundTruth.zip",
+    "ISIC2018_Task3_Training_Input.zip",
     "ISIC2018_Task3_Validation_Input.zip",
     "ISIC2018_Task3_Validation_GroundTruth.zip",
     "ISIC2018_Task3_Test_Input.zip",
@@ -395,7 +395,8 @@ def _downloaded(folder: Path, progress: bool) -> Path:
     tfds.display_progress_bar(progress)
     try:
         manager = tfds.download.DownloadManager(download_dir=folder)
-        paths = manager.download_and_extract({name: ARCHIVES_URL + name for name in ARCHIVES})
+        # One after the other: threads that still retry would hold up the exit after a failure.
+        paths = {name: manager.download_and_extract(ARCHIVES_URL + name) for name in ARCHIVES}
     # Everything from a refused connection to a broken archive ends in the same advice.
     except Exception as error:
         urls = "\n".join(f"  {ARCHIVES_URL}{name}" for name in ARCHIVES)

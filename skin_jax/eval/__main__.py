@@ -27,9 +27,7 @@ def main(argv: list[str]) -> None:
             raise UserError("comparing CSVs needs all of --predictions, --truth and --out")
         _compare(Path(_PREDICTIONS.value), Path(_TRUTH.value), Path(_OUT.value))
     elif _WORKDIR.value:
-        if _DATA_DIR.value and not _OUT.value:
-            raise UserError("give --out=DIR, where the results on --data_dir shall go")
-        _evaluate_run(Path(_WORKDIR.value))
+        _evaluate_run(Path(_WORKDIR.value), _DATA_DIR.value, _OUT.value)
     else:
         raise UserError("give --workdir=DIR, or --predictions and --truth; see --help")
 
@@ -49,7 +47,7 @@ def _compare(predictions: Path, truth: Path, out: Path) -> None:
     print(f"\nresults: {out}")
 
 
-def _evaluate_run(workdir: Path) -> None:
+def _evaluate_run(workdir: Path, data_dir: str | None, out: str | None) -> None:
     from skin_jax import checkpoint, config
     from skin_jax.data import builder
     from skin_jax.eval import report, runs
@@ -58,23 +56,25 @@ def _evaluate_run(workdir: Path) -> None:
     settings = config.read(workdir)
     experiment = open_experiment(settings, workdir)
     checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", read_only=True)
-    if _DATA_DIR.value:
-        out = Path(_OUT.value)
+    if data_dir:
+        if not out:
+            raise UserError("give --out=DIR, where the results on --data_dir shall go")
+        folder = Path(out)
         examples = builder.prepare(
-            _DATA_DIR.value,
+            data_dir,
             image_size=settings.data.image_size,
             cache_dir=Path(settings.data.cache_dir).expanduser(),
             on_bad_image=settings.data.on_bad_image,
         )
-        evaluation = runs.evaluate_examples(experiment, checkpoints, examples, out)
+        evaluation = runs.evaluate_examples(experiment, checkpoints, examples, folder)
     else:
-        out = workdir / "eval" / _SPLIT.value
+        folder = workdir / "eval" / _SPLIT.value
         found = runs.evaluate_split(experiment, checkpoints, _SPLIT.value, workdir)
         if found is None:
             return
         evaluation = found
     print(report.table_one(evaluation.metrics, evaluation.shared_with_train))
-    print(f"\nresults: {out}", flush=True)
+    print(f"\nresults: {folder}", flush=True)
 
 
 if __name__ == "__main__":

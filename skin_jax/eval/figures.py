@@ -148,7 +148,8 @@ def roc_curves(path: PathLike, probabilities: np.ndarray, labels: np.ndarray) ->
         false_positives, true_positives, _ = roc_curve(labels == c, probabilities[:, c])
         area = roc_auc_score(labels == c, probabilities[:, c])
         _curve(axes, c, false_positives, true_positives, area)
-    axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, label="chance")
+    if axes.lines:
+        axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, label="chance")
     _save_square(figure, path, "1 - specificity", "sensitivity", "AUC")
 
 
@@ -302,10 +303,18 @@ def _save_square(figure: "Figure", path: PathLike, x: str, y: str, legend: str) 
     axes = figure.axes[0]
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), xlabel=x, ylabel=y, aspect="equal")
     axes.spines[["top", "right"]].set_visible(False)
-    # Curves of good and of bad classifiers fill different corners: no place inside is always free.
-    figure.legend(
-        loc="outside lower center", ncols=3, fontsize=9, title=legend, handlelength=3, frameon=False
-    )
+    if axes.lines:
+        # Good and bad classifiers fill different corners: no place inside is always free.
+        figure.legend(
+            loc="outside lower center",
+            ncols=3,
+            fontsize=9,
+            title=legend,
+            handlelength=3,
+            frameon=False,
+        )
+    else:
+        axes.text(0.5, 0.5, "not defined: one class only", ha="center")
     _save(figure, path)
 
 

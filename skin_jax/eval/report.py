@@ -274,10 +274,10 @@ thead th { border-bottom: 2px solid #555; }
   main { padding: .6rem; }
   table { font-size: .72rem; }
   th, td { padding: .25rem .22rem; }
-  td:first-child { white-space: normal; }
+  th, td:first-child { white-space: normal; }
 }
 .pictures { display: flex; flex-wrap: wrap; gap: 1rem; }
-figure { margin: 1rem 0; flex: 1 1 20rem; min-width: 0; max-width: 42rem; }
+figure { margin: 1rem 0; flex: 1 1 20rem; min-width: 0; max-width: 34rem; }
 img { max-width: 100%; height: auto; display: block; }
 figcaption { font-size: .9rem; color: #444; margin-top: .3rem; }
 """

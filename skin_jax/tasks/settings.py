@@ -4,8 +4,11 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
+from skin_jax.augment import Augmentation
 from skin_jax.config import choice
+from skin_jax.errors import UserError
 
 _DTYPES = {"float32": jnp.float32, "bf16": jnp.bfloat16}
 
@@ -29,3 +32,15 @@ def class_weights(weighting: str, class_counts: np.ndarray) -> np.ndarray:
         return np.ones(len(class_counts), np.float32)
     counts = np.maximum(class_counts, 1)
     return (class_counts.sum() / (len(counts) * counts)).astype(np.float32)
+
+
+def augmentation(section: ConfigDict) -> Augmentation:
+    """The augmentation of the `augment` section.
+
+    Raises:
+      UserError: a value outside its range.
+    """
+    try:
+        return Augmentation(**section.to_dict())
+    except ValueError as error:
+        raise UserError(f"config.augment: {error}") from None

@@ -123,7 +123,7 @@ class Sgan:
                 self.ema_decay,
             ),
         )
-        metrics = {**d_metrics, "g_loss": g_loss, "g_grad_norm": optax.global_norm(g_grads)}
+        metrics = {**d_metrics, "g_loss": g_loss, "g_grad_norm": optax.tree.norm(g_grads)}
         new = guard(state, new, (metrics, g.batch_stats, d.batch_stats))
         return new, {**metrics, "nonfinite_in_a_row": new.nonfinite_in_a_row.astype(jnp.float32)}
 
@@ -173,7 +173,7 @@ class Sgan:
             return sum(parts.values(), jnp.zeros(())), (metrics, stats)
 
         (loss, (metrics, stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(network.params)
-        metrics |= {"d_loss": loss, "d_grad_norm": optax.global_norm(grads)}
+        metrics |= {"d_loss": loss, "d_grad_norm": optax.tree.norm(grads)}
         return network.updated(grads, stats, self.discriminator_optimizer), metrics
 
     def generator_objective(
@@ -270,7 +270,7 @@ def build(
         noise_size=config.model.noise_size,
         generator_optimizer=optimizers.make(config.optimizer, num_steps),
         discriminator_optimizer=optimizers.make(config.optimizer, num_steps),
-        augmentation=augment.Augmentation(**config.augment.to_dict()),
+        augmentation=settings.augmentation(config.augment),
         reading=choice(loss.reading, losses.READINGS, "loss.reading"),
         generator_loss=choice(
             loss.generator, ("minimax", "non_saturating", "feature_matching"), "loss.generator"

@@ -151,7 +151,7 @@ def test_tf_without_tensorflow_names_the_way_out(monkeypatch):
         "find_spec",
         lambda name: None if name == "tensorflow" else find_spec(name),
     )
-    with pytest.raises(UserError, match="--config.data.pipeline=device"):
+    with pytest.raises(UserError, match=r"--config\.data\.pipeline=device"):
         make("tf")
     assert type(make("auto")) is pipelines.DevicePipeline
 

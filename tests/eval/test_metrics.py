@@ -2,6 +2,7 @@ import importlib.util
 import io
 import json
 import pathlib
+import warnings
 
 import numpy as np
 import pandas
@@ -119,7 +120,9 @@ def test_equals_the_official_scorer_and_scikit_learn_on_the_same_csvs(
     else:
         assert ours.tied == 0
         assert ours.balanced_accuracy == pytest.approx(theirs.balanced_accuracy, abs=1e-9)
-        expected = reference.balanced_accuracy_score(labels, probabilities.argmax(axis=1))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "y_pred contains classes not in y_true")
+            expected = reference.balanced_accuracy_score(labels, probabilities.argmax(axis=1))
         assert ours.balanced_accuracy == pytest.approx(expected, abs=1e-9)
     for i, name in enumerate(CLASSES):
         if not (labels == i).any():
