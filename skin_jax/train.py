@@ -10,6 +10,7 @@ import jax
 import jaxlib
 import numpy as np
 from clu import parameter_overview
+from flax import serialization
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
