@@ -185,11 +185,8 @@ def _initial_state(
         print(f"resuming at step {restored[1]} of {experiment.num_steps}", flush=True)
         return restored
     state = jax.jit(experiment.task.init, out_shardings=whole)(rng)
-    values = parameter_overview.count_parameters(state)
-    print(
-        f"starting; {experiment.num_steps} steps to go; the state holds {values:,} values",
-        flush=True,
-    )
+    values = parameter_overview.count_parameters(serialization.to_state_dict(state))
+    print(f"starting a run of {experiment.num_steps} steps; the state has {values:,} values")
     return state, 0
 
 

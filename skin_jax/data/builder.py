@@ -12,6 +12,8 @@ import itertools
 import math
 import os
 import shutil
+import urllib.error
+import urllib.request
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -392,8 +394,13 @@ def _data_folder(
 
 def _downloaded(folder: Path, progress: bool) -> Path:
     """Fetches and unpacks the challenge's archives; returns a folder with their official names."""
+    root = folder / "ISIC2018_Task3"
+    links = {name: root / name.removesuffix(".zip") for name in ARCHIVES}
+    if all(link.exists() for link in links.values()):
+        return root
     tfds.display_progress_bar(progress)
     try:
+        _check_online(ARCHIVES_URL + ARCHIVES[0])
         manager = tfds.download.DownloadManager(download_dir=folder)
         # One after the other: threads that still retry would hold up the exit after a failure.
         paths = {name: manager.download_and_extract(ARCHIVES_URL + name) for name in ARCHIVES}
@@ -406,13 +413,20 @@ def _downloaded(folder: Path, progress: bool) -> Path:
             "them, and pass it with --config.data.dir=FOLDER (skin_jax.prepare: "
             "--data_dir=FOLDER)"
         ) from error
-    root = folder / "ISIC2018_Task3"
     root.mkdir(exist_ok=True)
-    for name, path in paths.items():
-        official = name.removesuffix(".zip")
-        unpacked = Path(path) / official
-        _link(root / official, unpacked if unpacked.is_dir() else Path(path))
+    for name, link in links.items():
+        unpacked = Path(paths[name]) / link.name
+        _link(link, unpacked if unpacked.is_dir() else Path(paths[name]))
     return root
+
+
+def _check_online(url: str) -> None:
+    """Raises an OSError at once where the download manager would retry for minutes."""
+    request = urllib.request.Request(url, method="HEAD")
+    try:
+        urllib.request.urlopen(request, timeout=30).close()
+    except urllib.error.HTTPError as refusal:  # an answer all the same
+        refusal.close()
 
 
 def _link(link: Path, target: Path) -> None:

@@ -362,8 +362,10 @@ def test_download_unpacks_and_prepares_the_archives(official, cache, write, serv
     assert builder.prepare(None, **options).digest == expected.digest
 
 
-def test_offline_says_what_to_download_and_where_to_put_it(cache, server, monkeypatch):
+@pytest.mark.parametrize("reachable", [False, True])
+def test_offline_says_what_to_download_and_where_to_put_it(cache, server, monkeypatch, reachable):
     _, address = server  # serves an empty folder
+    address = address if reachable else "http://127.0.0.1:9/"
     monkeypatch.setattr(builder, "ARCHIVES_URL", address)
     with pytest.raises(UserError) as caught:
         builder.prepare(None, image_size=SIZE, cache_dir=cache, download=True, progress=False)
