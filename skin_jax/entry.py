@@ -1,5 +1,6 @@
 """How every entry point starts and ends: flags in, one exit status out."""
 
+import os
 import sys
 from collections.abc import Callable
 from typing import TypeVar
@@ -19,6 +20,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     A UserError is printed on stderr as it is, without a traceback, and gives the exit status.
     Unknown flags and unknown `--config.` keys end with status 2 and the nearest known names.
     """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.set_verbosity(logging.ERROR)  # what the libraries say is not the user's to act on
     app.run(lambda argv: _guarded(lambda: main(argv)), flags_parser=_parse)
 

@@ -99,7 +99,7 @@ def train(
     pending: list[PyTree] = []
     scores: Scalars = {}
     try:
-        for feed in _feeds(experiment, step):
+        for feed in feeds(experiment, step):
             state, values = dispatch(state, experiment.pipeline.resident, feed, rng)
             pending.append(values)
             before, step = step, step + config.steps_per_dispatch
@@ -185,12 +185,12 @@ def _initial_state(
         print(f"resuming at step {restored[1]} of {experiment.num_steps}", flush=True)
         return restored
     state = jax.jit(experiment.task.init, out_shardings=whole)(rng)
-    values = parameter_overview.count_parameters(serialization.to_state_dict(state))
+    values = int(parameter_overview.count_parameters(serialization.to_state_dict(state)))
     print(f"starting a run of {experiment.num_steps} steps; the state has {values:,} values")
     return state, 0
 
 
-def _feeds(experiment: Experiment, first_step: int) -> Any:
+def feeds(experiment: Experiment, first_step: int) -> Any:
     config = experiment.config
     indices = experiment.indices("train")
     order = Order(indices, experiment.examples.labels[indices], config.data.sampling, config.seed)

@@ -12,6 +12,7 @@ import itertools
 import math
 import os
 import shutil
+import tempfile
 import urllib.error
 import urllib.request
 from collections import deque
@@ -395,15 +396,17 @@ def _data_folder(
 def _downloaded(folder: Path, progress: bool) -> Path:
     """Fetches and unpacks the challenge's archives; returns a folder with their official names."""
     root = folder / "ISIC2018_Task3"
-    links = {name: root / name.removesuffix(".zip") for name in ARCHIVES}
-    if all(link.exists() for link in links.values()):
+    missing = [name for name in ARCHIVES if not (root / name.removesuffix(".zip")).exists()]
+    if not missing:
         return root
     tfds.display_progress_bar(progress)
     try:
-        _check_online(ARCHIVES_URL + ARCHIVES[0])
+        _check_online(ARCHIVES_URL + missing[0])
+        root.mkdir(parents=True, exist_ok=True)
         manager = tfds.download.DownloadManager(download_dir=folder)
         # One after the other: threads that still retry would hold up the exit after a failure.
-        paths = {name: manager.download_and_extract(ARCHIVES_URL + name) for name in ARCHIVES}
+        for name in missing:
+            _unpack(Path(manager.download(ARCHIVES_URL + name)), root / name.removesuffix(".zip"))
     # Everything from a refused connection to a broken archive ends in the same advice.
     except Exception as error:
         urls = "\n".join(f"  {ARCHIVES_URL}{name}" for name in ARCHIVES)
@@ -413,11 +416,22 @@ def _downloaded(folder: Path, progress: bool) -> Path:
             "them, and pass it with --config.data.dir=FOLDER (skin_jax.prepare: "
             "--data_dir=FOLDER)"
         ) from error
-    root.mkdir(exist_ok=True)
-    for name, link in links.items():
-        unpacked = Path(paths[name]) / link.name
-        _link(link, unpacked if unpacked.is_dir() else Path(paths[name]))
     return root
+
+
+def _unpack(file: Path, target: Path) -> None:
+    """Puts a table, or the folder that an archive holds, in its place, whole or not at all.
+
+    The download manager's own extraction needs TensorFlow.
+    """
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".unpacking") as temporary:
+        whole = Path(temporary) / "whole"
+        if target.suffix:
+            shutil.copyfile(file, whole)
+        else:
+            shutil.unpack_archive(file, whole, "zip")
+        inner = whole / target.name
+        (inner if inner.is_dir() else whole).replace(target)
 
 
 def _check_online(url: str) -> None:
@@ -427,9 +441,3 @@ def _check_online(url: str) -> None:
         urllib.request.urlopen(request, timeout=30).close()
     except urllib.error.HTTPError as refusal:  # an answer all the same
         refusal.close()
-
-
-def _link(link: Path, target: Path) -> None:
-    temporary = link.with_name(f".{link.name}.{os.getpid()}")
-    temporary.symlink_to(target.absolute())
-    temporary.replace(link)

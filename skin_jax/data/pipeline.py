@@ -152,7 +152,6 @@ class TfPipeline(Pipeline):
         return feed
 
     def _load(self, blocks: Iterator[_Block]) -> Iterator[_Block]:
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         import tensorflow as tf
 
         for kind in ("GPU", "TPU"):  # the accelerator is JAX's

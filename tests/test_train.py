@@ -1,0 +1,223 @@
+"""The loop: resuming, devices, divergence, preemption, evaluation. Tiny networks on the demo data."""
+
+import importlib.util
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from skin_jax import checkpoint, errors, sharding, train
+from skin_jax import config as config_lib
+from skin_jax import state as state_lib
+from skin_jax.data import demo
+from skin_jax.eval import report
+from skin_jax.experiment import open_experiment
+
+needs_tf = pytest.mark.skipif(
+    not importlib.util.find_spec("tensorflow"), reason="TensorFlow is not installed"
+)
+
+
+def tiny(**changes):
+    config = config_lib.sgan()
+    small = {
+        "num_steps": 6,
+        "batch_size": 8,
+        "eval_batch_size": 16,
+        "eval_every_steps": 4,
+        "data.demo_images": demo.MIN_IMAGES,
+        "data.image_size": 32,
+        "data.pipeline": "device",
+        "model.width": 4,
+        "model.noise_size": 8,
+        "sharding.num_devices": 1,
+        "log.every_steps": 2,
+        "log.tensorboard": False,
+    }
+    config.update_from_flattened_dict(
+        small | {key.replace("__", "."): value for key, value in changes.items()}
+    )
+    return config
+
+
+def run(workdir, **changes):
+    """Trains without the final evaluation; the digest of the last state, and the state."""
+    workdir.mkdir(exist_ok=True)
+    experiment = open_experiment(tiny(**changes), workdir)
+    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints")
+    with checkpoint.Preemption() as preemption:
+        state = train.train(experiment, checkpoints, workdir, preemption)
+    checkpoints.close()
+    return state_lib.digest(state), state
+
+
+def history(workdir):
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize("per_dispatch", [1, 2])
+@pytest.mark.parametrize("pipeline", [pytest.param("tf", marks=needs_tf), "device"])
+def test_a_restart_in_the_middle_changes_no_bit(tmp_path, pipeline, per_dispatch):
+    settings = {"data__pipeline": pipeline, "steps_per_dispatch": per_dispatch}
+    settings |= {"ema_decay": 0.9, "data__sampling": "balanced"}
+    whole, _ = run(tmp_path / "whole", num_steps=8, **settings)
+    run(tmp_path / "parts", num_steps=4, **settings)
+    resumed, state = run(tmp_path / "parts", num_steps=8, **settings)
+    assert resumed == whole
+    assert int(state.step) == 8
+    starts = [row["step"] for row in history(tmp_path / "parts") if "event" in row]
+    assert starts == [0, 4]
+
+
+@needs_tf
+def test_both_pipelines_give_the_same_bits(tmp_path):
+    digests = {run(tmp_path / name, data__pipeline=name)[0] for name in ("tf", "device")}
+    assert len(digests) == 1
+
+
+def test_another_seed_gives_other_weights_on_the_same_split(tmp_path):
+    first, _ = run(tmp_path / "0", num_steps=2)
+    second, _ = run(tmp_path / "1", num_steps=2, seed=1)
+    assert first != second
+    splits = [(tmp_path / name / "splits.csv").read_text() for name in "01"]
+    assert splits[0] == splits[1]
+
+
+def test_one_and_four_devices_agree_over_ten_steps(tmp_path):
+    losses = []
+    for devices in (1, 4):
+        folder = tmp_path / str(devices)
+        run(folder, num_steps=10, sharding__num_devices=devices, log__every_steps=1)
+        rows = report.read_history(folder / "metrics.jsonl")
+        names = ("d_loss", "g_loss", "d_grad_norm", "g_grad_norm")
+        losses.append([[row[name] for name in names] for row in rows if "d_loss" in row])
+    assert np.shape(losses[0]) == (10, 4)
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+
+
+def test_the_step_fetches_nothing_from_the_device(tmp_path):
+    experiment = open_experiment(tiny(), tmp_path)
+    dispatch = train.make_dispatch(experiment)
+    rng = jax.random.key(0)
+    state = jax.device_put(experiment.task.init(rng), sharding.replicated(experiment.mesh))
+    feeds = list(train.feeds(experiment, 0))
+    state, _ = dispatch(state, experiment.pipeline.resident, feeds[0], rng)
+    with jax.transfer_guard("disallow"):
+        state, metrics = dispatch(state, experiment.pipeline.resident, feeds[1], rng)
+    assert int(state.step) == 2
+    assert np.isfinite(metrics["d_loss"])
+
+
+def test_twenty_steps_that_are_not_finite_end_the_run_and_keep_the_checkpoint(tmp_path):
+    _, good = run(tmp_path, num_steps=4)
+    config = tiny(num_steps=60, optimizer__learning_rate=1e30)  # overflows at once
+    experiment = open_experiment(config, tmp_path)
+    checkpoints = checkpoint.Checkpoints(tmp_path / "checkpoints")
+    with (
+        checkpoint.Preemption() as preemption,
+        pytest.raises(errors.UserError, match="20 steps in a row before step") as error,
+    ):
+        train.train(experiment, checkpoints, tmp_path, preemption)
+    assert error.value.exit_code == errors.FAILURE
+    template = checkpoint.template_of(good, sharding.replicated(experiment.mesh))
+    for restored, _ in (checkpoints.restore_latest(template), checkpoints.restore_best(template)):
+        assert state_lib.digest(restored.generator) == state_lib.digest(good.generator)
+        assert state_lib.digest(restored.discriminator) == state_lib.digest(good.discriminator)
+    checkpoints.close()
+
+
+def test_sigterm_saves_and_the_next_run_goes_on(tmp_path, monkeypatch):
+    whole, _ = run(tmp_path / "whole", num_steps=6)
+    pending = [3]
+    original = train.make_dispatch
+
+    def interrupting(experiment):
+        dispatch = original(experiment)
+
+        def wrapped(*args):
+            pending[0] -= 1
+            if pending[0] == 0:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return dispatch(*args)
+
+        return wrapped
+
+    monkeypatch.setattr(train, "make_dispatch", interrupting)
+    with pytest.raises(errors.UserError, match="saved at step 3 of 6") as error:
+        run(tmp_path / "parts", num_steps=6)
+    assert error.value.exit_code == errors.PREEMPTED
+    resumed, _ = run(tmp_path / "parts", num_steps=6)
+    assert resumed == whole
+
+
+def test_a_whole_run_leaves_what_the_work_folder_promises(tmp_path, capsys):
+    config = tiny(num_steps=4, eval_every_steps=2)
+    train.train_and_evaluate(config, tmp_path)
+    out = capsys.readouterr().out
+    assert "step 4/4" in out
+    assert "left" in out
+    assert "0.829" in out  # paper A's mean recall, beside this run's
+    for name in (
+        "config.json",
+        "splits.csv",
+        "samples/step_2.png",
+        "samples/step_4.png",
+        "report.html",
+        "eval/test/metrics.json",
+        "eval/test/predictions.csv",
+        "eval/test/report.md",
+    ):
+        assert (tmp_path / name).stat().st_size > 0, name
+    first = history(tmp_path)[0]
+    assert first == {
+        "event": "start",
+        "step": 0,
+        "processes": 1,
+        "devices": 1,
+        "real_examples": first["real_examples"],
+        "synthetic_examples": 0,
+    }
+    assert first["real_examples"] == (tmp_path / "splits.csv").read_text().count(",train")
+    scores = [row for row in history(tmp_path) if "val_macro_auc" in row]
+    assert [row["step"] for row in scores] == [2, 4]
+    metrics = json.loads((tmp_path / "eval/test/metrics.json").read_text())
+    assert metrics["num_examples"] == (tmp_path / "splits.csv").read_text().count(",test")
+    assert np.sum(metrics["confusion_matrix"]) == metrics["num_examples"]
+
+
+def test_a_finished_run_is_evaluated_again_without_training(tmp_path):
+    config = tiny(num_steps=2, eval_every_steps=2)
+    train.train_and_evaluate(config, tmp_path)
+    first = (tmp_path / "eval/test/predictions.csv").read_text()
+    train.train_and_evaluate(config, tmp_path)
+    assert (tmp_path / "eval/test/predictions.csv").read_text() == first
+    assert [row["step"] for row in history(tmp_path) if "event" in row] == [0, 2]
+
+
+def test_other_settings_are_refused_before_anything_is_written(tmp_path):
+    train.train_and_evaluate(tiny(num_steps=2), tmp_path)
+    before = (tmp_path / "config.json").read_text()
+    with pytest.raises(errors.UserError, match=r"config\.batch_size: 8 there, 16 now"):
+        train.train_and_evaluate(tiny(num_steps=2, batch_size=16), tmp_path)
+    assert (tmp_path / "config.json").read_text() == before
+
+
+def test_other_images_are_refused(tmp_path):
+    run(tmp_path, num_steps=2)
+    with pytest.raises(errors.UserError, match="digest differs"):
+        open_experiment(tiny(data__demo_images=100), tmp_path)
+
+
+@pytest.mark.parametrize("size", [5, 64])
+def test_evaluation_does_not_depend_on_the_batch_size(tmp_path, size):
+    experiment = open_experiment(tiny(), tmp_path)
+    state = experiment.task.init(jax.random.key(0))
+    predictor = train.make_predictor(experiment.task.predict, experiment.pipeline)
+    indices = experiment.indices("test")
+    expected = predictor(state, indices, 1)
+    assert expected.shape == (len(indices), 7)
+    np.testing.assert_allclose(predictor(state, indices, size), expected, atol=1e-6)
