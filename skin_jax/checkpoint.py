@@ -3,7 +3,6 @@
 import math
 import shutil
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -120,10 +119,10 @@ class Checkpoints:
             except Exception as error:
                 reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
                 damaged.append(f"{self._directory / str(step)}: {reason[:300]}")
-                print(f"WARNING: checkpoint {damaged[-1]}; trying another", file=sys.stderr)
+                errors.warn(f"checkpoint {damaged[-1]}; trying another")
                 continue
             if damaged:
-                print(f"WARNING: going on from step {step}", file=sys.stderr)
+                errors.warn(f"going on from step {step}")
             return state, step
         if damaged:
             raise errors.listed(

@@ -1,5 +1,6 @@
 """The error that a user can act on: one clear sentence, and the exit code that goes with it."""
 
+import sys
 from collections.abc import Sequence
 
 FAILURE = 1
@@ -29,3 +30,8 @@ def listed(summary: str, problems: Sequence[str], shown: int = 10) -> UserError:
     if len(problems) > shown:
         lines.append(f"  ... and {len(problems) - shown} more")
     return UserError("\n".join(lines))
+
+
+def warn(message: str) -> None:
+    """Says on stderr what the user should know of, where the work goes on."""
+    print(f"warning: {message}", file=sys.stderr, flush=True)

@@ -1,6 +1,5 @@
 """What a configuration stands for: its examples, their split, the devices, and the task."""
 
-import csv
 import dataclasses
 from pathlib import Path
 
@@ -12,9 +11,9 @@ from ml_collections import ConfigDict
 from skin_jax import sharding, tasks
 from skin_jax.data import demo, splits
 from skin_jax.data import pipeline as pipelines
-from skin_jax.data.examples import Examples
+from skin_jax.data.examples import Examples, write_skipped
 from skin_jax.data.lesions import NUM_CLASSES
-from skin_jax.errors import UserError
+from skin_jax.errors import UserError, warn
 
 SPLITS_FILE = "splits.csv"
 _DIGEST_FILE = "examples.digest"
@@ -87,7 +86,9 @@ def open_experiment(config: ConfigDict, workdir: Path) -> Experiment:
     sharding.check_batch_size(config.batch_size, mesh, "batch_size")
     sharding.check_batch_size(config.eval_batch_size, mesh, "eval_batch_size")
     examples = load_examples(config)
-    _write_skipped(examples, workdir)
+    if examples.skipped and jax.process_index() == 0:
+        write_skipped(workdir / "skipped.csv", examples)
+        warn(f"{len(examples.skipped)} unreadable images are left out: {workdir}/skipped.csv")
     assignment = load_split(config, examples, workdir)
     train = np.flatnonzero(assignment == "train")
     steps_per_epoch = len(train) / config.batch_size
@@ -135,14 +136,3 @@ def load_split(config: ConfigDict, examples: Examples, workdir: Path) -> np.ndar
         digest_path.write_text(examples.digest + "\n")
         splits.write(path, examples.records, assignment)
     return assignment
-
-
-def _write_skipped(examples: Examples, workdir: Path) -> None:
-    if not examples.skipped or jax.process_index() != 0:
-        return
-    path = workdir / "skipped.csv"
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["file", "reason"])
-        writer.writerows(examples.skipped)
-    print(f"{len(examples.skipped)} unreadable images are left out; {path} lists them", flush=True)

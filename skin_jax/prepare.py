@@ -5,7 +5,6 @@
 Training does the same by itself; alone, it shows what is wrong before a machine is paid for.
 """
 
-import csv
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,6 +36,7 @@ def main(argv: list[str]) -> int:
     """Prepares the images and prints classes, lesions and splits; returns the exit status."""
     # Imported here: they take seconds, and --help needs none of them.
     from skin_jax.data import builder, splits
+    from skin_jax.data.examples import write_skipped
     from skin_jax.errors import UserError
 
     if argv[1:]:
@@ -66,7 +66,7 @@ def main(argv: list[str]) -> int:
         print(f"{shared} test images show a lesion that is also in train.")
     if examples.skipped:
         path = Path(FLAGS.out) / "skipped.csv"
-        _write_skipped(path, examples)
+        write_skipped(path, examples)
         print(f"{len(examples.skipped)} unreadable images were left out; see {path}")
     return 0
 
@@ -104,14 +104,6 @@ def _sizes(examples: "Examples", assignment: list[str], split: str, fold: int | 
         cells = [counts[side, label] for label in range(lesions.NUM_CLASSES)]
         rows.append(f"  {side:6}" + "".join(f"{c:7}" for c in cells) + f"{sum(cells):8}")
     return "\n".join(rows)
-
-
-def _write_skipped(path: Path, examples: "Examples") -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("file", "reason"))
-        writer.writerows(examples.skipped)
 
 
 if __name__ == "__main__":

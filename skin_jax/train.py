@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +190,8 @@ def _initial_state(
     return state, 0
 
 
-def feeds(experiment: Experiment, first_step: int) -> Any:
+def feeds(experiment: Experiment, first_step: int) -> Iterator[dict[str, jax.Array]]:
+    """What travels to the device for each dispatch from `first_step` on, to the end of the run."""
     config = experiment.config
     indices = experiment.indices("train")
     order = Order(indices, experiment.examples.labels[indices], config.data.sampling, config.seed)

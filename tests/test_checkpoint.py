@@ -119,7 +119,7 @@ def test_damage_is_reported_and_the_older_one_taken(folder, damage, capfd):
     state, step = checkpoints.restore_latest(template())
     assert (step, int(state["step"])) == (1, 1)
     error = capfd.readouterr().err
-    assert f"WARNING: checkpoint {folder / '2'}" in error
+    assert f"warning: checkpoint {folder / '2'}" in error
     assert "going on from step 1" in error
     checkpoints.discard_after(1)
     checkpoints.save(2, make_state(2), 0.2)

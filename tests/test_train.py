@@ -1,4 +1,4 @@
-"""The loop: resuming, devices, divergence, preemption, evaluation. Tiny networks on the demo data."""
+"""The loop: resuming, devices, divergence, preemption, evaluation; tiny networks, demo data."""
 
 import importlib.util
 import json

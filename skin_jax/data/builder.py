@@ -30,7 +30,7 @@ from tqdm import tqdm
 from skin_jax.data import images, layouts
 from skin_jax.data.examples import Digest, Examples, Record
 from skin_jax.data.layouts import Listing
-from skin_jax.errors import UserError, listed
+from skin_jax.errors import UserError, listed, warn
 
 ARCHIVES_URL = "https://isic-challenge-data.s3.amazonaws.com/2018/"
 ARCHIVES = (
@@ -89,7 +89,7 @@ def prepare(
     cache = Path(cache_dir).expanduser()
     listing = layouts.read(_data_folder(data_dir, cache, download, progress))
     for note in listing.notes:
-        logging.warning("%s: %s", listing.root, note)
+        warn(f"{listing.root}: {note}")
     if listing.problems:
         unreadable = _unreadable(listing, image_size, progress)
         raise listed(f"{listing.root} cannot be used", [*listing.problems, *_lines(unreadable)])
@@ -333,7 +333,7 @@ def _load(listing: Listing, entry: Path, size: int, on_bad_image: str) -> Exampl
     # Damage shows itself as anything from a JSON error to one of array_record's own.
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
-        logging.warning("%s is damaged (%s); preparing the images again", builder_dir, reason)
+        warn(f"{builder_dir} is damaged ({reason}); preparing the images again")
         shutil.rmtree(builder_dir, ignore_errors=True)
         return None
     if pixels is None:
@@ -367,10 +367,10 @@ def _alone(entry: Path) -> Iterator[bool]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            logging.warning("waiting for another process that prepares the same images")
+            warn("waiting for another process that prepares the same images")
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
-            logging.warning("%s cannot be locked (%s)", file.name, error.strerror)
+            warn(f"{file.name} cannot be locked ({error.strerror})")
             yield False
             return
         yield True

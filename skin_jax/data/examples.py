@@ -1,5 +1,6 @@
 """What every later step works on: records of images, and the images themselves in memory."""
 
+import csv
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
@@ -50,6 +51,15 @@ class Examples:
     def labels(self) -> np.ndarray:
         """int32 [N], indices into `lesions.CLASSES`."""
         return np.array([record.label for record in self.records], np.int32)
+
+
+def write_skipped(path: Path, examples: Examples) -> None:
+    """Writes the images that were left out as a CSV with the columns file and reason."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("file", "reason"))
+        writer.writerows(examples.skipped)
 
 
 class Digest:

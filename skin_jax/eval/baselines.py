@@ -27,7 +27,7 @@ from skin_jax.experiment import load_examples, load_split
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run that was evaluated on test.")
 
 _PIXELS = 32
-_STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 
 def mean_colour(images: np.ndarray) -> np.ndarray:
@@ -58,7 +58,7 @@ def logistic_regression(
     """
     rows = {split: assignment == split for split in ("train", "val", "test")}
     fits = []
-    for strength in _STRENGTHS:
+    for strength in STRENGTHS:
         model = make_pipeline(
             StandardScaler(),
             LogisticRegression(C=strength, class_weight="balanced", max_iter=1000),

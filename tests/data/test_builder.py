@@ -280,9 +280,7 @@ def _lose_the_race(self, **_):
 def test_a_damaged_cache_is_prepared_again(prepare, cache, damage, monkeypatch):
     expected = prepare()
     warnings = []
-    monkeypatch.setattr(
-        builder.logging, "warning", lambda text, *args: warnings.append(text % args)
-    )
+    monkeypatch.setattr(builder, "warn", warnings.append)
     (shard,) = cache.rglob("*array_record*")
     if damage == "truncate":
         os.truncate(shard, shard.stat().st_size // 2)

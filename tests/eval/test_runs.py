@@ -1,0 +1,89 @@
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from skin_jax import checkpoint, train
+from skin_jax import config as config_lib
+from skin_jax.data import builder, demo
+from skin_jax.data.lesions import CLASSES
+from skin_jax.errors import UserError
+from skin_jax.eval import runs, tables
+from skin_jax.experiment import open_experiment
+
+SMALL = {
+    "num_steps": 2,
+    "batch_size": 8,
+    "eval_batch_size": 16,
+    "data.demo_images": demo.MIN_IMAGES,
+    "data.image_size": 32,
+    "data.pipeline": "device",
+    "model.width": 4,
+    "sharding.num_devices": 1,
+    "log.tensorboard": False,
+}
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    config = config_lib.sgan()
+    config.update_from_flattened_dict(SMALL)
+    folder = tmp_path_factory.mktemp("run")
+    train.train_and_evaluate(config, folder)
+    return folder
+
+
+@pytest.fixture
+def experiment(workdir):
+    return open_experiment(config_lib.read(workdir), workdir)
+
+
+@pytest.fixture
+def checkpoints(workdir):
+    opened = checkpoint.Checkpoints(workdir / "checkpoints", read_only=True)
+    yield opened
+    opened.close()
+
+
+def test_predictions_are_those_of_the_best_checkpoint(workdir, experiment, checkpoints):
+    state, step = runs.best_state(experiment, checkpoints)
+    assert step == checkpoints.best_step()
+    indices = experiment.indices("test")
+    expected = experiment.task.predict(state, experiment.examples.images[indices])
+    written = tables.read_predictions(workdir / "eval/test/predictions.csv")
+    assert list(written.image_ids) == [experiment.examples.records[i].image_id for i in indices]
+    np.testing.assert_allclose(written.probabilities, expected, atol=1e-6)
+
+
+def test_an_empty_split_is_said_and_writes_nothing(experiment, checkpoints, tmp_path, capsys):
+    nothing = np.full(len(experiment.assignment), "train")
+    without_test = type(experiment)(**{**vars(experiment), "assignment": nothing})
+    assert runs.evaluate_split(without_test, checkpoints, "test", tmp_path) is None
+    assert "leaves no test images" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_without_checkpoints_says_so(experiment, tmp_path):
+    empty = checkpoint.Checkpoints(tmp_path / "checkpoints")
+    with pytest.raises(UserError, match="no checkpoint yet"):
+        runs.best_state(experiment, empty)
+    empty.close()
+
+
+def test_another_labelled_folder_is_evaluated_whole(experiment, checkpoints, tmp_path):
+    for label, name in enumerate(CLASSES):
+        folder = tmp_path / "other" / name
+        folder.mkdir(parents=True)
+        for i in range(2):
+            pixels = np.random.default_rng([label, i]).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{name}_{i}.png")
+    examples = builder.prepare(
+        tmp_path / "other", image_size=32, cache_dir=tmp_path / "cache", progress=False
+    )
+    evaluation = runs.evaluate_examples(experiment, checkpoints, examples, tmp_path / "out")
+    assert evaluation.metrics.num_examples == 14
+    np.testing.assert_array_equal(evaluation.metrics.support, np.full(7, 2))
+    state, _ = runs.best_state(experiment, checkpoints)
+    expected = experiment.task.predict(state, jax.numpy.asarray(examples.images))
+    np.testing.assert_allclose(evaluation.probabilities, expected, atol=1e-6)
+    assert (tmp_path / "out" / "metrics.json").exists()

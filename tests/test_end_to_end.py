@@ -1,0 +1,146 @@
+"""The command line as a user has it: real processes, real signals."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from skin_jax import errors
+
+ROOT = Path(__file__).parents[1]
+TINY = [
+    "--config.num_steps=12",
+    "--config.batch_size=8",
+    "--config.eval_every_steps=4",
+    "--config.checkpoint.every_steps=2",
+    "--config.log.every_steps=1",
+    "--config.data.demo_images=80",
+    "--config.model.width=4",
+    "--config.data.pipeline=device",
+    "--config.sharding.num_devices=1",
+]
+
+
+def command(workdir, *args, module="skin_jax.main", config="configs/demo.py:smoke") -> list[str]:
+    where = [f"--workdir={workdir}"] if workdir else []
+    chosen = [f"--config={config}"] if module == "skin_jax.main" else []
+    return [sys.executable, "-m", module, *chosen, *where, *args]
+
+
+def call(*args, **kwargs) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        command(*args, **kwargs), cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+
+
+def interrupt_at(workdir, line: str, kill) -> int:
+    """Starts a run, sends it a signal once it prints `line`, and returns its exit status."""
+    process = subprocess.Popen(
+        command(workdir, *TINY), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    for printed in process.stdout:
+        if printed.startswith(line):
+            kill(process)
+            break
+    process.communicate(timeout=300)
+    return process.returncode
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("undisturbed") / "run"
+    result = call(workdir, *TINY)
+    assert result.returncode == 0, result.stderr
+    return workdir
+
+
+def predictions(workdir) -> str:
+    return (workdir / "eval" / "test" / "predictions.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("line", "kill", "status"),
+    [
+        ("step 3/", lambda process: process.kill(), -9),
+        ("step 9/", lambda process: process.kill(), -9),
+        ("step 5/", lambda process: process.terminate(), errors.PREEMPTED),
+    ],
+    ids=["kill -9 early", "kill -9 late", "SIGTERM"],
+)
+def test_an_interrupted_run_ends_like_an_undisturbed_one(
+    tmp_path, undisturbed, line, kill, status
+):
+    assert interrupt_at(tmp_path / "run", line, kill) == status
+    saved = [path.name for path in (tmp_path / "run/checkpoints").iterdir() if path.name.isdigit()]
+    result = call(tmp_path / "run", *TINY)
+    assert result.returncode == 0, result.stderr
+    resumed = f"resuming at step {max(map(int, saved))} " if saved else "starting a run"
+    assert resumed in result.stdout
+    assert predictions(tmp_path / "run") == predictions(undisturbed)
+
+
+def test_a_run_is_evaluated_again_on_val_and_against_its_own_csv(tmp_path, undisturbed):
+    result = call(undisturbed, "--split=val", module="skin_jax.eval")
+    assert result.returncode == 0, result.stderr
+    content = json.loads((undisturbed / "eval/val/metrics.json").read_text())
+    assert content["num_examples"] == (undisturbed / "splits.csv").read_text().count(",val")
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--config.batchsize=3"], ["--config.batchsize", "did you mean --config.batch_size"]),
+        (["--config.batch_size=many"], ["config.batch_size", "many"]),
+        (["--workdirs=x"], ["workdirs"]),
+        (["more"], ["unexpected argument 'more'"]),
+        (["--config.data.dir=/no/such/folder"], ["/no/such/folder"]),
+        (["--config.data.demo_images=0"], ["--config.data.dir=FOLDER", "--config.data.download"]),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_bad_usage_is_one_sentence_and_status_2(tmp_path, args, words):
+    result = call(tmp_path / "run", *args)
+    assert result.returncode == errors.BAD_INPUT, result.stderr
+    assert result.stderr.startswith("error: ")
+    assert "Traceback" not in result.stderr
+    for word in words:
+        assert word in result.stderr
+
+
+def test_a_missing_configuration_and_a_missing_workdir_are_named(tmp_path):
+    missing = call(tmp_path, config="configs/none.py")
+    assert missing.returncode == errors.BAD_INPUT
+    assert "configs/none.py" in missing.stderr
+    assert "Traceback" not in missing.stderr
+    assert call(None).returncode == errors.BAD_INPUT
+
+
+@pytest.mark.parametrize("module", ["skin_jax.main", "skin_jax.eval", "skin_jax.prepare"])
+def test_help_says_how_without_loading_jax(module):
+    code = (
+        "import runpy, sys; sys.argv = ['x', '--help']\n"
+        "try:\n"
+        f"    runpy.run_module('{module}', run_name='__main__', alter_sys=True)\n"
+        "except SystemExit as end:\n"
+        "    assert end.code == 0, end.code\n"
+        "assert 'jax' not in sys.modules\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 0, result.stderr
+    assert "--" in result.stdout
+
+
+@pytest.mark.skipif(not os.environ.get("SKIN_JAX_TEST_DATA"), reason="no real images here")
+def test_the_smoke_variant_of_the_paper_runs_on_real_images(tmp_path, real_data):
+    settings = [f"--config.data.dir={real_data}", f"--config.data.cache_dir={tmp_path / 'cache'}"]
+    result = call(tmp_path / "run", *settings, config="configs/sgan.py:smoke")
+    assert result.returncode == 0, result.stderr
+    metrics = json.loads((tmp_path / "run/eval/test/metrics.json").read_text())
+    assert metrics["num_examples"] == 1196
+    saved = {int(path.stem[5:]) for path in (tmp_path / "run/samples").glob("step_*.png")}
+    assert saved == {10, 20, 30, 40}
