@@ -1,9 +1,10 @@
 """Saving, verified restoring with fallback, and preemption. The only user of Orbax."""
 
+import contextlib
 import math
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -59,17 +60,21 @@ class Checkpoints:
           state: pytree of arrays.
           score: validation macro AUC at this step; None or NaN where it is not known, which
             never counts as the best.
+
+        Raises:
+          UserError: this save could not start, or the one before it failed.
         """
         if step in self._manager.all_steps():
             return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                digest=ocp.args.JsonSave({"blake2b": state_lib.digest(state)}),
-            ),
-            metrics={SCORE: -1.0 if score is None or math.isnan(score) else score},
-        )
+        with self._saving():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),
+                    digest=ocp.args.JsonSave({"blake2b": state_lib.digest(state)}),
+                ),
+                metrics={SCORE: -1.0 if score is None or math.isnan(score) else score},
+            )
 
     def wait(self) -> None:
         """Returns when everything is on disk.
@@ -77,8 +82,14 @@ class Checkpoints:
         Raises:
           UserError: saving failed, for example on a full disk.
         """
-        try:
+        with self._saving():
             self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _saving(self) -> Iterator[None]:
+        """Orbax raises the errors of an asynchronous save at the next call, of many types."""
+        try:
+            yield
         except Exception as error:
             raise errors.UserError(
                 f"saving a checkpoint in {self._directory} failed ({error}); the earlier ones are "

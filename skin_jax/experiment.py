@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from skin_jax import sharding, tasks
+from skin_jax.config import FILE_NAME
 from skin_jax.data import demo, splits
 from skin_jax.data import pipeline as pipelines
 from skin_jax.data.examples import Examples, write_skipped
@@ -118,7 +119,8 @@ def load_split(config: ConfigDict, examples: Examples, workdir: Path) -> np.ndar
       UserError: the examples are not those that the work folder was made with.
     """
     path, digest_path = workdir / SPLITS_FILE, workdir / _DIGEST_FILE
-    if path.exists():
+    # Without its configuration a split is left from a start that came to nothing.
+    if path.exists() and (workdir / FILE_NAME).exists():
         if digest_path.read_text().strip() != examples.digest:
             raise UserError(
                 f"the images are not those that {workdir} was trained on (their digest differs); "

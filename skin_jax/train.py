@@ -27,6 +27,7 @@ from skin_jax.state import MAX_NONFINITE_IN_A_ROW
 PyTree = Any
 Scalars = dict[str, float]
 
+_IN_A_ROW = "nonfinite_in_a_row"  # the one scalar that every task must report
 _EIGEN_IS_FASTER_IN = ("0.10.2",)
 _GRID_COLUMNS = 8
 _GRID_ROWS = 3  # of real images, and as many of generated ones
@@ -104,7 +105,8 @@ def train(
             pending.append(values)
             before, step = step, step + config.steps_per_dispatch
             due = _due(experiment, before, step)
-            if due.log or due.evaluate or due.save or preemption.requested:
+            stop = preemption.requested  # asked once: it may change at any moment
+            if due.log or due.evaluate or due.save or stop:
                 averages = _averages(pending)
                 _check_finite(averages, step, workdir)
                 writer.scalars(
@@ -114,12 +116,12 @@ def train(
             if due.evaluate:
                 scores = watch.evaluate(state, step)
                 writer.scalars(step, scores)
-            if due.evaluate or due.save or preemption.requested:
+            if due.evaluate or due.save or stop:
                 checkpoints.save(
                     step, state, scores.get(checkpoint.SCORE) if due.evaluate else None
                 )
                 progress.resume_clock()
-            if preemption.requested:
+            if stop:
                 checkpoints.wait()
                 raise errors.UserError(
                     f"asked to end: saved at step {step} of {experiment.num_steps}; run the same "
@@ -136,8 +138,8 @@ def make_dispatch(
 ) -> Callable[[PyTree, PyTree, dict[str, jax.Array], jax.Array], tuple[PyTree, PyTree]]:
     """The jitted function (state, resident, feed, rng) -> (state, metrics) of K steps.
 
-    The state is donated; metrics are means over the K steps, but for `nonfinite_in_a_row`, which
-    is a count at the last one.
+    The state is donated; metrics are means over the K steps, but for the count of non-finite steps
+    in a row, which is that of the last one.
     """
     task, pipeline = experiment.task, experiment.pipeline
     per_dispatch = experiment.config.steps_per_dispatch
@@ -151,7 +153,10 @@ def make_dispatch(
         if per_dispatch == 1:
             return one(state, feed)
         state, stacked = jax.lax.scan(one, state, feed)
-        return state, jax.tree.map(lambda x: x.mean(axis=0), stacked)
+        return state, {
+            key: values[-1] if key == _IN_A_ROW else values.mean(axis=0)
+            for key, values in stacked.items()
+        }
 
     whole = sharding.replicated(experiment.mesh)
     return jax.jit(
@@ -226,12 +231,12 @@ def _averages(pending: list[PyTree]) -> Scalars:
     """Means over the dispatches since the last report, in one transfer; counts are the last."""
     rows = jax.device_get(pending)
     averages = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
-    averages["nonfinite_in_a_row"] = float(rows[-1]["nonfinite_in_a_row"])
+    averages[_IN_A_ROW] = float(rows[-1][_IN_A_ROW])
     return averages
 
 
 def _check_finite(values: Scalars, step: int, workdir: Path) -> None:
-    if values["nonfinite_in_a_row"] >= MAX_NONFINITE_IN_A_ROW:
+    if values[_IN_A_ROW] >= MAX_NONFINITE_IN_A_ROW:
         raise errors.UserError(
             f"training diverged: {MAX_NONFINITE_IN_A_ROW} steps in a row before step {step} gave "
             f"losses or gradients that are not finite; {workdir / 'checkpoints'} holds the last "

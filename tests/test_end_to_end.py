@@ -70,9 +70,7 @@ def predictions(workdir) -> str:
     ],
     ids=["kill -9 early", "kill -9 late", "SIGTERM"],
 )
-def test_an_interrupted_run_ends_like_an_undisturbed_one(
-    tmp_path, undisturbed, line, kill, status
-):
+def test_an_interrupted_run_ends_like_an_undisturbed_one(tmp_path, undisturbed, line, kill, status):
     assert interrupt_at(tmp_path / "run", line, kill) == status
     saved = [path.name for path in (tmp_path / "run/checkpoints").iterdir() if path.name.isdigit()]
     result = call(tmp_path / "run", *TINY)

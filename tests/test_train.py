@@ -206,8 +206,17 @@ def test_other_settings_are_refused_before_anything_is_written(tmp_path):
     assert (tmp_path / "config.json").read_text() == before
 
 
+def test_a_start_that_came_to_nothing_leaves_no_split_behind(tmp_path):
+    with pytest.raises(errors.UserError, match=r"loss\.reading"):
+        train.train_and_evaluate(tiny(loss__reading="none"), tmp_path)
+    train.train_and_evaluate(tiny(num_steps=1, data__fold=2), tmp_path)
+    train.train_and_evaluate(tiny(num_steps=1, data__fold=2), tmp_path / "fresh")
+    splits = [(folder / "splits.csv").read_text() for folder in (tmp_path, tmp_path / "fresh")]
+    assert splits[0] == splits[1]
+
+
 def test_other_images_are_refused(tmp_path):
-    run(tmp_path, num_steps=2)
+    train.train_and_evaluate(tiny(num_steps=1), tmp_path)
     with pytest.raises(errors.UserError, match="digest differs"):
         open_experiment(tiny(data__demo_images=100), tmp_path)
 
