@@ -2,9 +2,9 @@
 
 import contextlib
 import math
-import shutil
 import signal
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -156,11 +156,19 @@ class Checkpoints:
             raise ValueError(f"its contents have digest {found}, not {stored} as when it was saved")
         return restored["state"]
 
-    def discard_after(self, step: int) -> None:
-        """Removes checkpoints later than `step`: damaged ones, in the way of saving them anew."""
-        for later in [s for s in self.steps() if s > step]:
-            shutil.rmtree(self._directory / str(later), ignore_errors=True)
-        self._manager.reload()
+    def set_aside_after(self, step: int) -> None:
+        """Moves checkpoints later than `step`, the damaged ones, to the folder `damaged` beside.
+
+        There they are out of the way of saving those steps anew, and nothing is lost.
+        """
+        later = [s for s in self.steps() if s > step]
+        for number in later:
+            target = self._directory.parent / "damaged" / f"{number}_{time.time_ns()}"
+            target.parent.mkdir(exist_ok=True)
+            (self._directory / str(number)).rename(target)
+            errors.warn(f"checkpoint {number} is set aside in {target}")
+        if later:
+            self._manager.reload()
 
     def _read_score(self, step: int) -> float:
         try:
@@ -188,23 +196,42 @@ def _score(metrics: PyTree) -> float:
 
 
 class Preemption:
-    """Remembers SIGTERM, so that the loop can save at the next boundary and exit 143."""
+    """What SIGTERM does: it ends the process with status 143, in the loop after saving.
+
+    Within `deferred` it is only remembered, for the loop to look at between dispatches; elsewhere
+    (loading, restoring, evaluating) it raises at once, because everything is saved there.
+    """
 
     def __init__(self) -> None:
-        self._requested = False
-        self._previous: Callable[..., Any] | int | None = None
+        self.requested = False
+        self._deferred = False
+        self._previous: Any = None
 
     def __enter__(self) -> "Preemption":
-        self._previous = signal.signal(signal.SIGTERM, self._remember)
+        self._previous = signal.signal(signal.SIGTERM, self._receive)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         signal.signal(signal.SIGTERM, self._previous)
 
-    def _remember(self, signum: int, frame: FrameType | None) -> None:
-        self._requested = True
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Within it, the signal sets `requested` and does nothing else."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+        if self.requested:
+            raise self.ended("everything so far is saved")
 
-    @property
-    def requested(self) -> bool:
-        """Whether the process was asked to end."""
-        return self._requested
+    def ended(self, what: str) -> errors.UserError:
+        """The error that ends the process."""
+        return errors.UserError(
+            f"asked to end: {what}; run the same command again to go on", errors.PREEMPTED
+        )
+
+    def _receive(self, signum: int, frame: FrameType | None) -> None:
+        self.requested = True
+        if not self._deferred:
+            raise self.ended("everything so far is saved")

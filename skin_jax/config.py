@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from skin_jax.errors import UserError
+from skin_jax.files import write_atomically
 
 _T = TypeVar("_T")
 
@@ -23,6 +24,7 @@ _NEUTRAL = (
     "data.cache_dir",
     "data.pipeline",
     "data.on_bad_image",
+    "eval_batch_size",
     "sharding",
     "log",
     "checkpoint",
@@ -30,6 +32,20 @@ _NEUTRAL = (
 """Keys, or sections, that a resumed run may change: none of them changes a result."""
 
 _LENGTH = ("num_epochs", "num_steps")
+_LOWEST = {
+    "seed": 0,
+    "num_epochs": 1,
+    "num_steps": 1,
+    "batch_size": 1,
+    "eval_batch_size": 1,
+    "eval_every_steps": 1,
+    "steps_per_dispatch": 1,
+    "data.image_size": 1,
+    "data.demo_images": 0,
+    "data.split_seed": 0,
+    "log.every_steps": 1,
+    "checkpoint.every_steps": 1,
+}
 
 
 def base() -> ConfigDict:
@@ -126,7 +142,9 @@ def for_variant(config: ConfigDict, variant: str) -> ConfigDict:
     Raises:
       UserError: another variant.
     """
-    if choice(variant, ("", "smoke"), "<variant>") == "smoke":
+    if variant not in ("", "smoke"):
+        raise UserError(f"there is no variant {variant!r} of this configuration; there is ':smoke'")
+    if variant == "smoke":
         config.model.width = 8
         config.data.image_size = 32
         config.batch_size = 32
@@ -149,29 +167,58 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def write(config: ConfigDict, workdir: Path) -> None:
     """Writes `config.json`, whole or not at all."""
-    path = workdir / FILE_NAME
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n")
-    temporary.replace(path)
+    text = json.dumps(config.to_dict(), indent=2, sort_keys=True)
+    write_atomically(workdir / FILE_NAME, text + "\n")
 
 
 def read(workdir: Path) -> ConfigDict:
     """The configuration of a work folder.
 
     Raises:
-      UserError: there is none, or it is not JSON.
+      UserError: there is none, or it is damaged.
     """
     path = workdir / FILE_NAME
     try:
-        return ConfigDict(json.loads(path.read_text()))
-    except FileNotFoundError:
+        content = json.loads(path.read_text())
+        if not {"task", "data", "model"} <= content.keys():
+            raise ValueError("it lacks sections")
+        return ConfigDict(content)
+    except OSError:
         raise UserError(
             f"{workdir} is not the work folder of a run: it has no {FILE_NAME}"
         ) from None
-    except ValueError as error:
+    except (ValueError, AttributeError) as error:
         raise UserError(
             f"{path} is damaged ({error}); restore it or start in a new folder"
         ) from None
+
+
+def validate(config: ConfigDict) -> None:
+    """Refuses settings of `base` that are outside their ranges, before any work is done.
+
+    Raises:
+      UserError: names the key, the value and what it can be.
+    """
+    flat = flatten(config)
+    for key, lowest in _LOWEST.items():
+        at_least(flat[key], lowest, key)
+    data = config.data
+    choice(data.split, ("lesion", "paper", "official"), "data.split")
+    choice(data.sampling, ("natural", "balanced"), "data.sampling")
+    choice(data.on_bad_image, ("error", "skip"), "data.on_bad_image")
+    choice(data.pipeline, ("tf", "device", "auto"), "data.pipeline")
+    if data.pipeline == "tf" and not importlib.util.find_spec("tensorflow"):
+        raise UserError(
+            "config.data.pipeline is 'tf', but TensorFlow is not installed; install the extra "
+            "skin_jax[tf] or pass --config.data.pipeline=device"
+        )
+    if not all(isinstance(share, int | float) for share in data.split_fractions):
+        raise UserError(
+            f"config.data.split_fractions is {data.split_fractions}; it takes three numbers, such "
+            "as (0.7,0.1,0.2)"
+        )
+    if data.dir == "":
+        raise UserError("config.data.dir is empty; give a folder, or leave it out")
 
 
 def check_resumable(old: ConfigDict, new: ConfigDict, workdir: Path) -> None:
@@ -188,7 +235,8 @@ def check_resumable(old: ConfigDict, new: ConfigDict, workdir: Path) -> None:
     for key in sorted(before.keys() | after.keys()):
         if before.get(key) == after.get(key) or _is_neutral(key):
             continue
-        if may_grow and key in _LENGTH and (before.get(key) or 0) <= (after.get(key) or 0):
+        old_length, new_length = before.get(key), after.get(key)
+        if may_grow and key in _LENGTH and old_length and new_length and old_length < new_length:
             continue
         differing.append(f"config.{key}: {before.get(key)!r} there, {after.get(key)!r} now")
     if differing:
@@ -202,6 +250,15 @@ def _is_neutral(key: str) -> bool:
     return any(key == neutral or key.startswith(f"{neutral}.") for neutral in _NEUTRAL)
 
 
+def path_in(argv: list[str]) -> str:
+    """The configuration file that a command line names, with its variant; "" for none."""
+    for position, arg in enumerate(argv):
+        name, _, value = arg.partition("=")
+        if name.lstrip("-") == "config":
+            return value or "".join(argv[position + 1 : position + 2])
+    return ""
+
+
 def unknown_key_error(argv: list[str], load: Callable[[str], ConfigDict]) -> UserError:
     """Explains an override of a key that the configuration file does not define.
 
@@ -209,15 +266,14 @@ def unknown_key_error(argv: list[str], load: Callable[[str], ConfigDict]) -> Use
       argv: the command line.
       load: reads a configuration file (with its `:variant`).
     """
-    path = ""
-    overrides = []
-    for position, arg in enumerate(argv):
-        name, _, value = arg.lstrip("-").partition("=")
-        if name == "config":
-            path = value or argv[position + 1]
-        elif name.removeprefix("no").startswith("config."):
-            overrides.append(name.removeprefix("no").removeprefix("config."))
-    known = flatten(load(path))
+    path = path_in(argv)
+    names = [arg.lstrip("-").partition("=")[0].removeprefix("no") for arg in argv]
+    overrides = [n.removeprefix("config.") for n in names if n.startswith("config.")]
+    try:
+        loaded = load(path)
+    except (AttributeError, KeyError) as error:
+        return UserError(f"the configuration {path} failed: {type(error).__name__}: {error}")
+    known = flatten(loaded)
     sections = {key.rpartition(".")[0] for key in known}
     unknown = [key for key in overrides if key not in known and key not in sections]
     sentences = []
@@ -239,3 +295,13 @@ def choice(value: _T, allowed: Sequence[_T], key: str) -> _T:
         options = ", ".join(repr(option) for option in allowed)
         raise UserError(f"config.{key} is {value!r}; it can be {options}")
     return value
+
+
+def at_least(value: float | None, lowest: float, key: str) -> None:
+    """Refuses a value of `config.<key>` below the lowest; None, where it is allowed, is fine.
+
+    Raises:
+      UserError: names the key and the value.
+    """
+    if value is not None and not value >= lowest:
+        raise UserError(f"config.{key} is {value}; it must be at least {lowest}")

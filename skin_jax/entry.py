@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -42,8 +43,18 @@ def _parse(argv: list[str]) -> list[str]:
 def _parse_or_explain(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
-    except AttributeError:
-        # ml_collections raises this, bare, for an override of a key that the file does not define.
+    except errors.UserError:
+        raise
+    except (AttributeError, KeyError):
+        # ml_collections raises these, bare, for an override of a key that the file does not define.
         raise config_lib.unknown_key_error(argv, flags.FLAGS["config"].parser.parse) from None
     except (flags.Error, OSError) as error:
+        if any(arg.startswith("--config.") for arg in argv) and not config_lib.path_in(argv):
+            raise errors.UserError("--config.key=value needs --config=configs/X.py") from None
         raise errors.UserError(f"{error} (see --help)") from None
+    except Exception as error:  # of the configuration file: it is a program
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        raise errors.UserError(
+            f"the configuration {config_lib.path_in(argv)} failed: {type(error).__name__}: {error} "
+            f"({where.filename}, line {where.lineno})"
+        ) from None

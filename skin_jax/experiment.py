@@ -8,13 +8,14 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from skin_jax import config as config_lib
 from skin_jax import sharding, tasks
-from skin_jax.config import FILE_NAME
 from skin_jax.data import demo, splits
 from skin_jax.data import pipeline as pipelines
 from skin_jax.data.examples import Examples, write_skipped
 from skin_jax.data.lesions import NUM_CLASSES
 from skin_jax.errors import UserError, warn
+from skin_jax.files import write_atomically
 
 SPLITS_FILE = "splits.csv"
 _DIGEST_FILE = "examples.digest"
@@ -48,13 +49,9 @@ class Experiment:
         """Indices of the examples of a split, int64 [n]."""
         return np.flatnonzero(self.assignment == split)
 
-    def lesion_ids(self, indices: np.ndarray) -> list[str]:
-        """Lesions of the given examples."""
-        return [self.examples.records[i].lesion_id for i in indices]
-
-    def image_ids(self, indices: np.ndarray) -> list[str]:
-        """Ids of the given examples."""
-        return [self.examples.records[i].image_id for i in indices]
+    def class_counts(self, split: str) -> np.ndarray:
+        """Images of each class in a split, int64 [7]."""
+        return np.bincount(self.examples.labels[self.indices(split)], minlength=NUM_CLASSES)
 
 
 def load_examples(config: ConfigDict) -> Examples:
@@ -77,64 +74,112 @@ def load_examples(config: ConfigDict) -> Examples:
     )
 
 
-def open_experiment(config: ConfigDict, workdir: Path) -> Experiment:
-    """Loads the data and builds the task; the split is read from the work folder where it is there.
+def start(config: ConfigDict, workdir: Path) -> Experiment:
+    """Opens the experiment for training; a new work folder gets its configuration and its split.
+
+    Everything is checked before anything is written, so that a wrong setting leaves no trace.
 
     Raises:
-      UserError: a setting that does not fit, or data that are not those of the work folder.
+      UserError: a setting or data that do not fit, or a work folder of another run.
     """
+    config_lib.validate(config)
+    _build_task(config, np.ones(NUM_CLASSES, int))  # its settings too, before hours of decoding
+    if config.data.dir is not None:
+        config.data.dir = str(Path(config.data.dir).expanduser().absolute())
+    resumed = (workdir / config_lib.FILE_NAME).exists()
+    if resumed:
+        config_lib.check_resumable(config_lib.read(workdir), config, workdir)
+    elif (workdir / "checkpoints").exists():
+        raise UserError(
+            f"{workdir} holds checkpoints but no {config_lib.FILE_NAME}: what they were trained on "
+            "is not known; restore the file, or take a new --workdir"
+        )
     mesh = sharding.make_mesh(config.sharding.num_devices)
     sharding.check_batch_size(config.batch_size, mesh, "batch_size")
-    sharding.check_batch_size(config.eval_batch_size, mesh, "eval_batch_size")
     examples = load_examples(config)
-    if examples.skipped and jax.process_index() == 0:
-        write_skipped(workdir / "skipped.csv", examples)
-        warn(f"{len(examples.skipped)} unreadable images are left out: {workdir}/skipped.csv")
-    assignment = load_split(config, examples, workdir)
-    train = np.flatnonzero(assignment == "train")
-    steps_per_epoch = len(train) / config.batch_size
-    per_dispatch = config.steps_per_dispatch
-    steps = config.num_steps or max(1, round(config.num_epochs * steps_per_epoch))
-    num_steps = -(-steps // per_dispatch) * per_dispatch
-    class_counts = np.bincount(examples.labels[train], minlength=NUM_CLASSES)
+    if resumed:
+        assignment = read_split(examples, workdir)
+    else:
+        assignment = splits.draw(
+            examples.records,
+            split=config.data.split,
+            fractions=tuple(config.data.split_fractions),
+            split_seed=config.data.split_seed,
+            fold=config.data.fold,
+        )
+    experiment = _assemble(config, examples, assignment, mesh)
+    if jax.process_index() == 0:
+        if examples.skipped:
+            write_skipped(workdir / "skipped.csv", examples)
+            warn(f"{len(examples.skipped)} unreadable images are left out: {workdir}/skipped.csv")
+        if not resumed:
+            splits.write(workdir / SPLITS_FILE, examples.records, assignment)
+            write_atomically(workdir / _DIGEST_FILE, examples.digest + "\n")
+        config_lib.write(config, workdir)  # last: it is what makes the folder a run
+    return experiment
+
+
+def reopen(workdir: Path) -> Experiment:
+    """Opens the experiment of a work folder to look at it, on whatever devices are here.
+
+    Raises:
+      UserError: the folder is not one of a run, or its images are gone or others.
+    """
+    config = config_lib.read(workdir)
+    config.data.pipeline = "auto"
+    examples = load_examples(config)
+    return _assemble(config, examples, read_split(examples, workdir), sharding.make_mesh(None))
+
+
+def read_split(examples: Examples, workdir: Path) -> np.ndarray:
+    """The split of a run, "train" | "val" | "test" [N]; it is never drawn twice.
+
+    Raises:
+      UserError: its files are gone, or the examples are not those that it was drawn from.
+    """
+    path = workdir / _DIGEST_FILE
+    try:
+        digest = path.read_text().strip()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); restore it") from None
+    if digest != examples.digest:
+        raise UserError(
+            f"the images are not those that {workdir} was trained on (their digest differs); "
+            "give the folder that it had with --config.data.dir, or take a new --workdir"
+        )
+    return splits.read(workdir / SPLITS_FILE, examples.records)
+
+
+def reopen_task(workdir: Path) -> tuple[tasks.Task, ConfigDict]:
+    """The task of a work folder and its configuration, without its images."""
+    config = config_lib.read(workdir)
+    return _build_task(config, splits.class_counts(workdir / SPLITS_FILE, "train"))[0], config
+
+
+def _assemble(
+    config: ConfigDict, examples: Examples, assignment: np.ndarray, mesh: Mesh
+) -> Experiment:
+    train = examples.labels[assignment == "train"]
+    task, num_steps, steps_per_epoch = _build_task(
+        config, np.bincount(train, minlength=NUM_CLASSES)
+    )
     return Experiment(
         config=config,
         examples=examples,
         assignment=assignment,
         mesh=mesh,
         pipeline=pipelines.make(config.data.pipeline, examples.images, examples.labels, mesh),
-        task=tasks.build(config, class_counts, num_steps, steps_per_epoch),
+        task=task,
         num_steps=num_steps,
         steps_per_epoch=steps_per_epoch,
     )
 
 
-def load_split(config: ConfigDict, examples: Examples, workdir: Path) -> np.ndarray:
-    """Draws the split and writes `splits.csv`, or reads it back; never draws it twice.
-
-    Returns:
-      "train" | "val" | "test" [N].
-
-    Raises:
-      UserError: the examples are not those that the work folder was made with.
-    """
-    path, digest_path = workdir / SPLITS_FILE, workdir / _DIGEST_FILE
-    # Without its configuration a split is left from a start that came to nothing.
-    if path.exists() and (workdir / FILE_NAME).exists():
-        if digest_path.read_text().strip() != examples.digest:
-            raise UserError(
-                f"the images are not those that {workdir} was trained on (their digest differs); "
-                "give the folder that it had with --config.data.dir, or take a new --workdir"
-            )
-        return splits.read(path, examples.records)
-    assignment = splits.draw(
-        examples.records,
-        split=config.data.split,
-        fractions=tuple(config.data.split_fractions),
-        split_seed=config.data.split_seed,
-        fold=config.data.fold,
-    )
-    if jax.process_index() == 0:
-        digest_path.write_text(examples.digest + "\n")
-        splits.write(path, examples.records, assignment)
-    return assignment
+def _build_task(config: ConfigDict, class_counts: np.ndarray) -> tuple[tasks.Task, int, float]:
+    """The task, the length of the run in steps, and the batches in an epoch."""
+    steps_per_epoch = float(class_counts.sum() / config.batch_size)
+    per_dispatch = config.steps_per_dispatch
+    steps = config.num_steps or max(1, round(config.num_epochs * steps_per_epoch))
+    num_steps = -(-steps // per_dispatch) * per_dispatch
+    task = tasks.build(config, class_counts, num_steps, steps_per_epoch)
+    return task, num_steps, steps_per_epoch

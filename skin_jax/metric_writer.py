@@ -21,7 +21,11 @@ class MetricWriter:
     """
 
     def __init__(self, workdir: Path, tensorboard: bool):
-        self._history = (workdir / HISTORY).open("a", encoding="utf-8")
+        path = workdir / HISTORY
+        cut = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")  # by a kill
+        self._history = path.open("a", encoding="utf-8")
+        if cut:
+            self._history.write("\n")
         self._events: RecordWriter | None = None
         if tensorboard:
             folder = workdir / "tensorboard"
@@ -102,6 +106,8 @@ class Progress:
             per_step = (now - self._first[1]) / (step - self._first[0])
             left = f"  {_duration(per_step * (self._num_steps - step))} left"
         self._step, self._mark = step, now
+        if values.get("nonfinite"):
+            left += f"  ({values['nonfinite']:.0f} steps undone: not finite)"
         shown = "  ".join(f"{key} {values[key]:.3f}" for key in self._headline if key in values)
         print(
             f"step {step}/{self._num_steps}  epoch {step / self._steps_per_epoch:.1f}  "

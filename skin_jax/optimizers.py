@@ -15,8 +15,12 @@ def make(section: ConfigDict, num_steps: int) -> optax.GradientTransformation:
       num_steps: length of the run, where a cosine schedule ends at 0.
 
     Raises:
-      UserError: an unknown schedule.
+      UserError: an unknown schedule, or a learning rate that is not positive.
     """
+    if not section.learning_rate > 0:
+        raise UserError(
+            f"config.optimizer.learning_rate is {section.learning_rate}; it must be above 0"
+        )
     if section.schedule == "constant":
         decay = optax.constant_schedule(section.learning_rate)
     elif section.schedule == "cosine":

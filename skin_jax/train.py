@@ -1,5 +1,6 @@
 """The one training loop: dispatch, log, evaluate, save, stop, resume. It knows no task."""
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
@@ -15,19 +16,19 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from skin_jax import checkpoint, errors, sharding, tasks
-from skin_jax import config as config_lib
 from skin_jax.augment import to_uint8
 from skin_jax.data.pipeline import Order
 from skin_jax.eval import figures, metrics, report, runs
 from skin_jax.eval.inference import make_predictor
-from skin_jax.experiment import Experiment, open_experiment
+from skin_jax.experiment import Experiment, start
+from skin_jax.files import locked
 from skin_jax.metric_writer import MetricWriter, Progress
 from skin_jax.state import MAX_NONFINITE_IN_A_ROW
 
 PyTree = Any
 Scalars = dict[str, float]
 
-_IN_A_ROW = "nonfinite_in_a_row"  # the one scalar that every task must report
+_COUNTS = ("nonfinite", "nonfinite_in_a_row")  # what every task reports of its undone steps
 _EIGEN_IS_FASTER_IN = ("0.10.2",)
 _GRID_COLUMNS = 8
 _GRID_ROWS = 3  # of real images, and as many of generated ones
@@ -44,21 +45,30 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> None:
       UserError: bad input, a run that cannot be resumed, a diverged run, or preemption (status
         143, everything saved).
     """
-    workdir.mkdir(parents=True, exist_ok=True)
-    if (workdir / config_lib.FILE_NAME).exists():
-        config_lib.check_resumable(config_lib.read(workdir), config, workdir)
-    experiment = open_experiment(config, workdir)
-    config_lib.write(config, workdir)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        with locked(workdir / ".lock"), checkpoint.Preemption() as preemption:
+            _train_and_evaluate(config, workdir, preemption)
+    except BlockingIOError:
+        raise errors.UserError(f"another process is training in {workdir}") from None
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise errors.UserError(f"{workdir} cannot be a work folder: {error}") from error
+
+
+def _train_and_evaluate(
+    config: ConfigDict, workdir: Path, preemption: checkpoint.Preemption
+) -> None:
+    experiment = start(config, workdir)
     checkpoints = checkpoint.Checkpoints(workdir / "checkpoints")
     try:
-        with checkpoint.Preemption() as preemption:
-            train(experiment, checkpoints, workdir, preemption)
+        train(experiment, checkpoints, workdir, preemption)
         checkpoints.wait()
         if isinstance(experiment.task, tasks.Classifies):
-            evaluation = runs.evaluate_split(experiment, checkpoints, "test", workdir)
-            if evaluation is not None:
-                print(report.table_one(evaluation.metrics, evaluation.shared_with_train))
-                print(f"\nfull report: {workdir / 'report.html'}", flush=True)
+            found = runs.evaluate_split(experiment, checkpoints, "test", workdir / "eval" / "test")
+            if found is not None:
+                print(report.table_one(found[0].metrics, found[0].shared_with_train))
+            page = runs.write_page(experiment, found[1] if found else (), workdir)
+            print(f"\nfull report: {page}", flush=True)
     finally:
         checkpoints.close()
 
@@ -99,7 +109,7 @@ def train(
     dispatch = make_dispatch(experiment)
     pending: list[PyTree] = []
     scores: Scalars = {}
-    try:
+    with preemption.deferred(), contextlib.closing(writer):
         for feed in feeds(experiment, step):
             state, values = dispatch(state, experiment.pipeline.resident, feed, rng)
             pending.append(values)
@@ -123,13 +133,7 @@ def train(
                 progress.resume_clock()
             if stop:
                 checkpoints.wait()
-                raise errors.UserError(
-                    f"asked to end: saved at step {step} of {experiment.num_steps}; run the same "
-                    "command again to go on",
-                    errors.PREEMPTED,
-                )
-    finally:
-        writer.close()
+                raise preemption.ended(f"saved at step {step} of {experiment.num_steps}")
     return state
 
 
@@ -154,7 +158,7 @@ def make_dispatch(
             return one(state, feed)
         state, stacked = jax.lax.scan(one, state, feed)
         return state, {
-            key: values[-1] if key == _IN_A_ROW else values.mean(axis=0)
+            key: values[-1] if key in _COUNTS else values.mean(axis=0)
             for key, values in stacked.items()
         }
 
@@ -168,10 +172,12 @@ def make_dispatch(
 
 
 def _compiler_options(mesh: Mesh) -> dict[str, str] | None:
-    """Takes single convolutions on a CPU back from YNNPACK to Eigen, which runs them faster.
+    """On a CPU faster single convolutions (Eigen's, not YNNPACK's), on a GPU always the same bits.
 
     An option that a version of jaxlib does not know is an error: only versions that were tried.
     """
+    if mesh.devices.flat[0].platform == "gpu":
+        return {"xla_gpu_deterministic_ops": "true"}
     if mesh.devices.flat[0].platform == "cpu" and jaxlib.__version__ in _EIGEN_IS_FASTER_IN:
         kept = "LIBRARY_FUSION_TYPE_REDUCE,LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
         return {"xla_cpu_experimental_ynn_fusion_type": kept}
@@ -186,7 +192,7 @@ def _initial_state(
     shapes = jax.eval_shape(experiment.task.init, rng)
     restored = checkpoints.restore_latest(checkpoint.template_of(shapes, whole))
     if restored is not None:
-        checkpoints.discard_after(restored[1])
+        checkpoints.set_aside_after(restored[1])
         print(f"resuming at step {restored[1]} of {experiment.num_steps}", flush=True)
         return restored
     state = jax.jit(experiment.task.init, out_shardings=whole)(rng)
@@ -231,16 +237,16 @@ def _averages(pending: list[PyTree]) -> Scalars:
     """Means over the dispatches since the last report, in one transfer; counts are the last."""
     rows = jax.device_get(pending)
     averages = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
-    averages[_IN_A_ROW] = float(rows[-1][_IN_A_ROW])
+    averages |= {key: float(rows[-1][key]) for key in _COUNTS}
     return averages
 
 
 def _check_finite(values: Scalars, step: int, workdir: Path) -> None:
-    if values[_IN_A_ROW] >= MAX_NONFINITE_IN_A_ROW:
+    if values["nonfinite_in_a_row"] >= MAX_NONFINITE_IN_A_ROW:
         raise errors.UserError(
             f"training diverged: {MAX_NONFINITE_IN_A_ROW} steps in a row before step {step} gave "
             f"losses or gradients that are not finite; {workdir / 'checkpoints'} holds the last "
-            "good ones; try a lower config.optimizer.learning_rate",
+            "good ones; start again in a new --workdir with a lower config.optimizer.learning_rate",
             errors.FAILURE,
         )
 

@@ -9,7 +9,7 @@ import pytest
 
 from skin_jax import checkpoint, sharding
 from skin_jax import state as state_lib
-from skin_jax.errors import UserError
+from skin_jax.errors import PREEMPTED, UserError
 
 
 def make_state(value: float) -> dict:
@@ -121,7 +121,8 @@ def test_damage_is_reported_and_the_older_one_taken(folder, damage, capfd):
     error = capfd.readouterr().err
     assert f"warning: checkpoint {folder / '2'}" in error
     assert "going on from step 1" in error
-    checkpoints.discard_after(1)
+    checkpoints.set_aside_after(1)
+    assert [path.name.partition("_")[0] for path in (folder.parent / "damaged").iterdir()] == ["2"]
     checkpoints.save(2, make_state(2), 0.2)
     checkpoints.wait()
     assert checkpoints.restore_latest(template())[1] == 2
@@ -149,10 +150,26 @@ def test_a_save_that_was_cut_off_is_cleaned_up(folder):
     assert not left.exists()
 
 
-def test_sigterm_is_remembered_and_the_old_handler_comes_back():
+def test_errors_of_a_save_are_one_sentence(folder, monkeypatch):
+    checkpoints = saved(folder, {1: 0.1})
+
+    def fail(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints._manager, "save", fail)
+    with pytest.raises(UserError, match=r"No space left on device.*the earlier ones are whole"):
+        checkpoints.save(2, make_state(2), None)
+    assert checkpoints.restore_latest(template())[1] == 1
+    checkpoints.close()
+
+
+def test_sigterm_is_only_remembered_where_it_is_deferred():
     before = signal.getsignal(signal.SIGTERM)
     with checkpoint.Preemption() as preemption:
-        assert not preemption.requested
-        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(UserError) as error, preemption.deferred():
+            os.kill(os.getpid(), signal.SIGTERM)
         assert preemption.requested
+        assert error.value.exit_code == PREEMPTED
+        with pytest.raises(UserError, match="asked to end"):
+            os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) == before

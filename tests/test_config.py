@@ -27,6 +27,7 @@ def test_written_configuration_reads_back_equal(tmp_path):
         {"log__every_steps": 1},
         {"checkpoint__every_steps": 1},
         {"sharding__num_devices": 2},
+        {"eval_batch_size": 7},
         {"num_epochs": 48},
     ],
 )
@@ -43,6 +44,7 @@ def test_keys_that_do_not_change_a_result_may_differ_on_resume(tmp_path, changes
         {"data__image_size": 64},
         {"optimizer__learning_rate": 1e-3},
         {"num_epochs": 12},
+        {"num_steps": 1},
         {"precision": "bf16"},
         {"steps_per_dispatch": 2},
     ],
@@ -69,9 +71,44 @@ def test_every_difference_is_named(tmp_path):
 def test_a_folder_without_a_run_and_a_damaged_one_are_told_apart(tmp_path):
     with pytest.raises(UserError, match="not the work folder of a run"):
         config_lib.read(tmp_path)
-    (tmp_path / config_lib.FILE_NAME).write_text("{")
-    with pytest.raises(UserError, match="damaged"):
-        config_lib.read(tmp_path)
+    for damaged in ("{", "[]", "{}"):
+        (tmp_path / config_lib.FILE_NAME).write_text(damaged)
+        with pytest.raises(UserError, match="damaged"):
+            config_lib.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": -1}, r"config\.seed is -1; it must be at least 0"),
+        ({"num_epochs": 0}, r"config\.num_epochs is 0"),
+        ({"num_steps": 0}, r"config\.num_steps is 0"),
+        ({"num_steps": -5}, r"config\.num_steps is -5"),
+        ({"steps_per_dispatch": 0}, r"config\.steps_per_dispatch is 0"),
+        ({"log__every_steps": 0}, r"config\.log\.every_steps is 0"),
+        ({"checkpoint__every_steps": 0}, r"config\.checkpoint\.every_steps is 0"),
+        ({"data__image_size": -32}, r"config\.data\.image_size is -32"),
+        ({"data__split": "random"}, r"config\.data\.split is 'random'; it can be 'lesion'"),
+        ({"data__sampling": "even"}, r"config\.data\.sampling is 'even'"),
+        ({"data__pipeline": "torch"}, r"config\.data\.pipeline is 'torch'; .*'auto'"),
+        ({"data__on_bad_image": "hide"}, r"config\.data\.on_bad_image is 'hide'"),
+        ({"data__split_fractions": ("0.7", "0.1", "0.2")}, r"takes three numbers"),
+        ({"data__dir": ""}, r"config\.data\.dir is empty"),
+    ],
+)
+def test_settings_out_of_range_name_their_key(changes, message):
+    with pytest.raises(UserError, match=message):
+        config_lib.validate(changed(**changes))
+
+
+def test_the_defaults_are_valid():
+    config_lib.validate(changed())
+
+
+def test_tf_without_tensorflow_names_the_way_out(monkeypatch):
+    monkeypatch.setattr(config_lib.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"--config\.data\.pipeline=device"):
+        config_lib.validate(changed(data__pipeline="tf"))
 
 
 @pytest.mark.parametrize(
@@ -91,5 +128,5 @@ def test_unknown_keys_get_the_nearest_names(override, suggestion):
 
 
 def test_unknown_variant_names_the_choices():
-    with pytest.raises(UserError, match="'smoke'"):
+    with pytest.raises(UserError, match=r"no variant 'smok' .* ':smoke'"):
         config_lib.for_variant(config_lib.sgan(), "smok")

@@ -57,8 +57,10 @@ def undisturbed(tmp_path_factory):
     return workdir
 
 
-def predictions(workdir) -> str:
-    return (workdir / "eval" / "test" / "predictions.csv").read_text()
+def outcome(workdir) -> tuple[str, str]:
+    """The digest of the last state, and the predictions of the best one."""
+    digest = json.loads((workdir / "checkpoints/12/digest/metadata").read_text())["blake2b"]
+    return digest, (workdir / "eval/test/predictions.csv").read_text()
 
 
 @pytest.mark.parametrize(
@@ -77,7 +79,7 @@ def test_an_interrupted_run_ends_like_an_undisturbed_one(tmp_path, undisturbed, 
     assert result.returncode == 0, result.stderr
     resumed = f"resuming at step {max(map(int, saved))} " if saved else "starting a run"
     assert resumed in result.stdout
-    assert predictions(tmp_path / "run") == predictions(undisturbed)
+    assert outcome(tmp_path / "run") == outcome(undisturbed)
 
 
 def test_a_run_is_evaluated_again_on_val_and_against_its_own_csv(tmp_path, undisturbed):
@@ -93,6 +95,7 @@ def test_a_run_is_evaluated_again_on_val_and_against_its_own_csv(tmp_path, undis
         (["--config.batchsize=3"], ["--config.batchsize", "did you mean --config.batch_size"]),
         (["--config.batch_size=many"], ["config.batch_size", "many"]),
         (["--workdirs=x"], ["workdirs"]),
+        (["--config.dat.dir=x"], ["--config.dat.dir", "did you mean --config.data.dir"]),
         (["more"], ["unexpected argument 'more'"]),
         (["--config.data.dir=/no/such/folder"], ["/no/such/folder"]),
         (["--config.data.demo_images=0"], ["--config.data.dir=FOLDER", "--config.data.download"]),
@@ -106,6 +109,25 @@ def test_bad_usage_is_one_sentence_and_status_2(tmp_path, args, words):
     assert "Traceback" not in result.stderr
     for word in words:
         assert word in result.stderr
+
+
+def test_a_configuration_that_fails_is_named_with_its_line(tmp_path):
+    path = tmp_path / "bad.py"
+    for content in ("import nothing_of_this_name\n", "def get_config(:\n", "x = 1\n"):
+        path.write_text(content)
+        result = call(tmp_path / "run", "--config.seed=1", config=str(path))
+        assert result.returncode == errors.BAD_INPUT, result.stderr
+        assert str(path) in result.stderr
+        assert "Traceback" not in result.stderr
+    without = subprocess.run(
+        [sys.executable, "-m", "skin_jax.main", "--workdir=x", "--config.seed=1"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert without.returncode == errors.BAD_INPUT
+    assert "needs --config=configs/X.py" in without.stderr
 
 
 def test_a_missing_configuration_and_a_missing_workdir_are_named(tmp_path):

@@ -6,6 +6,7 @@ import os
 import signal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,8 +14,10 @@ from skin_jax import checkpoint, errors, sharding, train
 from skin_jax import config as config_lib
 from skin_jax import state as state_lib
 from skin_jax.data import demo
-from skin_jax.eval import report
-from skin_jax.experiment import open_experiment
+from skin_jax.eval import report, runs
+from skin_jax.experiment import start
+from skin_jax.files import locked
+from skin_jax.tasks import sgan
 
 needs_tf = pytest.mark.skipif(
     not importlib.util.find_spec("tensorflow"), reason="TensorFlow is not installed"
@@ -46,7 +49,7 @@ def tiny(**changes):
 def run(workdir, **changes):
     """Trains without the final evaluation; the digest of the last state, and the state."""
     workdir.mkdir(exist_ok=True)
-    experiment = open_experiment(tiny(**changes), workdir)
+    experiment = start(tiny(**changes), workdir)
     checkpoints = checkpoint.Checkpoints(workdir / "checkpoints")
     with checkpoint.Preemption() as preemption:
         state = train.train(experiment, checkpoints, workdir, preemption)
@@ -99,8 +102,35 @@ def test_one_and_four_devices_agree_over_ten_steps(tmp_path):
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
 
 
-def test_the_step_fetches_nothing_from_the_device(tmp_path):
-    experiment = open_experiment(tiny(), tmp_path)
+def break_steps(monkeypatch, bad):
+    """Steps for which `bad(step)` holds see a generator that is not a number."""
+    original = sgan.Sgan.train_step
+
+    def breaking(task, state, batch, rng):
+        broken = bad(state.step)
+        good = state.generator
+        params = jax.tree.map(lambda x: jnp.where(broken, jnp.nan, x), good.params)
+        new, metrics = original(
+            task, state.replace(generator=good.replace(params=params)), batch, rng
+        )
+        generator = jax.tree.map(lambda a, b: jnp.where(broken, b, a), new.generator, good)
+        return new.replace(generator=generator), metrics
+
+    monkeypatch.setattr(sgan.Sgan, "train_step", breaking)
+
+
+def test_one_bad_step_among_several_a_dispatch_is_counted_and_shown(tmp_path, monkeypatch, capsys):
+    break_steps(monkeypatch, lambda step: step == 2)
+    _, state = run(tmp_path, num_steps=6, steps_per_dispatch=3, log__every_steps=3)
+    assert (int(state.step), int(state.nonfinite), int(state.nonfinite_in_a_row)) == (6, 1, 0)
+    rows = [row for row in history(tmp_path) if "d_loss" in row]
+    assert [row["nonfinite"] for row in rows] == [1.0, 1.0]
+    assert [row["nonfinite_in_a_row"] for row in rows] == [1.0, 0.0]
+    assert "1 steps undone" in capsys.readouterr().out
+
+
+def test_the_step_takes_nothing_from_the_host_but_its_feed(tmp_path):
+    experiment = start(tiny(), tmp_path)
     dispatch = train.make_dispatch(experiment)
     rng = jax.random.key(0)
     state = jax.device_put(experiment.task.init(rng), sharding.replicated(experiment.mesh))
@@ -112,18 +142,16 @@ def test_the_step_fetches_nothing_from_the_device(tmp_path):
     assert np.isfinite(metrics["d_loss"])
 
 
-def test_twenty_steps_that_are_not_finite_end_the_run_and_keep_the_checkpoint(tmp_path):
-    _, good = run(tmp_path, num_steps=4)
-    config = tiny(num_steps=60, optimizer__learning_rate=1e30)  # overflows at once
-    experiment = open_experiment(config, tmp_path)
-    checkpoints = checkpoint.Checkpoints(tmp_path / "checkpoints")
-    with (
-        checkpoint.Preemption() as preemption,
-        pytest.raises(errors.UserError, match="20 steps in a row before step") as error,
-    ):
-        train.train(experiment, checkpoints, tmp_path, preemption)
+def test_twenty_steps_that_are_not_finite_end_the_run_and_keep_the_checkpoint(
+    tmp_path, monkeypatch
+):
+    break_steps(monkeypatch, lambda step: step >= 4)
+    _, good = run(tmp_path / "good", num_steps=4)
+    with pytest.raises(errors.UserError, match="20 steps in a row before step 24") as error:
+        train.train_and_evaluate(tiny(num_steps=60), tmp_path / "run")
     assert error.value.exit_code == errors.FAILURE
-    template = checkpoint.template_of(good, sharding.replicated(experiment.mesh))
+    checkpoints = checkpoint.Checkpoints(tmp_path / "run" / "checkpoints")
+    template = checkpoint.template_of(good, sharding.replicated(sharding.make_mesh(1)))
     for restored, _ in (checkpoints.restore_latest(template), checkpoints.restore_best(template)):
         assert state_lib.digest(restored.generator) == state_lib.digest(good.generator)
         assert state_lib.digest(restored.discriminator) == state_lib.digest(good.discriminator)
@@ -206,24 +234,58 @@ def test_other_settings_are_refused_before_anything_is_written(tmp_path):
     assert (tmp_path / "config.json").read_text() == before
 
 
-def test_a_start_that_came_to_nothing_leaves_no_split_behind(tmp_path):
-    with pytest.raises(errors.UserError, match=r"loss\.reading"):
-        train.train_and_evaluate(tiny(loss__reading="none"), tmp_path)
-    train.train_and_evaluate(tiny(num_steps=1, data__fold=2), tmp_path)
-    train.train_and_evaluate(tiny(num_steps=1, data__fold=2), tmp_path / "fresh")
-    splits = [(folder / "splits.csv").read_text() for folder in (tmp_path, tmp_path / "fresh")]
-    assert splits[0] == splits[1]
+@pytest.mark.parametrize(
+    "wrong", [{"loss__reading": "none"}, {"data__sampling": "foo"}, {"batch_size": 0}]
+)
+def test_a_start_that_came_to_nothing_leaves_nothing_behind(tmp_path, wrong):
+    with pytest.raises(errors.UserError, match=f"config.{next(iter(wrong)).replace('__', '.')}"):
+        train.train_and_evaluate(tiny(**wrong), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize("lost", ["config.json", "splits.csv", "examples.digest"])
+def test_a_work_folder_that_lost_a_file_is_never_given_another_split(tmp_path, lost):
+    train.train_and_evaluate(tiny(num_steps=1), tmp_path)
+    (tmp_path / lost).unlink()
+    with pytest.raises(errors.UserError, match=lost):
+        train.train_and_evaluate(tiny(num_steps=1), tmp_path)
+    assert not (tmp_path / lost).exists()
+
+
+def test_two_processes_cannot_train_in_one_folder(tmp_path):
+    with locked(tmp_path / ".lock"), pytest.raises(errors.UserError, match="another process"):
+        train.train_and_evaluate(tiny(), tmp_path)
+
+
+def test_a_file_cannot_be_a_work_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    for workdir in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(errors.UserError, match="cannot be a work folder"):
+            train.train_and_evaluate(tiny(), workdir)
+
+
+def test_sigterm_during_evaluation_ends_at_once(tmp_path, monkeypatch):
+    def interrupted(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("the signal was swallowed")
+
+    monkeypatch.setattr(runs, "evaluate_split", interrupted)
+    with pytest.raises(errors.UserError, match="asked to end") as error:
+        train.train_and_evaluate(tiny(num_steps=2), tmp_path)
+    assert error.value.exit_code == errors.PREEMPTED
+    assert (tmp_path / "checkpoints" / "2").exists()
 
 
 def test_other_images_are_refused(tmp_path):
     train.train_and_evaluate(tiny(num_steps=1), tmp_path)
+    (tmp_path / "examples.digest").write_text("0" * 64)  # as of others
     with pytest.raises(errors.UserError, match="digest differs"):
-        open_experiment(tiny(data__demo_images=100), tmp_path)
+        start(tiny(num_steps=1), tmp_path)
 
 
 @pytest.mark.parametrize("size", [5, 64])
 def test_evaluation_does_not_depend_on_the_batch_size(tmp_path, size):
-    experiment = open_experiment(tiny(), tmp_path)
+    experiment = start(tiny(), tmp_path)
     state = experiment.task.init(jax.random.key(0))
     predictor = train.make_predictor(experiment.task.predict, experiment.pipeline)
     indices = experiment.indices("test")

@@ -5,7 +5,6 @@ and raw pixels are read faster than PNG and written ten times as fast.
 """
 
 import contextlib
-import fcntl
 import functools
 import io
 import itertools
@@ -31,6 +30,7 @@ from skin_jax.data import images, layouts
 from skin_jax.data.examples import Digest, Examples, Record
 from skin_jax.data.layouts import Listing
 from skin_jax.errors import UserError, listed, warn
+from skin_jax.files import locked
 
 ARCHIVES_URL = "https://isic-challenge-data.s3.amazonaws.com/2018/"
 ARCHIVES = (
@@ -99,7 +99,7 @@ def prepare(
     except OSError as error:
         raise UserError(
             f"cannot keep prepared images in {cache}: {error.strerror or error}; "
-            "choose another folder with --config.data.cache_dir"
+            "choose another folder with --config.data.cache_dir (skin_jax.prepare: --cache_dir)"
         ) from error
 
 
@@ -109,7 +109,9 @@ def _prepared(
     examples = _load(listing, entry, size, on_bad_image)
     if examples:
         return examples
-    with _alone(entry) as alone:
+    lock = entry.with_name(f"{entry.name}.lock")
+    waiting = "waiting for another process that prepares the same images"
+    with locked(lock, waiting_for=waiting) as alone:
         examples = _load(listing, entry, size, on_bad_image)  # made while this process waited
         if examples:
             return examples
@@ -354,26 +356,6 @@ def _read(builder: LesionImages, records: Sequence[Record], size: int) -> np.nda
                 raise ValueError(f"image {example['image_id']!r} in place of {records[i].image_id}")
             pixels[i] = example["image"]
     return pixels
-
-
-@contextlib.contextmanager
-def _alone(entry: Path) -> Iterator[bool]:
-    """Lets one process at a time prepare an entry; yields whether the file system can do that.
-
-    The lock goes with its process, also with one that was killed.
-    """
-    entry.parent.mkdir(parents=True, exist_ok=True)
-    with open(entry.with_name(f"{entry.name}.lock"), "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            warn("waiting for another process that prepares the same images")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            warn(f"{file.name} cannot be locked ({error.strerror})")
-            yield False
-            return
-        yield True
 
 
 # The download

@@ -15,6 +15,7 @@ import importlib.util
 import itertools
 import os
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -46,7 +47,7 @@ class Order:
       seed: the run's seed.
 
     Raises:
-      UserError: no examples, or an unknown sampling.
+      UserError: no examples.
     """
 
     def __init__(self, indices: np.ndarray, labels: np.ndarray, sampling: str, seed: int):
@@ -54,12 +55,8 @@ class Order:
             raise UserError("the training split is empty; see config.data.split_fractions")
         if sampling == "natural":
             groups = [indices]
-        elif sampling == "balanced":
-            groups = [indices[labels == c] for c in range(NUM_CLASSES) if np.any(labels == c)]
         else:
-            raise UserError(
-                f"config.data.sampling is {sampling!r}; it can be 'natural' or 'balanced'"
-            )
+            groups = [indices[labels == c] for c in range(NUM_CLASSES) if np.any(labels == c)]
         self._groups = groups
         self._seed = seed
         self._cache: dict[tuple[int, int], np.ndarray] = {}
@@ -72,7 +69,7 @@ class Order:
     def _at(self, position: int) -> int:
         groups = len(self._groups)
         cycle, slot = divmod(position, groups)
-        group = int(self._permutation(groups, groups, cycle)[slot])
+        group = int(self._permutation(groups, groups, cycle)[slot]) if groups > 1 else 0
         members = self._groups[group]
         epoch, place = divmod(cycle, len(members))
         return int(members[self._permutation(group, len(members), epoch)[place]])
@@ -112,8 +109,13 @@ class Pipeline:
         return self._feeds(blocks, batch_axis=int(per_dispatch > 1))
 
     def eval_feeds(self, indices: np.ndarray, batch_size: int) -> Iterator[Feed]:
-        """Feeds over the given examples in their order, the last one padded and masked."""
-        return self._feeds(_eval_blocks(indices, batch_size), batch_axis=0)
+        """Feeds over the given examples in their order, the last one padded and masked.
+
+        A batch size that does not divide over the devices is rounded up.
+        """
+        devices = self._mesh.size
+        whole = -(-batch_size // devices) * devices
+        return self._feeds(_eval_blocks(indices, whole), batch_axis=0)
 
     def _feeds(self, blocks: Iterable[_Block], batch_axis: int) -> Iterator[Feed]:
         placement = sharding.over_batch(self._mesh, batch_axis)
@@ -192,20 +194,10 @@ def make(name: str, images: np.ndarray, labels: np.ndarray, mesh: Mesh) -> Pipel
       images: uint8 [N, H, W, 3].
       labels: int32 [N].
       mesh: where batches go.
-
-    Raises:
-      UserError: an unknown name, or `tf` without TensorFlow.
     """
-    has_tf = importlib.util.find_spec("tensorflow") is not None
     if name == "auto":
+        has_tf = importlib.util.find_spec("tensorflow") is not None
         name = "tf" if has_tf and not _fits(images.nbytes) else "device"
-    if name not in PIPELINES:
-        raise UserError(f"config.data.pipeline is {name!r}; it can be 'tf', 'device' or 'auto'")
-    if name == "tf" and not has_tf:
-        raise UserError(
-            "config.data.pipeline is 'tf', but TensorFlow is not installed; install the extra "
-            "skin_jax[tf] or pass --config.data.pipeline=device"
-        )
     return PIPELINES[name](images, labels, mesh)
 
 
@@ -213,10 +205,19 @@ def _fits(num_bytes: int) -> bool:
     device = jax.local_devices()[0]
     if device.platform == "cpu":
         # The devices of a CPU share its memory, and a replicated array costs its size on each.
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return num_bytes * jax.local_device_count() < free / 4
+        return num_bytes * jax.local_device_count() < _available_memory() / 4
     stats = device.memory_stats() or {}
     return num_bytes < stats.get("bytes_limit", 0) / 4
+
+
+def _available_memory() -> int:
+    """Bytes of RAM that can be had; all of it where the system does not say."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _train_blocks(

@@ -19,6 +19,7 @@ import numpy as np
 from skin_jax.data import lesions
 from skin_jax.data.examples import Record
 from skin_jax.errors import UserError
+from skin_jax.files import write_atomically
 
 SPLITS = ("train", "val", "test")
 NUM_FOLDS = 5
@@ -95,9 +96,7 @@ def write(path: Path, records: Sequence[Record], assignment: np.ndarray) -> None
     writer.writerow(_COLUMNS)
     for record, side in zip(records, assignment, strict=True):
         writer.writerow((*_identity(record), side))
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text.getvalue(), encoding="utf-8")
-    temporary.replace(path)
+    write_atomically(path, text.getvalue())
 
 
 def read(path: Path, records: Sequence[Record]) -> np.ndarray:
@@ -109,12 +108,7 @@ def read(path: Path, records: Sequence[Record]) -> np.ndarray:
     Raises:
       UserError: the file is missing or damaged, or speaks of other images than `records`.
     """
-    try:
-        rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"cannot read the splits in {path}: {error}") from None
-    if not rows or any(row.get(column) is None for row in rows for column in _COLUMNS):
-        raise UserError(f"{path} is damaged: it needs rows with {', '.join(_COLUMNS)}")
+    rows = _rows(path)
     sides = {(row["image"], row["lesion_id"], row["label"]): row["split"] for row in rows}
     wanted = [_identity(record) for record in records]
     missing, strange = set(wanted) - sides.keys(), sides.keys() - set(wanted)
@@ -128,6 +122,26 @@ def read(path: Path, records: Sequence[Record]) -> np.ndarray:
     if unknown := set(sides.values()) - set(SPLITS):
         raise UserError(f"{path}: unknown split {min(unknown)!r}; known: {', '.join(SPLITS)}")
     return np.array([sides[identity] for identity in wanted])
+
+
+def class_counts(path: Path, side: str) -> np.ndarray:
+    """Counts the images of each class on one side of what `write` wrote, int64 [7].
+
+    Raises:
+      UserError: the file is missing or damaged.
+    """
+    counts = Counter(row["label"] for row in _rows(path) if row["split"] == side)
+    return np.array([counts[name] for name in lesions.CLASSES])
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    try:
+        rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"cannot read the splits in {path}: {error}") from None
+    if not rows or any(row.get(column) is None for row in rows for column in _COLUMNS):
+        raise UserError(f"{path} is damaged: it needs rows with {', '.join(_COLUMNS)}")
+    return rows
 
 
 def _identity(record: Record) -> tuple[str, str, str]:

@@ -22,14 +22,22 @@ _OUT = flags.DEFINE_string("out", None, "Where the results go.")
 
 def main(argv: list[str]) -> None:
     """The command line's work; see the module's docstring."""
+    if len(argv) > 1:
+        raise UserError(f"unexpected argument {argv[1]!r}; see --help")
+    out = Path(_OUT.value) if _OUT.value else None
     if _PREDICTIONS.value or _TRUTH.value:
-        if not (_PREDICTIONS.value and _TRUTH.value and _OUT.value):
+        if not (_PREDICTIONS.value and _TRUTH.value and out):
             raise UserError("comparing CSVs needs all of --predictions, --truth and --out")
-        _compare(Path(_PREDICTIONS.value), Path(_TRUTH.value), Path(_OUT.value))
-    elif _WORKDIR.value:
-        _evaluate_run(Path(_WORKDIR.value), _DATA_DIR.value, _OUT.value)
-    else:
+        _compare(Path(_PREDICTIONS.value), Path(_TRUTH.value), out)
+    elif not _WORKDIR.value:
         raise UserError("give --workdir=DIR, or --predictions and --truth; see --help")
+    elif _DATA_DIR.value:
+        if not out:
+            raise UserError("give --out=DIR, where the results on --data_dir shall go")
+        _evaluate_elsewhere(Path(_WORKDIR.value), Path(_DATA_DIR.value), out)
+    else:
+        workdir = Path(_WORKDIR.value)
+        _evaluate_split(workdir, _SPLIT.value, out or workdir / "eval" / _SPLIT.value)
 
 
 def _compare(predictions: Path, truth: Path, out: Path) -> None:
@@ -47,34 +55,41 @@ def _compare(predictions: Path, truth: Path, out: Path) -> None:
     print(f"\nresults: {out}")
 
 
-def _evaluate_run(workdir: Path, data_dir: str | None, out: str | None) -> None:
-    from skin_jax import checkpoint, config
-    from skin_jax.data import builder
+def _evaluate_split(workdir: Path, split: str, out: Path) -> None:
+    from skin_jax import checkpoint
     from skin_jax.eval import report, runs
-    from skin_jax.experiment import open_experiment
+    from skin_jax.experiment import reopen
 
-    settings = config.read(workdir)
-    experiment = open_experiment(settings, workdir)
+    experiment = reopen(workdir)
     checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", read_only=True)
-    if data_dir:
-        if not out:
-            raise UserError("give --out=DIR, where the results on --data_dir shall go")
-        folder = Path(out)
-        examples = builder.prepare(
-            data_dir,
-            image_size=settings.data.image_size,
-            cache_dir=Path(settings.data.cache_dir).expanduser(),
-            on_bad_image=settings.data.on_bad_image,
-        )
-        evaluation = runs.evaluate_examples(experiment, checkpoints, examples, folder)
-    else:
-        folder = workdir / "eval" / _SPLIT.value
-        found = runs.evaluate_split(experiment, checkpoints, _SPLIT.value, workdir)
-        if found is None:
-            return
-        evaluation = found
-    print(report.table_one(evaluation.metrics, evaluation.shared_with_train))
-    print(f"\nresults: {folder}", flush=True)
+    found = runs.evaluate_split(experiment, checkpoints, split, out)
+    if found is not None:
+        print(report.table_one(found[0].metrics, found[0].shared_with_train))
+        print(f"\nresults: {out}", flush=True)
+
+
+def _evaluate_elsewhere(workdir: Path, data_dir: Path, out: Path) -> None:
+    from skin_jax import checkpoint
+    from skin_jax.data import builder
+    from skin_jax.data.examples import write_skipped
+    from skin_jax.errors import warn
+    from skin_jax.eval import report, runs
+    from skin_jax.experiment import reopen_task
+
+    task, config = reopen_task(workdir)
+    examples = builder.prepare(
+        data_dir,
+        image_size=config.data.image_size,
+        cache_dir=config.data.cache_dir,
+        on_bad_image=config.data.on_bad_image,
+    )
+    if examples.skipped:
+        write_skipped(out / "skipped.csv", examples)
+        warn(f"{len(examples.skipped)} unreadable images are left out: {out}/skipped.csv")
+    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", read_only=True)
+    evaluation = runs.evaluate_examples(task, checkpoints, examples, config.eval_batch_size, out)
+    print(report.table_one(evaluation.metrics))
+    print(f"\nresults: {out}", flush=True)
 
 
 if __name__ == "__main__":

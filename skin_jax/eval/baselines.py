@@ -21,8 +21,8 @@ from skin_jax import entry
 from skin_jax.data.lesions import NUM_CLASSES
 from skin_jax.errors import UserError
 from skin_jax.eval import metrics
-from skin_jax.eval.tables import write_atomically
-from skin_jax.experiment import load_examples, load_split
+from skin_jax.experiment import load_examples, read_split
+from skin_jax.files import write_atomically
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run that was evaluated on test.")
 
@@ -55,8 +55,13 @@ def logistic_regression(
       features: float [N, F], standardised here with the training split's mean and deviation.
       labels: int [N].
       assignment: "train" | "val" | "test" [N].
+
+    Raises:
+      UserError: no validation images to choose C by, or one class only to learn.
     """
     rows = {split: assignment == split for split in ("train", "val", "test")}
+    if not rows["val"].any() or len(np.unique(labels[rows["train"]])) < 2:
+        raise UserError("the baselines need validation images, and training images of two classes")
     fits = []
     for strength in STRENGTHS:
         model = make_pipeline(
@@ -85,9 +90,10 @@ def main(argv: list[str]) -> None:
         raise UserError(f"{folder} has no metrics.json: let the run finish first")
     own = json.loads((folder / "metrics.json").read_text())["balanced_accuracy"]
     examples = load_examples(config)
-    assignment = load_split(config, examples, workdir)
+    assignment = read_split(examples, workdir)
+    present = len(np.unique(examples.labels[assignment == "test"]))
     results = {}
-    print("balanced accuracy on the same test split (chance: 0.143)")
+    print(f"balanced accuracy on the same test split (chance: {1 / present:.3f})")
     print(f"  {'this run':<46}{own:.3f}")
     for name, features in FEATURES.items():
         score, strength = logistic_regression(

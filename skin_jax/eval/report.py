@@ -28,7 +28,8 @@ from skin_jax.eval.metrics import (
     Subgroup,
     confident_mistakes,
 )
-from skin_jax.eval.tables import write_atomically, write_predictions
+from skin_jax.eval.tables import write_predictions
+from skin_jax.files import write_atomically
 
 PathLike = str | os.PathLike[str]
 

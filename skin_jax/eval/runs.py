@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from skin_jax import checkpoint, sharding, tasks
 from skin_jax.config import flatten
@@ -21,34 +22,35 @@ from skin_jax.metric_writer import HISTORY
 
 PyTree = Any
 
-_SAMPLES_PER_CLASS = 8
+_SAMPLES_PER_CLASS = 6
 _MELANOMA = CLASSES.index("mel")
 _SPECIFICITIES = (0.90, 0.95)
 
 
-def best_state(experiment: Experiment, checkpoints: checkpoint.Checkpoints) -> tuple[PyTree, int]:
+def best_state(
+    task: tasks.Task, checkpoints: checkpoint.Checkpoints, mesh: Mesh
+) -> tuple[PyTree, int]:
     """The best checkpoint's state and its step.
 
     Raises:
       UserError: the run has no checkpoint, or only damaged ones.
     """
-    shapes = jax.eval_shape(experiment.task.init, jax.random.key(0))
-    template = checkpoint.template_of(shapes, sharding.replicated(experiment.mesh))
-    restored = checkpoints.restore_best(template)
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    restored = checkpoints.restore_best(checkpoint.template_of(shapes, sharding.replicated(mesh)))
     if restored is None:
         raise UserError("this run has no checkpoint yet; train it first with skin_jax.main")
     return restored
 
 
 def evaluate_split(
-    experiment: Experiment, checkpoints: checkpoint.Checkpoints, split: str, workdir: Path
-) -> report.Evaluation | None:
-    """Evaluates the best checkpoint on a split; writes `eval/<split>/`, for test `report.html` too.
+    experiment: Experiment, checkpoints: checkpoint.Checkpoints, split: str, out: Path
+) -> tuple[report.Evaluation, Sequence[report.Section]] | None:
+    """Evaluates the best checkpoint on a split and writes the results into the folder `out`.
 
     Melanoma's operating points have their thresholds from the validation split.
 
     Returns:
-      None, after saying so, where the split is empty.
+      The evaluation and the sections of its report; None, after saying so, for an empty split.
 
     Raises:
       UserError: no usable checkpoint, or a task that does not classify.
@@ -57,8 +59,8 @@ def evaluate_split(
     if len(indices) == 0:
         print(f"the split leaves no {split} images: nothing to evaluate there", flush=True)
         return None
-    state, step = best_state(experiment, checkpoints)
-    predict = make_predictor(_classifier(experiment).predict, experiment.pipeline)
+    state, step = best_state(experiment.task, checkpoints, experiment.mesh)
+    predict = make_predictor(_classifier(experiment.task).predict, experiment.pipeline)
     batch_size = experiment.config.eval_batch_size
     probabilities = predict(state, indices, batch_size)
     val = experiment.indices("val")
@@ -76,45 +78,62 @@ def evaluate_split(
             )
             for specificity in _SPECIFICITIES
         ]
+    shared = splits.shared_lesions(examples.records, experiment.assignment)
     evaluation = _evaluation(
         examples,
         indices,
         probabilities,
         split=split,
         step=step,
-        shared_with_train=(
-            splits.shared_lesions(examples.records, experiment.assignment)
-            if split == "test"
-            else None
-        ),
+        shared_with_train=shared if split == "test" else None,
         operating_points=operating_points,
     )
-    sections = report.write_evaluation(workdir / "eval" / split, evaluation)
-    if split == "test":
-        _write_page(experiment, sections, workdir)
-    return evaluation
+    return evaluation, report.write_evaluation(out, evaluation)
 
 
 def evaluate_examples(
-    experiment: Experiment, checkpoints: checkpoint.Checkpoints, examples: Examples, out: Path
+    task: tasks.Task,
+    checkpoints: checkpoint.Checkpoints,
+    examples: Examples,
+    batch_size: int,
+    out: Path,
 ) -> report.Evaluation:
     """Evaluates the best checkpoint on examples from elsewhere (external validation) into `out`."""
-    state, step = best_state(experiment, checkpoints)
-    pipeline = pipelines.make(
-        experiment.config.data.pipeline, examples.images, examples.labels, experiment.mesh
-    )
-    predict = make_predictor(_classifier(experiment).predict, pipeline)
+    mesh = sharding.make_mesh(None)
+    state, step = best_state(task, checkpoints, mesh)
+    pipeline = pipelines.make("auto", examples.images, examples.labels, mesh)
+    predict = make_predictor(_classifier(task).predict, pipeline)
     indices = np.arange(len(examples.records))
-    probabilities = predict(state, indices, experiment.config.eval_batch_size)
+    probabilities = predict(state, indices, batch_size)
     evaluation = _evaluation(examples, indices, probabilities, step=step)
     report.write_evaluation(out, evaluation)
     return evaluation
 
 
-def _classifier(experiment: Experiment) -> tasks.Classifies:
-    if not isinstance(experiment.task, tasks.Classifies):
-        raise UserError(f"a run of the task {experiment.config.task!r} does not classify images")
-    return experiment.task
+def write_page(experiment: Experiment, evaluation: Sequence[report.Section], workdir: Path) -> Path:
+    """Writes `report.html` of a run; the sections are those of its test set, or none."""
+    examples = experiment.examples
+    grids = sorted((workdir / "samples").glob("step_*.png"), key=lambda path: int(path.stem[5:]))
+    train = experiment.indices("train")
+    shown = np.concatenate(
+        [train[examples.labels[train] == c][:_SAMPLES_PER_CLASS] for c in range(NUM_CLASSES)]
+    )
+    return report.write_run_report(
+        workdir,
+        title=f"skin_jax: {experiment.config.task}",
+        facts={"steps": experiment.num_steps, **flatten(experiment.config)},
+        evaluation=evaluation,
+        class_counts={split: experiment.class_counts(split) for split in splits.SPLITS},
+        history=report.read_history(workdir / HISTORY),
+        samples=(examples.images[shown], examples.labels[shown]),
+        real_and_generated=grids[-1] if grids else None,
+    )
+
+
+def _classifier(task: tasks.Task) -> tasks.Classifies:
+    if not isinstance(task, tasks.Classifies):
+        raise UserError("a run of this task does not classify images")
+    return task
 
 
 def _evaluation(
@@ -122,7 +141,8 @@ def _evaluation(
 ) -> report.Evaluation:
     labels = examples.labels[indices]
     records = [examples.records[i] for i in indices]
-    lesion_ids = [record.lesion_id for record in records]
+    known = any(record.lesion_id != record.image_id for record in records)
+    lesion_ids = [record.lesion_id for record in records] if known else None
     return report.Evaluation(
         metrics=metrics.evaluate(probabilities, labels, lesion_ids),
         image_ids=[record.image_id for record in records],
@@ -141,35 +161,4 @@ def _evaluation(
             },
         ),
         **facts,
-    )
-
-
-def _write_page(
-    experiment: Experiment, evaluation: Sequence[report.Section], workdir: Path
-) -> None:
-    """`report.html` of the run."""
-    examples = experiment.examples
-    grids: Sequence[Path] = sorted(
-        (workdir / "samples").glob("step_*.png"), key=lambda path: int(path.stem[5:])
-    )
-    shown = np.concatenate(
-        [
-            np.flatnonzero((examples.labels == c) & (experiment.assignment == "train"))[
-                :_SAMPLES_PER_CLASS
-            ]
-            for c in range(NUM_CLASSES)
-        ]
-    )
-    report.write_run_report(
-        workdir,
-        title=f"skin_jax: {experiment.config.task}",
-        facts={"steps": experiment.num_steps, **flatten(experiment.config)},
-        evaluation=evaluation,
-        class_counts={
-            split: np.bincount(examples.labels[experiment.indices(split)], minlength=NUM_CLASSES)
-            for split in ("train", "val", "test")
-        },
-        history=report.read_history(workdir / HISTORY),
-        samples=(examples.images[shown], examples.labels[shown]),
-        real_and_generated=grids[-1] if grids else None,
     )

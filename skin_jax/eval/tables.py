@@ -7,7 +7,6 @@ import csv
 import io
 import os
 import pathlib
-import tempfile
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -15,6 +14,7 @@ import numpy as np
 
 from skin_jax.data.lesions import CHALLENGE_COLUMNS, CHALLENGE_ORDER, CLASSES
 from skin_jax.errors import UserError, listed
+from skin_jax.files import write_atomically
 
 COLUMNS = ("image", *CHALLENGE_COLUMNS)
 
@@ -33,30 +33,6 @@ class Truth(NamedTuple):
 
     image_ids: list[str]
     labels: np.ndarray
-
-
-def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
-    """Write a whole file or nothing, so that a reader never meets half of it.
-
-    Raises:
-      UserError: the folder cannot be written.
-    """
-    path = pathlib.Path(path)
-    data = content.encode() if isinstance(content, str) else content
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-            # mkstemp makes files that only their owner reads; a result is as readable as any file.
-            os.chmod(temporary, 0o666 & ~_umask())
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def write_predictions(
@@ -177,12 +153,6 @@ def _read(path: str | os.PathLike[str]) -> tuple[list[str], np.ndarray, list[str
     if not lines:
         problems.append("no rows below the header")
     return image_ids, scores, problems
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
 
 
 def _csv_text(rows: Iterable[Sequence[str]]) -> str:

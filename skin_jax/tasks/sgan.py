@@ -13,9 +13,9 @@ import optax
 from ml_collections import ConfigDict
 
 from skin_jax import augment, losses, optimizers
-from skin_jax.config import choice
+from skin_jax.config import at_least, choice
 from skin_jax.errors import UserError
-from skin_jax.models.sgan import SIZE_MULTIPLE, Discriminator, DiscriminatorOutput, Generator
+from skin_jax.models.sgan import Discriminator, DiscriminatorOutput, Generator, check_image_size
 from skin_jax.state import GanState, Network, guard, update_ema
 from skin_jax.tasks import settings
 
@@ -125,7 +125,11 @@ class Sgan:
         )
         metrics = {**d_metrics, "g_loss": g_loss, "g_grad_norm": optax.tree.norm(g_grads)}
         new = guard(state, new, (metrics, g.batch_stats, d.batch_stats))
-        return new, {**metrics, "nonfinite_in_a_row": new.nonfinite_in_a_row.astype(jnp.float32)}
+        counts = {
+            "nonfinite": new.nonfinite.astype(jnp.float32),
+            "nonfinite_in_a_row": new.nonfinite_in_a_row.astype(jnp.float32),
+        }
+        return new, metrics | counts
 
     def discriminator_step(
         self,
@@ -248,12 +252,15 @@ def build(
     """
     loss = config.loss
     size = config.data.image_size
-    if size < SIZE_MULTIPLE or size % SIZE_MULTIPLE:
-        near = max(SIZE_MULTIPLE, round(size / SIZE_MULTIPLE) * SIZE_MULTIPLE)
-        raise UserError(
-            f"config.data.image_size is {size}; the semi-supervised GAN takes multiples of "
-            f"{SIZE_MULTIPLE}, for example {near}"
-        )
+    try:
+        check_image_size(size)
+    except ValueError as error:
+        raise UserError(f"config.data.image_size: {error}") from None
+    at_least(config.model.width, 1, "model.width")
+    at_least(config.model.noise_size, 1, "model.noise_size")
+    at_least(config.ema_decay, 0.0, "ema_decay")
+    if config.ema_decay >= 1:
+        raise UserError(f"config.ema_decay is {config.ema_decay}; it must be below 1")
     pseudo = choice(loss.generated_images, ("fake", "pseudo_label"), "loss.generated_images")
     dtype = settings.compute_dtype(config.precision)
     return Sgan(

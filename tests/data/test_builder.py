@@ -10,6 +10,7 @@ import zipfile
 import numpy as np
 import pytest
 
+from skin_jax import files
 from skin_jax.data import builder, images, layouts
 from skin_jax.data.examples import digest_of
 from skin_jax.errors import UserError
@@ -255,7 +256,7 @@ def test_file_systems_without_locks(prepare, monkeypatch):
     def flock(file, operation):
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr(builder.fcntl, "flock", flock)
+    monkeypatch.setattr(files.fcntl, "flock", flock)
     assert len(prepare().images) == 14
 
 
@@ -267,7 +268,7 @@ def test_another_process_wins_without_locks(official, prepare, monkeypatch):
         return None if next(calls) < 2 else real_load(*args)
 
     monkeypatch.setattr(builder, "_load", load_too_early)
-    monkeypatch.setattr(builder.fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(95, "")))
+    monkeypatch.setattr(files.fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(95, "")))
     monkeypatch.setattr(builder.LesionImages, "download_and_prepare", _lose_the_race)
     assert prepare(image_size=8).digest == expected
 

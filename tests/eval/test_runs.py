@@ -9,7 +9,7 @@ from skin_jax.data import builder, demo
 from skin_jax.data.lesions import CLASSES
 from skin_jax.errors import UserError
 from skin_jax.eval import runs, tables
-from skin_jax.experiment import open_experiment
+from skin_jax.experiment import reopen, reopen_task
 
 SMALL = {
     "num_steps": 2,
@@ -35,7 +35,7 @@ def workdir(tmp_path_factory):
 
 @pytest.fixture
 def experiment(workdir):
-    return open_experiment(config_lib.read(workdir), workdir)
+    return reopen(workdir)
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def checkpoints(workdir):
 
 
 def test_predictions_are_those_of_the_best_checkpoint(workdir, experiment, checkpoints):
-    state, step = runs.best_state(experiment, checkpoints)
+    state, step = runs.best_state(experiment.task, checkpoints, experiment.mesh)
     assert step == checkpoints.best_step()
     indices = experiment.indices("test")
     expected = experiment.task.predict(state, experiment.examples.images[indices])
@@ -66,11 +66,11 @@ def test_an_empty_split_is_said_and_writes_nothing(experiment, checkpoints, tmp_
 def test_a_run_without_checkpoints_says_so(experiment, tmp_path):
     empty = checkpoint.Checkpoints(tmp_path / "checkpoints")
     with pytest.raises(UserError, match="no checkpoint yet"):
-        runs.best_state(experiment, empty)
+        runs.best_state(experiment.task, empty, experiment.mesh)
     empty.close()
 
 
-def test_another_labelled_folder_is_evaluated_whole(experiment, checkpoints, tmp_path):
+def test_another_labelled_folder_is_evaluated_whole(workdir, experiment, checkpoints, tmp_path):
     for label, name in enumerate(CLASSES):
         folder = tmp_path / "other" / name
         folder.mkdir(parents=True)
@@ -80,10 +80,12 @@ def test_another_labelled_folder_is_evaluated_whole(experiment, checkpoints, tmp
     examples = builder.prepare(
         tmp_path / "other", image_size=32, cache_dir=tmp_path / "cache", progress=False
     )
-    evaluation = runs.evaluate_examples(experiment, checkpoints, examples, tmp_path / "out")
+    task, _ = reopen_task(workdir)
+    evaluation = runs.evaluate_examples(task, checkpoints, examples, 5, tmp_path / "out")
     assert evaluation.metrics.num_examples == 14
+    assert not evaluation.metrics.lesions_known
     np.testing.assert_array_equal(evaluation.metrics.support, np.full(7, 2))
-    state, _ = runs.best_state(experiment, checkpoints)
+    state, _ = runs.best_state(experiment.task, checkpoints, experiment.mesh)
     expected = experiment.task.predict(state, jax.numpy.asarray(examples.images))
     np.testing.assert_allclose(evaluation.probabilities, expected, atol=1e-6)
     assert (tmp_path / "out" / "metrics.json").exists()

@@ -1,6 +1,3 @@
-import os
-import stat
-
 import numpy as np
 import pytest
 
@@ -130,30 +127,3 @@ def test_ids_that_only_one_of_a_pair_has_are_listed_with_the_file_that_lacks_the
         tables.join(p, t)
     assert f"image x: no row in {t}" in str(caught.value)
     assert f"image y: no row in {p}" in str(caught.value)
-
-
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
-    path = write(tmp_path / "p.csv", "old")
-
-    def fail(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(UserError, match="No space left"):
-        tables.write_atomically(path, "new")
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_written_files_have_the_permissions_of_any_new_file(tmp_path):
-    tables.write_atomically(tmp_path / "a", b"x")
-    (tmp_path / "b").write_bytes(b"x")
-    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == stat.S_IMODE(
-        (tmp_path / "b").stat().st_mode
-    )
-
-
-def test_a_folder_that_cannot_be_made_is_a_user_error(tmp_path):
-    write(tmp_path / "file", "")
-    with pytest.raises(UserError, match="cannot be written"):
-        tables.write_atomically(tmp_path / "file" / "p.csv", "x")

@@ -191,7 +191,11 @@ def test_bf16_keeps_parameters_losses_and_probabilities_in_float32(state):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data__image_size": 50}, r"image_size is 50; .* multiples of 32, for example 64"),
+        ({"data__image_size": 50}, r"config.data.image_size: .* multiple of 32, not 50"),
+        ({"model__width": 0}, r"config.model.width is 0"),
+        ({"model__noise_size": -1}, r"config.model.noise_size is -1"),
+        ({"optimizer__learning_rate": -1.0}, r"config.optimizer.learning_rate is -1.0"),
+        ({"ema_decay": 1.5}, r"config.ema_decay is 1.5; it must be below 1"),
         ({"loss__reading": "other"}, r"config.loss.reading is 'other'; .*'separate'"),
         ({"loss__generator": "w"}, r"config.loss.generator"),
         ({"loss__generated_images": "w"}, r"config.loss.generated_images"),
