@@ -21,7 +21,9 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     A UserError is printed on stderr as it is, without a traceback, and gives the exit status.
     Unknown flags and unknown `--config.` keys end with status 2 and the nearest known names.
     """
+    # TensorFlow, where it is used, only moves images: its start-up notes are about arithmetic.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     logging.set_verbosity(logging.ERROR)  # what the libraries say is not the user's to act on
     app.run(lambda argv: _guarded(lambda: main(argv)), flags_parser=_parse)
 

@@ -27,7 +27,7 @@ from skin_jax.files import write_atomically
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run that was evaluated on test.")
 
 _PIXELS = 32
-STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 
 
 def mean_colour(images: np.ndarray) -> np.ndarray:
