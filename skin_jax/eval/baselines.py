@@ -36,11 +36,11 @@ def mean_colour(images: np.ndarray) -> np.ndarray:
 
 
 def pixels(images: np.ndarray) -> np.ndarray:
-    """Images uint8 [N, H, W, 3] at 32x32, flattened, float64 [N, 3072]."""
+    """Images uint8 [N, H, W, 3] at 32x32, flattened, float32 [N, 3072]."""
     small = [
         Image.fromarray(i).resize((_PIXELS, _PIXELS), Image.Resampling.BILINEAR) for i in images
     ]
-    return np.stack([np.asarray(i, np.float64) for i in small]).reshape(len(images), -1)
+    return np.stack([np.asarray(i, np.float32) for i in small]).reshape(len(images), -1)
 
 
 FEATURES = {"mean colour": mean_colour, "32x32 pixels": pixels}
