@@ -67,6 +67,8 @@ def _train_and_evaluate(
             found = runs.evaluate_split(experiment, checkpoints, "test", workdir / "eval" / "test")
             if found is not None:
                 print(report.table_one(found[0].metrics, found[0].shared_with_train))
+                if experiment.examples.records[0].path is None:
+                    print("\nThese are procedural lesions: A's figures are no measure for them.")
             page = runs.write_page(experiment, found[1] if found else (), workdir)
             print(f"\nfull report: {page}", flush=True)
     finally:
