@@ -188,10 +188,10 @@ def write_run_report(
         ("setting", "value"), [(key, str(value)) for key, value in facts.items()], prose=True
     )
     sections = [
-        Section("What was run", [facts_table]),
         *evaluation,
         _data_section(folder, class_counts, samples),
         *_training_sections(folder, history, real_and_generated),
+        Section("What was run", [facts_table]),
     ]
     path = workdir / "report.html"
     write_atomically(path, html(title, sections))
