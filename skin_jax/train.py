@@ -12,7 +12,6 @@ import jaxlib
 import numpy as np
 from clu import parameter_overview
 from flax import serialization
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from skin_jax import checkpoint, errors, sharding, tasks
@@ -169,18 +168,18 @@ def make_dispatch(
         run,
         donate_argnums=0,
         out_shardings=(whole, whole),
-        compiler_options=_compiler_options(experiment.mesh),
+        compiler_options=compiler_options(experiment.mesh.devices.flat[0].platform),
     )
 
 
-def _compiler_options(mesh: Mesh) -> dict[str, str] | None:
+def compiler_options(platform: str) -> dict[str, str | bool] | None:
     """On a CPU faster single convolutions (Eigen's, not YNNPACK's), on a GPU always the same bits.
 
     An option that a version of jaxlib does not know is an error: only versions that were tried.
     """
-    if mesh.devices.flat[0].platform == "gpu":
-        return {"xla_gpu_deterministic_ops": "true"}
-    if mesh.devices.flat[0].platform == "cpu" and jaxlib.__version__ in _EIGEN_IS_FASTER_IN:
+    if platform == "gpu":
+        return {"xla_gpu_deterministic_ops": True}
+    if platform == "cpu" and jaxlib.__version__ in _EIGEN_IS_FASTER_IN:
         kept = "LIBRARY_FUSION_TYPE_REDUCE,LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
         return {"xla_cpu_experimental_ynn_fusion_type": kept}
     return None

@@ -1,5 +1,6 @@
 """The command line as a user has it: real processes, real signals."""
 
+import csv
 import json
 import os
 import subprocess
@@ -82,11 +83,61 @@ def test_an_interrupted_run_ends_like_an_undisturbed_one(tmp_path, undisturbed, 
     assert outcome(tmp_path / "run") == outcome(undisturbed)
 
 
-def test_a_run_is_evaluated_again_on_val_and_against_its_own_csv(tmp_path, undisturbed):
-    result = call(undisturbed, "--split=val", module="skin_jax.eval")
+def test_a_run_is_evaluated_again_from_elsewhere_on_other_devices(tmp_path, undisturbed):
+    result = subprocess.run(
+        command(undisturbed, "--split=val", f"--out={tmp_path}", module="skin_jax.eval"),
+        cwd=tmp_path,
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": "3", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert result.returncode == 0, result.stderr
-    content = json.loads((undisturbed / "eval/val/metrics.json").read_text())
+    content = json.loads((tmp_path / "metrics.json").read_text())
     assert content["num_examples"] == (undisturbed / "splits.csv").read_text().count(",val")
+
+
+def test_a_pair_of_csvs_gives_the_metrics_of_the_run(tmp_path, undisturbed):
+    columns = ["MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]
+    lines = [",".join(["image", *columns])]
+    for row in csv.DictReader((undisturbed / "splits.csv").open()):
+        if row["split"] == "test":
+            one_hot = [str(float(column.lower() == row["label"])) for column in columns]
+            lines.append(",".join([row["image"], *one_hot]))
+    (tmp_path / "truth.csv").write_text("\n".join([lines[0], *reversed(lines[1:])]) + "\n")
+    predictions = undisturbed / "eval/test/predictions.csv"
+    result = call(
+        None,
+        f"--predictions={predictions}",
+        f"--truth={tmp_path / 'truth.csv'}",
+        f"--out={tmp_path / 'out'}",
+        module="skin_jax.eval",
+    )
+    assert result.returncode == 0, result.stderr
+    names = ("balanced_accuracy", "macro", "per_class", "confusion_matrix", "ece")
+    again, first = (
+        json.loads((folder / "metrics.json").read_text())
+        for folder in (tmp_path / "out", undisturbed / "eval/test")
+    )
+    assert {name: again[name] for name in names} == {name: first[name] for name in names}
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ([], "give --workdir=DIR"),
+        (["--predictions=p.csv"], "needs all of --predictions, --truth and --out"),
+        (["--workdir=nowhere"], "not the work folder of a run"),
+        (["--workdir=x", "--data_dir=y"], "give --out=DIR"),
+        (["--workdir=x", "more"], "unexpected argument 'more'"),
+    ],
+    ids=lambda value: "".join(value) if isinstance(value, list) else None,
+)
+def test_wrong_calls_of_eval_are_one_sentence_and_status_2(args, words):
+    result = call(None, *args, module="skin_jax.eval")
+    assert result.returncode == errors.BAD_INPUT
+    assert result.stderr.startswith("error: ")
+    assert words in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,12 @@ def break_steps(monkeypatch, bad):
     monkeypatch.setattr(sgan.Sgan, "train_step", breaking)
 
 
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_this_jaxlib_knows_the_compiler_options(platform):
+    options = train.compiler_options(platform)
+    assert jax.jit(lambda x: x + 1, compiler_options=options)(1) == 2
+
+
 def test_one_bad_step_among_several_a_dispatch_is_counted_and_shown(tmp_path, monkeypatch, capsys):
     break_steps(monkeypatch, lambda step: step == 2)
     _, state = run(tmp_path, num_steps=6, steps_per_dispatch=3, log__every_steps=3)
