@@ -206,6 +206,7 @@ def test_a_whole_run_leaves_what_the_work_folder_promises(tmp_path, capsys):
         "eval/test/report.md",
     ):
         assert (tmp_path / name).stat().st_size > 0, name
+    assert "cache_dir" not in (tmp_path / "report.html").read_text()  # reports are passed on
     first = history(tmp_path)[0]
     assert first == {
         "event": "start",

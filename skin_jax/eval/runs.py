@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from skin_jax import checkpoint, sharding, tasks
 from skin_jax.config import flatten
@@ -121,13 +122,19 @@ def write_page(experiment: Experiment, evaluation: Sequence[report.Section], wor
     return report.write_run_report(
         workdir,
         title=f"skin_jax: {experiment.config.task}",
-        facts={"steps": experiment.num_steps, **flatten(experiment.config)},
+        facts={"steps": experiment.num_steps, **_facts(experiment.config)},
         evaluation=evaluation,
         class_counts={split: experiment.class_counts(split) for split in splits.SPLITS},
         history=report.read_history(workdir / HISTORY),
         samples=(examples.images[shown], examples.labels[shown]),
         real_and_generated=grids[-1] if grids else None,
     )
+
+
+def _facts(config: ConfigDict) -> dict[str, Any]:
+    """The settings, without the folders of this machine: reports are passed on."""
+    hidden = ("data.dir", "data.cache_dir")
+    return {key: value for key, value in flatten(config).items() if key not in hidden}
 
 
 def _classifier(task: tasks.Task) -> tasks.Classifies:
