@@ -196,27 +196,35 @@ def _score(metrics: PyTree) -> float:
 
 
 class Preemption:
-    """What SIGTERM does: it ends the process with status 143, in the loop after saving.
+    """What SIGTERM and Ctrl-C do: they end the process, with status 143 or 130, after saving.
 
-    Within `deferred` it is only remembered, for the loop to look at between dispatches; elsewhere
-    (loading, restoring, evaluating) it raises at once, because everything is saved there.
+    Within `deferred` the signal is only remembered, for the loop to look at between dispatches;
+    elsewhere (loading, restoring, evaluating) it raises at once, because everything is saved there.
+    A second Ctrl-C interrupts at once everywhere.
     """
 
     def __init__(self) -> None:
-        self.requested = False
+        self._received: int | None = None
         self._deferred = False
-        self._previous: Any = None
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "Preemption":
-        self._previous = signal.signal(signal.SIGTERM, self._receive)
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            self._previous[signum] = signal.signal(signum, self._receive)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        signal.signal(signal.SIGTERM, self._previous)
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+
+    @property
+    def requested(self) -> bool:
+        """Whether the process was asked to end."""
+        return self._received is not None
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Within it, the signal sets `requested` and does nothing else."""
+        """Within it, a signal sets `requested` and does nothing else."""
         self._deferred = True
         try:
             yield
@@ -227,11 +235,14 @@ class Preemption:
 
     def ended(self, what: str) -> errors.UserError:
         """The error that ends the process."""
+        status = errors.INTERRUPTED if self._received == signal.SIGINT else errors.PREEMPTED
         return errors.UserError(
-            f"asked to end: {what}; run the same command again to go on", errors.PREEMPTED
+            f"asked to end: {what}; run the same command again to go on", status
         )
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
-        self.requested = True
+        if signum == signal.SIGINT and self.requested:
+            raise KeyboardInterrupt
+        self._received = signum
         if not self._deferred:
             raise self.ended("everything so far is saved")

@@ -146,6 +146,7 @@ def for_variant(config: ConfigDict, variant: str) -> ConfigDict:
         raise UserError(f"there is no variant {variant!r} of this configuration; there is ':smoke'")
     if variant == "smoke":
         config.model.width = 8
+        config.loss.pseudo_label_from_epoch = 0  # or they would not begin
         config.data.image_size = 32
         config.batch_size = 32
         config.num_steps = 40
@@ -185,7 +186,7 @@ def read(workdir: Path) -> ConfigDict:
         return ConfigDict(content)
     except OSError:
         raise UserError(
-            f"{workdir} is not the work folder of a run: it has no {FILE_NAME}"
+            f"{workdir.absolute()} is not the work folder of a run: it has no {FILE_NAME}"
         ) from None
     except (ValueError, AttributeError) as error:
         raise UserError(

@@ -4,6 +4,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 from absl import app, flags, logging
@@ -32,8 +33,12 @@ def _guarded(action: Callable[[], _T]) -> _T:
     try:
         return action()
     except errors.UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        asked = error.exit_code in (errors.PREEMPTED, errors.INTERRUPTED)
+        print(error if asked else f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(errors.INTERRUPTED)
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -43,6 +48,12 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def _parse_or_explain(argv: list[str]) -> list[str]:
+    path = config_lib.path_in(argv).partition(":")[0]
+    if path and not Path(path).is_file():
+        raise errors.UserError(
+            f"there is no file {path} in {Path.cwd()}; configs/ lies in the repository: run from "
+            "there, or give the file's full path"
+        )
     try:
         return flags.FLAGS(argv)
     except errors.UserError:

@@ -49,6 +49,11 @@ class Experiment:
         """Indices of the examples of a split, int64 [n]."""
         return np.flatnonzero(self.assignment == split)
 
+    @property
+    def is_demo(self) -> bool:
+        """Whether the examples are procedural lesions."""
+        return self.examples.records[0].path is None
+
     def class_counts(self, split: str) -> np.ndarray:
         """Images of each class in a split, int64 [7]."""
         return np.bincount(self.examples.labels[self.indices(split)], minlength=NUM_CLASSES)
@@ -108,9 +113,15 @@ def start(config: ConfigDict, workdir: Path) -> Experiment:
             fold=config.data.fold,
         )
     experiment = _assemble(config, examples, assignment, mesh)
+    if config.data.split == "official":
+        given = {record.official_split for record in examples.records}
+        if "test" not in given:
+            warn("the folder has no official test set: there will be no test figures")
+        if "val" not in given:
+            warn("the folder has no official validation set: it is drawn from the training set")
     if jax.process_index() == 0:
         if examples.skipped:
-            write_skipped(workdir / "skipped.csv", examples)
+            write_skipped(workdir / "skipped.csv", examples.skipped)
             warn(f"{len(examples.skipped)} unreadable images are left out: {workdir}/skipped.csv")
         if not resumed:
             splits.write(workdir / SPLITS_FILE, examples.records, assignment)

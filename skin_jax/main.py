@@ -28,11 +28,6 @@ def main(argv: list[str]) -> None:
         )
     if _CONFIG.value is None or not _WORKDIR.value:
         raise UserError("give both --config=configs/X.py and --workdir=DIR; see --help")
-    try:
-        _ = _CONFIG.value.task
-    except (OSError, AttributeError) as error:  # ml_collections puts off what it could not load
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise UserError(f"--config gives no configuration of a run: {reason}") from None
     from skin_jax import train  # JAX takes its time to import: not for --help
 
     train.train_and_evaluate(_CONFIG.value, Path(_WORKDIR.value))

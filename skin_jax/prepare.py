@@ -66,7 +66,7 @@ def main(argv: list[str]) -> int:
         print(f"{shared} test images show a lesion that is also in train.")
     if examples.skipped:
         path = Path(FLAGS.out) / "skipped.csv"
-        write_skipped(path, examples)
+        write_skipped(path, examples.skipped)
         print(f"{len(examples.skipped)} unreadable images were left out; see {path}")
     return 0
 

@@ -65,9 +65,12 @@ def _train_and_evaluate(
         if isinstance(experiment.task, tasks.Classifies):
             found = runs.evaluate_split(experiment, checkpoints, "test", workdir / "eval" / "test")
             if found is not None:
+                print(
+                    f"\nbest checkpoint by validation macro AUC: step {found[0].step}; on test:\n"
+                )
                 print(report.table_one(found[0].metrics, found[0].shared_with_train))
-                if experiment.examples.records[0].path is None:
-                    print("\nThese are procedural lesions: A's figures are no measure for them.")
+                if experiment.is_demo:
+                    print(f"\n{runs.DEMO_NOTE}")
             page = runs.write_page(experiment, found[1] if found else (), workdir)
             print(f"\nfull report: {page}", flush=True)
     finally:
@@ -105,7 +108,7 @@ def train(
         experiment.num_steps,
         experiment.steps_per_epoch,
         config.batch_size,
-        (*experiment.task.headline, *_Watch.headline),
+        experiment.task.headline,
     )
     dispatch = make_dispatch(experiment)
     pending: list[PyTree] = []
@@ -121,12 +124,13 @@ def train(
                 averages = _averages(pending)
                 _check_finite(averages, step, workdir)
                 writer.scalars(
-                    step, averages | {"images_per_second": progress.report(step, averages | scores)}
+                    step, averages | {"images_per_second": progress.report(step, averages)}
                 )
                 pending = []
             if due.evaluate:
                 scores = watch.evaluate(state, step)
                 writer.scalars(step, scores)
+                print("  ".join([f"step {step}", *(f"{k} {v:.3f}" for k, v in scores.items())]))
             if due.evaluate or due.save or stop:
                 checkpoints.save(
                     step, state, scores.get(checkpoint.SCORE) if due.evaluate else None
@@ -194,7 +198,8 @@ def _initial_state(
     restored = checkpoints.restore_latest(checkpoint.template_of(shapes, whole))
     if restored is not None:
         checkpoints.set_aside_after(restored[1])
-        print(f"resuming at step {restored[1]} of {experiment.num_steps}", flush=True)
+        done = "  (nothing left to train)" if restored[1] >= experiment.num_steps else ""
+        print(f"resuming at step {restored[1]} of {experiment.num_steps}{done}", flush=True)
         return restored
     state = jax.jit(experiment.task.init, out_shardings=whole)(rng)
     values = int(parameter_overview.count_parameters(serialization.to_state_dict(state)))
@@ -254,8 +259,6 @@ def _check_finite(values: Scalars, step: int, workdir: Path) -> None:
 
 class _Watch:
     """What is looked at once an epoch: validation scores, and a grid of real and generated."""
-
-    headline = (checkpoint.SCORE, "val_balanced_accuracy")
 
     def __init__(self, experiment: Experiment, workdir: Path):
         self._experiment = experiment

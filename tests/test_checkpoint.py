@@ -9,7 +9,7 @@ import pytest
 
 from skin_jax import checkpoint, sharding
 from skin_jax import state as state_lib
-from skin_jax.errors import PREEMPTED, UserError
+from skin_jax.errors import INTERRUPTED, PREEMPTED, UserError
 
 
 def make_state(value: float) -> dict:
@@ -163,13 +163,26 @@ def test_errors_of_a_save_are_one_sentence(folder, monkeypatch):
     checkpoints.close()
 
 
-def test_sigterm_is_only_remembered_where_it_is_deferred():
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize(
+    ("signum", "status"), [(signal.SIGTERM, PREEMPTED), (signal.SIGINT, INTERRUPTED)]
+)
+def test_a_signal_is_only_remembered_where_it_is_deferred(signum, status):
+    before = signal.getsignal(signum)
     with checkpoint.Preemption() as preemption:
         with pytest.raises(UserError) as error, preemption.deferred():
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signum)
         assert preemption.requested
-        assert error.value.exit_code == PREEMPTED
-        with pytest.raises(UserError, match="asked to end"):
-            os.kill(os.getpid(), signal.SIGTERM)
-    assert signal.getsignal(signal.SIGTERM) == before
+        assert error.value.exit_code == status
+    with checkpoint.Preemption(), pytest.raises(UserError, match="asked to end"):
+        os.kill(os.getpid(), signum)
+    assert signal.getsignal(signum) == before
+
+
+def test_a_second_ctrl_c_interrupts_at_once():
+    def twice():
+        with checkpoint.Preemption() as preemption, preemption.deferred():
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        twice()

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -70,8 +71,9 @@ def outcome(workdir) -> tuple[str, str]:
         ("step 3/", lambda process: process.kill(), -9),
         ("step 9/", lambda process: process.kill(), -9),
         ("step 5/", lambda process: process.terminate(), errors.PREEMPTED),
+        ("step 5/", lambda process: process.send_signal(signal.SIGINT), errors.INTERRUPTED),
     ],
-    ids=["kill -9 early", "kill -9 late", "SIGTERM"],
+    ids=["kill -9 early", "kill -9 late", "SIGTERM", "Ctrl-C"],
 )
 def test_an_interrupted_run_ends_like_an_undisturbed_one(tmp_path, undisturbed, line, kill, status):
     assert interrupt_at(tmp_path / "run", line, kill) == status
@@ -184,7 +186,7 @@ def test_a_configuration_that_fails_is_named_with_its_line(tmp_path):
 def test_a_missing_configuration_and_a_missing_workdir_are_named(tmp_path):
     missing = call(tmp_path, config="configs/none.py")
     assert missing.returncode == errors.BAD_INPUT
-    assert "configs/none.py" in missing.stderr
+    assert "there is no file configs/none.py" in missing.stderr
     assert "Traceback" not in missing.stderr
     assert call(None).returncode == errors.BAD_INPUT
 

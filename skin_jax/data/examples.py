@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import io
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+
+from skin_jax.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -53,13 +56,17 @@ class Examples:
         return np.array([record.label for record in self.records], np.int32)
 
 
-def write_skipped(path: Path, examples: Examples) -> None:
-    """Writes the images that were left out as a CSV with the columns file and reason."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("file", "reason"))
-        writer.writerows(examples.skipped)
+def write_skipped(path: Path, skipped: Iterable[tuple[str, str]]) -> None:
+    """Writes (file, reason) of what was left out as a CSV, whole or not at all.
+
+    Bytes of file names that are no UTF-8 are escaped.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([("file", "reason"), *skipped])
+    write_atomically(path, text.getvalue().encode(errors="backslashreplace"))
 
 
 class Digest:

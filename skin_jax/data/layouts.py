@@ -238,7 +238,7 @@ def _read_class_folders(findings: _Findings) -> None:
         paths = _image_files(findings, [folder])
         if label is None and paths:
             findings.problems.append(
-                f"{folder.name}: unknown class; the folder holds {len(paths)} images "
+                f"{folder.name}: unknown class; {len(paths)} image file(s) in it "
                 f"(known: {', '.join(lesions.CLASSES)})"
             )
         if label is None:

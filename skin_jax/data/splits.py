@@ -134,6 +134,15 @@ def class_counts(path: Path, side: str) -> np.ndarray:
     return np.array([counts[name] for name in lesions.CLASSES])
 
 
+def members(path: Path, side: str) -> list[tuple[str, str]]:
+    """(image id, class name) of each image on one side of what `write` wrote, in its order.
+
+    Raises:
+      UserError: the file is missing or damaged.
+    """
+    return [(row["image"], row["label"]) for row in _rows(path) if row["split"] == side]
+
+
 def _rows(path: Path) -> list[dict[str, str]]:
     try:
         rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))

@@ -70,11 +70,11 @@ def _evaluate_split(workdir: Path, split: str, out: Path) -> None:
 
 def _evaluate_elsewhere(workdir: Path, data_dir: Path, out: Path) -> None:
     from skin_jax import checkpoint
-    from skin_jax.data import builder
+    from skin_jax.data import builder, splits
     from skin_jax.data.examples import write_skipped
     from skin_jax.errors import warn
     from skin_jax.eval import report, runs
-    from skin_jax.experiment import reopen_task
+    from skin_jax.experiment import SPLITS_FILE, reopen_task
 
     task, config = reopen_task(workdir)
     examples = builder.prepare(
@@ -84,8 +84,11 @@ def _evaluate_elsewhere(workdir: Path, data_dir: Path, out: Path) -> None:
         on_bad_image=config.data.on_bad_image,
     )
     if examples.skipped:
-        write_skipped(out / "skipped.csv", examples)
+        write_skipped(out / "skipped.csv", examples.skipped)
         warn(f"{len(examples.skipped)} unreadable images are left out: {out}/skipped.csv")
+    trained = {image_id for image_id, _ in splits.members(workdir / SPLITS_FILE, "train")}
+    if known := sum(record.image_id in trained for record in examples.records):
+        warn(f"{known} of the {len(examples.records)} images have the id of a training image")
     checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", read_only=True)
     evaluation = runs.evaluate_examples(task, checkpoints, examples, config.eval_batch_size, out)
     print(report.table_one(evaluation.metrics))

@@ -96,6 +96,7 @@ def main(argv: list[str]) -> None:
     print(f"balanced accuracy on the same test split (chance: {1 / present:.3f})")
     print(f"  {'this run':<46}{own:.3f}")
     for name, features in FEATURES.items():
+        print(f"  fitting on {name}; on pixels that takes minutes ...", end="\r", flush=True)
         score, strength = logistic_regression(
             features(examples.images), examples.labels, assignment
         )

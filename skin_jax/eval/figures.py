@@ -187,7 +187,7 @@ def reliability(path: PathLike, probabilities: np.ndarray, labels: np.ndarray) -
     upper.plot([0, 1], [0, 1], color="0.6", linewidth=1, label="perfect calibration")
     upper.plot(means, rates, "o-", color=COLOURS["nv"], label="this model")
     upper.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="share that is right")
-    upper.legend(frameon=False, loc="upper left")
+    upper.legend(frameon=False, loc="lower right")
     lower.bar((np.arange(_BINS) + 0.5) / _BINS, counts, 0.9 / _BINS, color=COLOURS["bcc"])
     lower.set(xlabel="confidence (largest probability)", ylabel="images")
     for axes in (upper, lower):

@@ -1,11 +1,13 @@
 """Class probabilities of examples: the jitted forward pass over padded, masked batches."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
+from skin_jax import sharding
 from skin_jax.data.lesions import NUM_CLASSES
 from skin_jax.data.pipeline import Pipeline
 
@@ -40,3 +42,25 @@ def make_predictor(
         return probabilities
 
     return run
+
+
+def over_devices(function: Callable[..., jax.Array], mesh: Mesh) -> Callable[..., jax.Array]:
+    """`function(state, *arrays)`, jitted, the leading axis of each array split over the devices.
+
+    Args:
+      function: a task's predict or explain.
+      mesh: its size divides the leading axes; the state lies on it already.
+    """
+    jitted, placement = jax.jit(function), sharding.over_batch(mesh)
+
+    def run(state: PyTree, *arrays: np.ndarray) -> jax.Array:
+        return jitted(state, *jax.device_put(arrays, placement))
+
+    return run
+
+
+def orientations(images: np.ndarray) -> Iterator[np.ndarray]:
+    """The images [B, S, S, 3] and their seven other orientations: quarter turns and mirrors."""
+    for side in (images, images[:, :, ::-1]):
+        for quarters in range(4):
+            yield np.rot90(side, quarters, axes=(1, 2))

@@ -413,6 +413,10 @@ def _notes(metrics: Metrics, shared_with_train: int | None) -> list[str]:
             f"{shared_with_train} of the {metrics.num_examples} images evaluated ({shared:.1%}) "
             "share a lesion with the training set."
         )
+    notes.append(
+        "Intervals resample lesions within each class: they take the number of lesions of each "
+        "class as given."
+    )
     if not metrics.lesions_known:
         notes.append("The lesions are not known: intervals take each image as its own lesion.")
     if metrics.tied:

@@ -23,6 +23,8 @@ from skin_jax.metric_writer import HISTORY
 
 PyTree = Any
 
+DEMO_NOTE = "These are procedural lesions: paper A's figures are no measure for them."
+
 _SAMPLES_PER_CLASS = 6
 _MELANOMA = CLASSES.index("mel")
 _SPECIFICITIES = (0.90, 0.95)
@@ -119,11 +121,12 @@ def write_page(experiment: Experiment, evaluation: Sequence[report.Section], wor
     shown = np.concatenate(
         [train[examples.labels[train] == c][:_SAMPLES_PER_CLASS] for c in range(NUM_CLASSES)]
     )
+    note = [report.Section("The demo", [report.Text(DEMO_NOTE)])] if experiment.is_demo else []
     return report.write_run_report(
         workdir,
-        title=f"skin_jax: {experiment.config.task}",
+        title=f"skin_jax: {experiment.config.task}" + ", procedural lesions" * experiment.is_demo,
         facts={"steps": experiment.num_steps, **_facts(experiment.config)},
-        evaluation=evaluation,
+        evaluation=[*note, *evaluation],
         class_counts={split: experiment.class_counts(split) for split in splits.SPLITS},
         history=report.read_history(workdir / HISTORY),
         samples=(examples.images[shown], examples.labels[shown]),

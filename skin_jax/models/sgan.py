@@ -115,6 +115,9 @@ class Discriminator(nn.Module):
             if normed:
                 x = batch_norm(train=train, dtype=self.dtype, name=f"norm{layer}")(x)
             x = nn.leaky_relu(x, 0.2)
+        if not self.is_initializing():  # it is no variable of the network
+            # Adds `perturbations/features` where a caller gives it: a place to take gradients at.
+            x = self.perturb("features", x)
         # In float32 whatever the dtype: it is a small part of the work, and its sums are long.
         logits = nn.Dense(
             self.num_outputs, kernel_init=normal_init(), dtype=jnp.float32, name="layer5"

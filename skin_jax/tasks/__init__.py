@@ -45,6 +45,17 @@ class Generates(Protocol):
         """Images float32 [B, H, W, 3] in [-1, 1]."""
 
 
+@runtime_checkable
+class Explains(Protocol):
+    """A task that shows where in an image it found what speaks for a class."""
+
+    def explain(self, state: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
+        """Heat maps float32 [B, h, w] in [0, 1] of uint8 images [B, H, W, 3].
+
+        The labels, int32 [B], are the classes to explain; h and w are the task's own.
+        """
+
+
 TASKS: dict[str, Callable[[ConfigDict, np.ndarray, int, float], Task]] = {"sgan": sgan.build}
 
 

@@ -18,6 +18,7 @@ from skin_jax.errors import UserError
 from skin_jax.models.sgan import Discriminator, DiscriminatorOutput, Generator, check_image_size
 from skin_jax.state import GanState, Network, guard, update_ema
 from skin_jax.tasks import settings
+from skin_jax.tasks.gradcam import grad_cam
 
 PyTree = Any
 Metrics = dict[str, jax.Array]
@@ -202,6 +203,27 @@ class Sgan:
         )
         assert isinstance(output, DiscriminatorOutput)
         return jax.nn.softmax(output.logits[:, :-1], axis=-1)
+
+    def explain(self, state: GanState, images: jax.Array, labels: jax.Array) -> jax.Array:
+        """Grad-CAM of the discriminator's last convolution, float32 [B, S/16, S/16] in [0, 1].
+
+        Args:
+          state: as in `predict`.
+          images: uint8 [B, S, S, 3].
+          labels: int32 [B], the class to explain.
+        """
+        variables, inputs = state.averaged["discriminator"], augment.to_float(images)
+
+        def forward(variables: PyTree) -> DiscriminatorOutput:
+            output = self.discriminator.apply(variables, inputs, train=False)
+            assert isinstance(output, DiscriminatorOutput)
+            return output
+
+        return grad_cam(
+            lambda offset: forward({**variables, "perturbations": {"features": offset}}),
+            jax.eval_shape(forward, variables).features,
+            labels,
+        )
 
     def sample(self, state: GanState, rng: jax.Array, labels: jax.Array) -> jax.Array:
         """Images float32 [B, S, S, 3] in [-1, 1], one for each of the B labels.

@@ -297,7 +297,7 @@ def test_bad_class_folders(tmp_path, labels, write):
     loose, duplicate, unknown = layouts.read(root).problems
     assert loose == "loose.jpg: an image outside the class folders"
     assert "nv/ISIC_0000000.jpg: duplicate image id ISIC_0000000, also akiec/" in duplicate
-    assert unknown.startswith("wart: unknown class; the folder holds 1 images")
+    assert unknown.startswith("wart: unknown class; 1 image file(s) in it")
 
 
 def test_all_problems_are_collected(official, write):

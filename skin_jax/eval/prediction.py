@@ -1,0 +1,330 @@
+"""Predicting image files of any kind with one or several runs, in constant memory."""
+
+import contextlib
+import itertools
+import os
+import tempfile
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from skin_jax import checkpoint, sharding, tasks
+from skin_jax.data import images
+from skin_jax.data.examples import write_skipped
+from skin_jax.data.lesions import NUM_CLASSES
+from skin_jax.errors import PARTIAL, UserError, listed, warn
+from skin_jax.eval import explain, inference, runs, tables
+from skin_jax.experiment import reopen_task
+from skin_jax.files import write_atomically
+
+SUFFIXES = frozenset(
+    {*images.SUFFIXES, ".gif", ".jfif", ".jpe", ".jp2", ".avif", ".ppm", ".pgm", ".tga"}
+    | {".heic", ".heif", ".dcm"}
+)
+"""File name endings, in lower case, that are taken for images in a folder.
+
+The last three are images that Pillow does not read: they are listed as such, not passed over.
+"""
+
+_MAX_WORKERS = 16
+
+Skipped = list[tuple[str, str]]
+Decoded = tuple[np.ndarray, ...] | images.UnreadableImage
+
+
+class _Run(NamedTuple):
+    """A trained run: the size of its images, uint8 [B, S, S, 3], and what it says about them."""
+
+    image_size: int
+    probabilities: Callable[[np.ndarray], np.ndarray]  # -> float64 [B, 7]
+    heat_maps: Callable[[np.ndarray, np.ndarray], np.ndarray] | None  # and labels -> [B, h, w]
+
+
+class _Batch(NamedTuple):
+    """Readable images: their places in the list of files, and their pixels in each size."""
+
+    places: list[int]
+    pixels: list[tuple[np.ndarray, ...]]
+
+
+def predict_files(
+    workdirs: Sequence[Path],
+    inputs: Sequence[str],
+    out: Path,
+    *,
+    tta: bool = False,
+    explain_dir: Path | None = None,
+    batch_size: int = 64,
+    progress: bool = True,
+) -> int:
+    """Predicts images with the best checkpoint of each run and writes the challenge's CSV.
+
+    Args:
+      workdirs: of the runs, whose probabilities are averaged; their image sizes may differ.
+      inputs: folders, searched with their subfolders, and files.
+      out: the CSV; unreadable images are listed beside it, in `<stem>.skipped.csv`.
+      tta: averages over the 8 orientations of each image.
+      explain_dir: where `<image>.png` shows what speaks for the predicted class, for each image.
+      batch_size: images at a time, rounded up to a multiple of the devices.
+      progress: shows a progress bar on stderr.
+
+    Returns:
+      The exit status: 0, or PARTIAL where images were left out or files share a name.
+
+    Raises:
+      UserError: no images or no readable one; results that could not be written; a folder that is
+        not one of a run, or has no checkpoint; a task that does not classify or explain.
+    """
+    files, skipped = find_images(inputs)
+    ids, ambiguous = image_ids(files)
+    skipped_path = out.with_name(f"{out.stem}.skipped.csv")
+    _check_targets(files, ids, out, explain_dir)
+    mesh = sharding.make_mesh(None)
+    members = [_open(workdir, mesh, tta=tta, explained=bool(explain_dir)) for workdir in workdirs]
+    batch_size = -(-min(batch_size, len(files)) // mesh.size) * mesh.size
+    sizes = list(dict.fromkeys(member.image_size for member in members))
+    probabilities = np.empty((len(files), NUM_CLASSES))
+    good: list[int] = []
+
+    bar = tqdm(total=len(files), unit=" images", desc="Predicting", disable=not progress)
+    with bar, ThreadPoolExecutor(_workers()) as pool:
+        # A batch is decoded while the one before is predicted.
+        for batch in _batches(_decoded(pool, files, sizes, batch_size), batch_size, skipped, files):
+            stacks = {
+                size: _padded([pixels[k] for pixels in batch.pixels], batch_size)
+                for k, size in enumerate(sizes)
+            }
+            values = np.mean([m.probabilities(stacks[m.image_size]) for m in members], axis=0)
+            probabilities[batch.places] = values[: len(batch.places)]
+            if explain_dir:
+                labels = values.argmax(axis=1).astype(np.int32)
+                maps = [m.heat_maps(stacks[m.image_size], labels) for m in members if m.heat_maps]
+                overlays = pool.map(
+                    explain.overlay,
+                    stacks[max(sizes)][: len(batch.places)],
+                    zip(*maps, strict=True),
+                    labels,
+                    values.max(axis=1),
+                )
+                for place, picture in zip(batch.places, overlays, strict=True):
+                    write_atomically(explain_dir / f"{ids[place]}.png", picture)
+            good += batch.places
+            bar.update(batch.places[-1] + 1 - bar.n)
+        bar.update(len(files) - bar.n)
+
+    problems = [f"{file}: {reason}" for file, reason in skipped]
+    if not good:
+        raise listed("none of the images can be read", problems)
+    tables.write_predictions(out, [ids[i] for i in good], probabilities[good])
+    if skipped:
+        write_skipped(skipped_path, skipped)
+        warn(str(listed(f"unreadable files are left out, see {skipped_path}", problems)))
+    else:
+        skipped_path.unlink(missing_ok=True)  # of an earlier call
+    if ambiguous:
+        warn(f"{ambiguous} files share their name with another: `image` has it with its extension")
+    print(f"predicted {len(good)} images: {out}", flush=True)
+    return PARTIAL if skipped or ambiguous else 0
+
+
+def find_images(inputs: Sequence[str]) -> tuple[list[str], Skipped]:
+    """The image files that folders and files name, and (folder, reason) of unreadable folders.
+
+    In a folder, which is searched with its subfolders in sorted order, what is hidden or has no
+    image's suffix is passed over; a file named itself is always taken. Links to folders are
+    followed, once each, but not those that lead back to where they are.
+
+    Raises:
+      UserError: a path that does not exist, or a folder without images; all of them.
+    """
+    found: list[str] = []
+    unreadable: Skipped = []
+    problems = []
+    for path in inputs:
+        if os.path.isdir(path):
+            failures: list[OSError] = []
+            below = sorted(_walk(path, failures))
+            unreadable += [(str(e.filename), e.strerror or str(e)) for e in failures]
+            found += below
+            if not below:
+                reasons = "".join(f" ({e.filename}: {e.strerror})" for e in failures[:1])
+                problems.append(f"{path} holds no images{reasons}")
+        elif os.path.lexists(path):
+            found.append(path)
+        else:
+            problems.append(f"{path} does not exist")
+    if len(problems) == 1:
+        raise UserError(problems[0])
+    if problems:
+        raise listed("nothing to predict", problems)
+    named: dict[str, str] = {}
+    for path in found:  # a folder and a file in it may both be given
+        named.setdefault(os.path.abspath(path), path)
+    return list(named.values()), unreadable
+
+
+def _walk(root: str, failures: list[OSError]) -> Iterator[str]:
+    seen = {_identity(root)}
+    top = os.path.realpath(root)
+
+    def leads_on(folder: str, name: str) -> bool:
+        path = os.path.join(folder, name)
+        if os.path.islink(path):
+            target = os.path.realpath(path)
+            around = (top, os.path.realpath(folder))
+            if any(os.path.commonpath([target, inner]) == target for inner in around):
+                return False
+        identity = _identity(path)
+        if name.startswith(".") or identity in seen:
+            return False
+        seen.add(identity)
+        return True
+
+    for folder, subfolders, names in os.walk(root, onerror=failures.append, followlinks=True):
+        # Links last: a folder is found under its own name rather than a link's beside it.
+        subfolders.sort(key=lambda name: (os.path.islink(os.path.join(folder, name)), name))
+        subfolders[:] = [name for name in subfolders if leads_on(folder, name)]
+        for name in names:
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES:
+                yield os.path.join(folder, name)
+
+
+def _identity(folder: str) -> tuple[int, int] | str:
+    try:
+        found = os.stat(folder)
+    except OSError:  # gone, or not to be looked into: the walk says so
+        return folder
+    return found.st_dev, found.st_ino
+
+
+def image_ids(files: Sequence[str]) -> tuple[list[str], int]:
+    """Distinct ids of distinct files, and how many could not have the plain one.
+
+    The id is the file's name without extension; where several files would have the same, the name
+    with it; where that is not enough, the path below the folder that holds them all.
+    """
+    paths = [os.path.abspath(file) for file in files]
+    common = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
+    names = [
+        # Bytes that are no UTF-8 would not go into the CSV.
+        tuple(name.encode(errors="backslashreplace").decode() for name in candidates)
+        for path in paths
+        for base in [os.path.basename(path)]
+        for candidates in [(os.path.splitext(base)[0], base, os.path.relpath(path, common))]
+    ]
+    level = [0] * len(names)
+    while True:
+        ids = [name[k] for name, k in zip(names, level, strict=True)]
+        counts = Counter(ids)
+        clashes = [i for i, name in enumerate(ids) if counts[name] > 1 and level[i] < 2]
+        if not clashes:
+            return ids, sum(k > 0 for k in level)
+        for i in clashes:
+            level[i] += 1
+
+
+def _check_targets(
+    files: Sequence[str], ids: Sequence[str], out: Path, explain_dir: Path | None
+) -> None:
+    """Refuses results that could not be written, or would replace an image, before the work."""
+    if out.is_dir():
+        raise UserError(f"--out={out} is a folder; give the name of a CSV file")
+    folders = [out.parent]
+    targets = [out]
+    if explain_dir:
+        folders.append(explain_dir)
+        targets += [explain_dir / f"{name}.png" for name in ids]
+    given = {os.path.abspath(file) for file in files}
+    for target in targets:
+        if os.path.abspath(target) in given:
+            raise UserError(f"{target} is one of the images and would be replaced; choose another")
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be written to ({error.strerror})") from None
+
+
+def _open(workdir: Path, mesh: Mesh, *, tta: bool, explained: bool) -> _Run:
+    task, config = reopen_task(workdir)
+    if not isinstance(task, tasks.Classifies):
+        raise UserError(f"{workdir}: a run of the task {config.task!r} does not classify images")
+    with contextlib.closing(
+        checkpoint.Checkpoints(workdir / "checkpoints", read_only=True)
+    ) as checkpoints:
+        state, _ = runs.best_state(task, checkpoints, mesh)
+    predict = inference.over_devices(task.predict, mesh)
+
+    def probabilities(batch: np.ndarray) -> np.ndarray:
+        views = inference.orientations(batch) if tta else [batch]
+        # All are under way before the first is waited for.
+        return np.mean([np.asarray(p, np.float64) for p in [predict(state, v) for v in views]], 0)
+
+    heat_maps = None
+    if explained:
+        if not isinstance(task, tasks.Explains):
+            raise UserError(f"{workdir}: the task {config.task!r} does not explain its predictions")
+        show = inference.over_devices(task.explain, mesh)
+
+        def heat_maps(batch: np.ndarray, labels: np.ndarray) -> np.ndarray:
+            return np.asarray(show(state, batch, labels))
+
+    return _Run(config.data.image_size, probabilities, heat_maps)
+
+
+def _workers() -> int:
+    return max(1, min(_MAX_WORKERS, os.cpu_count() or 1))
+
+
+def _decoded(
+    pool: ThreadPoolExecutor, files: Sequence[str], sizes: Sequence[int], batch_size: int
+) -> Iterator[Decoded]:
+    """Each file in each size, in order; never more than a batch and the workers ahead."""
+    waiting: deque[Future[Decoded]] = deque()
+    remaining = iter(files)
+    while True:
+        for file in itertools.islice(remaining, batch_size + _workers() - len(waiting)):
+            waiting.append(pool.submit(_decode, file, sizes))
+        if not waiting:
+            return
+        yield waiting.popleft().result()
+
+
+def _decode(file: str, sizes: Sequence[int]) -> Decoded:
+    # Opening a named pipe would wait for ever.
+    if os.path.exists(file) and not os.path.isfile(file):
+        return images.UnreadableImage("not a regular file")
+    try:
+        return tuple(images.decode(Path(file), size) for size in sizes)
+    except images.UnreadableImage as error:
+        return error
+
+
+def _batches(
+    stream: Iterator[Decoded], batch_size: int, skipped: Skipped, files: Sequence[str]
+) -> Iterator[_Batch]:
+    """Batches of readable images; the others are added to `skipped`."""
+    batch = _Batch([], [])
+    for place, decoded in enumerate(stream):
+        if isinstance(decoded, images.UnreadableImage):
+            skipped.append((files[place], str(decoded)))
+            continue
+        batch.places.append(place)
+        batch.pixels.append(decoded)
+        if len(batch.places) == batch_size:
+            yield batch
+            batch = _Batch([], [])
+    if batch.places:
+        yield batch
+
+
+def _padded(pixels: Sequence[np.ndarray], batch_size: int) -> np.ndarray:
+    """A batch of always the same size, so that it compiles once; the last image is repeated."""
+    return np.stack([*pixels, *[pixels[-1]] * (batch_size - len(pixels))])

@@ -1,0 +1,356 @@
+"""Generates images of chosen classes with a trained run.
+
+python -m skin_jax.generate --workdir W --out DIR [--classes a,b] [--seed S]
+    [--per_class N | --balance_to N | --ratio R]
+
+A semi-supervised GAN draws images of no class in particular. Each is stored as 8 bits, judged by
+the run's own discriminator and put into the class that it finds most likely, if its confidence is
+at least --min_confidence and the class is not full.
+
+Image i is a function of the weights, the seed and i alone. XLA's arithmetic may differ in the last
+bit from one batch size to another, and a pixel by one level, so all images are drawn in batches of
+64 on one device; another kind of processor may still differ that much.
+
+The same command goes on where it was ended. The exit status is 0, 1 (failure), 2 (usage or bad
+input) or 3 (some classes are not full after --max_tries images; what there is stays).
+"""
+
+import contextlib
+import dataclasses
+import io
+import json
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+
+from skin_jax import entry, errors
+from skin_jax.data.lesions import CLASSES
+from skin_jax.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from skin_jax import tasks
+    from skin_jax.data.synthetic import Generated
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_string("workdir", None, "Folder of a trained run; its best checkpoint is taken.")
+flags.DEFINE_string("out", None, "Folder for the images and their manifest.csv.")
+flags.DEFINE_list("classes", list(CLASSES), "Which classes.")
+flags.DEFINE_integer("per_class", None, "Images of each class (100).", lower_bound=1)
+flags.DEFINE_integer(
+    "balance_to", None, "Fill each class up to so many, real training images included.", 1
+)
+flags.DEFINE_float("ratio", None, "Times the real training images of each class.", lower_bound=0.0)
+flags.DEFINE_integer("seed", 0, "Of the noise.", lower_bound=0, upper_bound=2**32 - 1)
+flags.DEFINE_float("min_confidence", 0.5, "The discriminator's, of its class.", 0.0, 1.0)
+flags.DEFINE_integer(
+    "max_tries", None, "Ends after so many (50 for each of the fullest class, at least 10,000).", 1
+)
+
+PROGRESS = "generation.json"
+_PER_CLASS = 100
+_BATCH = 64
+_GRID = 64
+_SECONDS_BETWEEN_SAVES = 5.0
+
+Draw = Callable[[int], "tuple[np.ndarray, np.ndarray]"]
+
+
+def main(argv: list[str]) -> None:
+    """The command line's work; see the module's docstring."""
+    if argv[1:]:
+        raise UserError(f"unexpected argument {argv[1]!r}; see --help")
+    if not FLAGS.workdir or not FLAGS.out:
+        raise UserError("give both --workdir=DIR and --out=DIR; see --help")
+    if unknown := [name for name in FLAGS.classes or [""] if name not in CLASSES]:
+        raise UserError(f"--classes: unknown class {unknown[0]!r}; known: {', '.join(CLASSES)}")
+    given = [name for name in ("per_class", "balance_to", "ratio") if FLAGS[name].value is not None]
+    if len(given) > 1:
+        raise UserError(f"--{given[0]} and --{given[1]} exclude each other; give one of them")
+    workdir, out = Path(FLAGS.workdir), Path(FLAGS.out)
+
+    # Imported here: they take seconds, and --help needs none of them.
+    from skin_jax import checkpoint, sharding, state, tasks
+    from skin_jax.data import splits, synthetic
+    from skin_jax.eval import runs
+    from skin_jax.experiment import SPLITS_FILE, reopen_task
+    from skin_jax.files import locked
+
+    task, config = reopen_task(workdir)
+    if not (isinstance(task, tasks.Generates) and isinstance(task, tasks.Classifies)):
+        raise UserError(
+            f"{workdir} holds a run of the task {config.task!r}, which does not generate images "
+            "and sort them into classes"
+        )
+    wanted = quotas(
+        splits.class_counts(workdir / SPLITS_FILE, "train"),
+        FLAGS.classes,
+        per_class=FLAGS.per_class,
+        balance_to=FLAGS.balance_to,
+        ratio=FLAGS.ratio,
+    )
+    if not wanted:
+        raise UserError("no class needs any images; raise --balance_to or --ratio")
+    own = (out / PROGRESS).exists() or not out.is_dir()
+    if not own and any(not path.name.startswith(".") for path in out.iterdir()):
+        raise UserError(f"{out} holds other files, and no {PROGRESS}; give a new folder as --out")
+    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", read_only=True)
+    best, step = runs.best_state(task, checkpoints, sharding.make_mesh(1))
+    provenance = {
+        "seed": FLAGS.seed,
+        "step": step,
+        "run": f"{workdir.resolve().name}-{state.digest(best)[:12]}",
+        "train_split": synthetic.train_split_digest(splits.members(workdir / SPLITS_FILE, "train")),
+    }
+    with contextlib.ExitStack() as stack:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(out / ".lock"))
+        except BlockingIOError:
+            raise UserError(f"another process is generating into {out}") from None
+        except OSError as error:
+            raise UserError(f"{out} cannot be written ({error.strerror})") from None
+        fill(
+            out,
+            make_draw(task, best, FLAGS.seed),
+            wanted,
+            provenance,
+            min_confidence=FLAGS.min_confidence,
+            max_tries=FLAGS.max_tries or max(10_000, 50 * max(wanted.values())),
+        )
+
+
+def quotas(
+    real: "np.ndarray",
+    classes: Sequence[str],
+    *,
+    per_class: int | None,
+    balance_to: int | None,
+    ratio: float | None,
+) -> dict[str, int]:
+    """How many images of each class to generate, in the order of CLASSES, without the zeros.
+
+    Args:
+      real: int [7], images of each class in the run's training split.
+      classes: names of those that are asked for.
+      per_class: that many of each; 100 where none of the three is given.
+      balance_to: what a class lacks to so many images, real and generated; a fuller one gets none.
+      ratio: times the real images, rounded to the nearest, halves up.
+    """
+    counts = {name: int(real[label]) for label, name in enumerate(CLASSES) if name in classes}
+    if balance_to is not None:
+        wanted = {name: balance_to - count for name, count in counts.items()}
+    elif ratio is not None:
+        wanted = {name: math.floor(ratio * count + 0.5) for name, count in counts.items()}
+    else:
+        wanted = dict.fromkeys(counts, per_class or _PER_CLASS)
+    return {name: count for name, count in wanted.items() if count > 0}
+
+
+def make_draw(task: "tasks.Generates", state: Any, seed: int) -> Draw:
+    """A function i -> images i to i+63, uint8 [64, S, S, 3], and their probabilities [64, 7].
+
+    The probabilities, float32, are those of the stored pixels. Image i has a key of its own, made
+    of the seed and i.
+
+    Args:
+      task: that classifies, too.
+      state: of the task, on one device.
+      seed: below 2**32.
+    """
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from skin_jax import tasks
+    from skin_jax.augment import to_uint8
+    from skin_jax.train import compiler_options
+
+    assert isinstance(task, tasks.Classifies)
+    key = jax.random.key(seed)
+    any_label = jnp.zeros((1,), jnp.int32)
+
+    def draw(state: Any, indices: jax.Array) -> tuple[jax.Array, jax.Array]:
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
+        images = to_uint8(jax.vmap(lambda k: task.sample(state, k, any_label)[0])(keys))
+        return images, task.predict(state, images)
+
+    # Without the options, a GPU may give other bits the next time.
+    jitted = jax.jit(draw, compiler_options=compiler_options(jax.devices()[0].platform))
+
+    def run(first: int) -> tuple[np.ndarray, np.ndarray]:
+        images, probabilities = jitted(state, np.arange(first, first + _BATCH, dtype=np.uint32))
+        return np.asarray(images), np.asarray(probabilities)
+
+    return run
+
+
+def fill(
+    out: Path,
+    draw: Draw,
+    wanted: Mapping[str, int],
+    provenance: Mapping[str, Any],
+    *,
+    min_confidence: float,
+    max_tries: int,
+) -> None:
+    """Fills the classes in the order of the index, from where the folder stands; says the result.
+
+    Images are written before the progress that counts them, and the manifest comes last. So
+    whatever a kill leaves behind is made again, the same.
+
+    Args:
+      out: a folder of this program, or an empty one.
+      draw: see `make_draw`.
+      wanted: images of each class.
+      provenance: the other columns of the manifest: seed, step, run, train_split.
+      min_confidence: images below it are passed over.
+      max_tries: drawn images to end after; a partial folder may go on with more.
+
+    Raises:
+      UserError: the folder is one of other settings, or damaged; classes are not full (PARTIAL).
+    """
+    from PIL import Image
+    from tqdm import tqdm
+
+    from skin_jax.data import synthetic
+    from skin_jax.files import write_atomically
+
+    settings = {**provenance, "min_confidence": min_confidence, "images": dict(wanted)}
+    tried, rows = _resumed(out, settings)
+    counts = Counter(row.label for row in rows)
+    if _full(counts, wanted) and (out / synthetic.MANIFEST).exists():
+        print(f"{out} is complete: {_summary(rows, wanted)}", flush=True)
+        return
+
+    def save() -> None:
+        content = {
+            "settings": settings,
+            "tried": tried,
+            "rows": [dataclasses.astuple(row) for row in rows],
+        }
+        write_atomically(out / PROGRESS, json.dumps(content) + "\n")
+
+    if tried < max_tries and not _full(counts, wanted):
+        (out / synthetic.MANIFEST).unlink(missing_ok=True)
+    save()  # first of all: it makes the folder one of these settings
+    saved = time.monotonic()
+    total = sum(wanted.values())
+    with tqdm(total=total, initial=len(rows), desc="Generating", unit=" images") as bar:
+        while tried < max_tries and not _full(counts, wanted):
+            first = tried // _BATCH * _BATCH
+            images, probabilities = draw(first)
+            for index in range(tried, min(first + _BATCH, max_tries)):
+                scores = probabilities[index - first]
+                name, confidence = CLASSES[scores.argmax()], float(scores.max())
+                if counts[name] >= wanted.get(name, 0) or not confidence >= min_confidence:
+                    continue
+                image = f"{name}/{name}_{provenance['seed']}_{index}.png"
+                encoded = io.BytesIO()
+                Image.fromarray(images[index - first]).save(encoded, format="PNG")
+                write_atomically(out / image, encoded.getvalue())
+                rows.append(
+                    synthetic.Generated(
+                        image=image, label=name, index=index, confidence=confidence, **provenance
+                    )
+                )
+                counts[name] += 1
+                bar.update()
+            tried = min(first + _BATCH, max_tries)
+            each = " ".join(f"{name} {counts[name]}/{count}" for name, count in wanted.items())
+            bar.set_postfix_str(f"{tried} tried: {each}", refresh=False)
+            if time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
+                save()
+                saved = time.monotonic()
+    save()
+    _write_grids(out, rows)
+    synthetic.write(out, rows)
+    if not _full(counts, wanted):
+        raise UserError(
+            f"after {tried} drawn images not every class is full: {_summary(rows, wanted)}; what "
+            f"there is lies in {out}; raise --max_tries to go on, or lower --min_confidence in a "
+            "new folder",
+            errors.PARTIAL,
+        )
+    print(f"{out}: {_summary(rows, wanted)}", flush=True)
+
+
+def _full(counts: Mapping[str, int], wanted: Mapping[str, int]) -> bool:
+    return all(counts.get(name, 0) >= count for name, count in wanted.items())
+
+
+def _summary(rows: "Sequence[Generated]", wanted: Mapping[str, int]) -> str:
+    """Such as "mel 20 of 20 (the last is number 812), df 3 of 20 (the last is number 9120)"."""
+    parts = []
+    for name, count in wanted.items():
+        indices = [row.index for row in rows if row.label == name]
+        last = f" (the last is number {indices[-1]})" if indices else ""
+        parts.append(f"{name} {len(indices)} of {count}{last}")
+    return ", ".join(parts)
+
+
+def _resumed(out: Path, settings: Mapping[str, Any]) -> "tuple[int, list[Generated]]":
+    """How many images were drawn before, and which were kept; tidies up after a kill.
+
+    Raises:
+      UserError: the folder is one of other settings, or its progress is damaged.
+    """
+    from skin_jax.config import flatten
+    from skin_jax.data.synthetic import MANIFEST, Generated
+
+    tried, rows, before = 0, [], flatten(settings)
+    path = out / PROGRESS
+    try:
+        content = json.loads(path.read_text())
+        before = flatten(content["settings"])
+        tried, rows = int(content["tried"]), [Generated(*row) for row in content["rows"]]
+    except FileNotFoundError:
+        pass  # a new folder
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({error!r}); give a new folder as --out") from None
+    after = flatten(settings)
+    differing = [
+        f"{key}: {before.get(key, 'none')} there, {after.get(key, 'none')} now"
+        for key in dict.fromkeys([*before, *after])
+        if before.get(key) != after.get(key)
+    ]
+    if differing:
+        raise UserError(
+            f"{out} holds images of other settings; give them as they were, or a new folder as "
+            "--out: " + "; ".join(differing)
+        )
+    if lost := [row.image for row in rows if not (out / row.image).exists()]:
+        errors.warn(f"{len(lost)} images of {out} are gone, such as {lost[0]}: starting again")
+        tried, rows = 0, []
+        (out / MANIFEST).unlink(missing_ok=True)
+    kept = {out / row.image for row in rows}
+    stale = [p for name in CLASSES for p in out.glob(f"{name}/*{name}_{settings['seed']}_*")]
+    stale += [p for name in (PROGRESS, MANIFEST) for p in out.glob(f".{name}.*")]
+    for leftover in set(stale) - kept:
+        leftover.unlink()
+    return tried, rows
+
+
+def _write_grids(out: Path, rows: "Sequence[Generated]") -> None:
+    import numpy as np
+    from PIL import Image
+
+    from skin_jax.data.synthetic import GRIDS
+    from skin_jax.eval import figures
+
+    for name in CLASSES:
+        shown = [out / row.image for row in rows if row.label == name][:_GRID]
+        if shown:
+            images = np.stack([np.asarray(Image.open(path)) for path in shown])
+            figures.image_grid(out / GRIDS / f"{name}.png", images, columns=8)
+
+
+if __name__ == "__main__":
+    entry.run(main)

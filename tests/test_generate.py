@@ -1,0 +1,399 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl import flags
+from PIL import Image
+
+from skin_jax import checkpoint, errors, sharding, tasks, train
+from skin_jax import config as config_lib
+from skin_jax.augment import to_uint8
+from skin_jax.data import demo, splits, synthetic
+from skin_jax.data.lesions import CLASSES
+from skin_jax.errors import UserError
+from skin_jax.eval import runs
+from skin_jax.experiment import reopen_task
+
+SMALL = {
+    "num_steps": 2,
+    "batch_size": 8,
+    "eval_batch_size": 16,
+    "data.demo_images": demo.MIN_IMAGES,
+    "data.image_size": 32,
+    "data.pipeline": "device",
+    "model.width": 4,
+    "sharding.num_devices": 1,
+    "log.tensorboard": False,
+}
+
+
+@pytest.fixture(scope="module")
+def program():
+    """The entry point, with a registry of its own for flags: other entry points have the same."""
+    own = flags.FlagValues()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flags, "FLAGS", own)
+        for kind in ("string", "integer", "float", "list"):
+            define = getattr(flags, f"DEFINE_{kind}")
+            patch.setattr(
+                flags,
+                f"DEFINE_{kind}",
+                lambda *args, define=define, **kwargs: define(*args, flag_values=own, **kwargs),
+            )
+        from skin_jax import generate
+    return generate
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    config = config_lib.sgan()
+    config.update_from_flattened_dict(SMALL)
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    train.train_and_evaluate(config, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def best(workdir):
+    task, _ = reopen_task(workdir)
+    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", read_only=True)
+    state, step = runs.best_state(task, checkpoints, sharding.make_mesh(1))
+    checkpoints.close()
+    return task, state, step
+
+
+@pytest.fixture(scope="module")
+def favourite(program, best):
+    """What two steps of training taught: the class into which nearly all images fall."""
+    task, state, _ = best
+    _, probabilities = program.make_draw(task, state, 0)(0)
+    return CLASSES[np.bincount(probabilities.argmax(axis=1)).argmax()]
+
+
+@pytest.fixture
+def run(program, workdir):
+    """main() with flags."""
+
+    def main(out: Path, **chosen: object) -> None:
+        chosen = {"workdir": workdir, "out": out, "min_confidence": 0.0} | chosen
+        program.FLAGS.unparse_flags()
+        for name in program.FLAGS:
+            program.FLAGS[name].unparse()
+        program.FLAGS(["generate", *(f"--{name}={value}" for name, value in chosen.items())])
+        program.main(["generate"])
+
+    return main
+
+
+@pytest.fixture
+def disc(program):
+    """A draw without networks: image i has the class i mod 7 and the confidence that a table says.
+
+    Vascular lesions never come.
+    """
+
+    def draw(first: int) -> tuple[np.ndarray, np.ndarray]:
+        indices = np.arange(first, first + 64)
+        images = np.random.default_rng(first).integers(0, 256, (64, 8, 8, 3), dtype=np.uint8)
+        confidence = np.where(indices % 3 == 0, 0.4, 0.9).astype(np.float32)
+        probabilities = np.repeat((1 - confidence[:, None]) / 6, 7, axis=1)
+        probabilities[np.arange(64), np.where(indices % 7 == 6, 5, indices % 7)] = confidence
+        return images, probabilities
+
+    return draw
+
+
+PROVENANCE = {"seed": 1, "step": 5, "run": "tiny-0123", "train_split": "0" * 64}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        assert (image.format, image.mode) == ("PNG", "RGB")
+        return np.asarray(image)
+
+
+def test_quotas(program):
+    real = np.array([10, 0, 7, 3, 200, 101, 5])
+    none = {"per_class": None, "balance_to": None, "ratio": None}
+    assert program.quotas(real, CLASSES, **none) == dict.fromkeys(CLASSES, 100)
+    assert program.quotas(real, ("nv", "df"), **none | {"per_class": 4}) == {"df": 4, "nv": 4}
+    filled = program.quotas(real, ("akiec", "bcc", "mel", "nv"), **none | {"balance_to": 101})
+    assert filled == {"akiec": 91, "bcc": 101}  # mel has more, nv as many
+    halves = program.quotas(real, CLASSES, **none | {"ratio": 0.5})
+    assert halves == {"akiec": 5, "bkl": 4, "df": 2, "mel": 100, "nv": 51, "vasc": 3}
+    assert list(halves) == [name for name in CLASSES if name != "bcc"]
+    assert program.quotas(real, CLASSES, **none | {"ratio": 0.0}) == {}
+
+
+def test_folder_manifest_and_judgement(run, workdir, best, favourite, tmp_path, capfd):
+    run(tmp_path / "out", per_class=9, classes=favourite)
+    output = capfd.readouterr()
+    assert f"{favourite} 9 of 9 (the last is number" in output.out
+    assert f"{favourite} 9/9" in output.err  # the progress bar
+    task, state, step = best
+    rows = synthetic.read(tmp_path / "out")
+    assert [row.label for row in rows] == [favourite] * 9
+    members = splits.members(workdir / "splits.csv", "train")
+    for row in rows:
+        assert row.image == f"{favourite}/{favourite}_0_{row.index}.png"
+        assert (row.seed, row.step) == (0, step)
+        assert row.run.startswith("tiny-")
+        assert row.train_split == synthetic.train_split_digest(members)
+        scores = task.predict(state, jnp.asarray(pixels(tmp_path / "out" / row.image))[None])[0]
+        assert CLASSES[int(scores.argmax())] == row.label
+        assert row.confidence == pytest.approx(float(scores.max()), abs=1e-6)
+    assert [row.index for row in rows] == sorted({row.index for row in rows})
+    # Three columns and a half of 32 pixels, with gaps of 2, in rows of 8.
+    assert pixels(tmp_path / "out" / "grids" / f"{favourite}.png").shape == (66, 270, 3)
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(run, favourite, tmp_path):
+    run(tmp_path / "a", per_class=5, classes=favourite)
+    run(tmp_path / "b", per_class=5, classes=favourite)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    run(tmp_path / "c", per_class=70, classes=favourite)  # more than a batch
+    few, many = synthetic.read(tmp_path / "a"), synthetic.read(tmp_path / "c")
+    assert many[:5] == few
+    for row in few:
+        assert contents(tmp_path / "a")[row.image] == contents(tmp_path / "c")[row.image]
+    run(tmp_path / "d", per_class=5, classes=favourite, seed=1)
+    first, other = (pixels(sorted(tmp_path.glob(f"{x}/{favourite}/*"))[0]) for x in "ad")
+    assert not np.array_equal(first, other)
+
+
+def test_an_image_is_a_function_of_seed_and_index_alone(program, best):
+    task, state, _ = best
+    images, probabilities = program.make_draw(task, state, 7)(128)
+    for i in (0, 5, 63):
+        key = jax.random.fold_in(jax.random.key(7), 128 + i)
+        alone = to_uint8(task.sample(state, key, jnp.zeros((1,), jnp.int32)))[0]
+        # One level: the arithmetic of a batch of one may differ in the last bit.
+        np.testing.assert_allclose(images[i].astype(int), np.asarray(alone, int), atol=1)
+    assert images.dtype == np.uint8
+    assert images.shape == (64, 32, 32, 3)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1.0, rtol=1e-5)
+    assert len({image.tobytes() for image in images}) == 64
+
+
+def fill(program, out, draw, wanted, **changes):
+    out.mkdir(exist_ok=True)
+    options = {"min_confidence": 0.5, "max_tries": 1000} | changes
+    program.fill(out, draw, wanted, PROVENANCE, **options)
+
+
+def test_classes_fill_in_the_order_of_the_index_above_the_confidence(program, disc, tmp_path):
+    fill(program, tmp_path / "out", disc, {"akiec": 3, "df": 2})
+    rows = synthetic.read(tmp_path / "out")
+    by_class = {name: [r.index for r in rows if r.label == name] for name in ("akiec", "df")}
+    # Multiples of 3 are below the confidence.
+    assert by_class == {"akiec": [7, 14, 28], "df": [10, 17]}
+    assert {row.confidence for row in rows} == {float(np.float32(0.9))}
+    np.testing.assert_array_equal(pixels(tmp_path / "out" / "df/df_1_10.png"), disc(0)[0][10])
+
+
+def test_classes_that_do_not_come_end_with_a_partial_result(program, disc, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match="after 100 drawn images") as caught:
+        fill(program, out, disc, {"df": 30, "vasc": 2}, max_tries=100)
+    assert caught.value.exit_code == errors.PARTIAL
+    assert "df 9 of 30 (the last is number 94), vasc 0 of 2" in str(caught.value)
+    assert len(synthetic.read(out)) == 9
+    before = contents(out)
+    with pytest.raises(UserError, match="after 100 drawn images"):
+        fill(program, out, disc, {"df": 30, "vasc": 2}, max_tries=100)
+    assert contents(out) == before
+
+
+def test_a_partial_folder_goes_on_with_more_tries(program, disc, tmp_path):
+    out = tmp_path / "out"
+
+    def draw(first):
+        assert not (out / "manifest.csv").exists()  # a reader must not take it for finished
+        return disc(first)
+
+    for tries in (100, 400):
+        with pytest.raises(UserError, match=f"after {tries} drawn images"):
+            fill(program, out, draw, {"df": 30, "vasc": 2}, max_tries=tries)
+        assert len(synthetic.read(out)) == (9 if tries == 100 else 30)
+    with pytest.raises(UserError, match="df 30 of 30"):
+        fill(program, tmp_path / "whole", disc, {"df": 30, "vasc": 2}, max_tries=400)
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("after", range(11))
+def test_an_interrupted_folder_ends_as_an_undisturbed_one(
+    program, disc, tmp_path, monkeypatch, after
+):
+    """The write after `after` others never happens; half of the file lies there under a name."""
+    wanted = {"akiec": 40, "mel": 30}
+    fill(program, tmp_path / "whole", disc, wanted)
+    monkeypatch.setattr(program, "_SECONDS_BETWEEN_SAVES", 0.0 if after % 2 else 1e9)
+    from skin_jax import files
+
+    real, left = files.write_atomically, [after * 9]
+
+    def failing(path, content):
+        if left[0] == 0:
+            path.parent.mkdir(exist_ok=True)
+            path.with_name(f".{path.name}.abc").write_text("half")
+            raise KeyboardInterrupt
+        left[0] -= 1
+        real(path, content)
+
+    monkeypatch.setattr(files, "write_atomically", failing)
+    monkeypatch.setattr(synthetic, "write_atomically", failing)
+    out = tmp_path / "out"
+    interrupted = False
+    try:
+        fill(program, out, disc, wanted)
+    except KeyboardInterrupt:
+        interrupted = True
+    assert interrupted == (after * 9 < 75)
+    if interrupted:
+        with pytest.raises(UserError, match="has no manifest"):
+            synthetic.read(out)
+    left[0] = 10**6
+    fill(program, out, disc, wanted)
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_a_complete_folder_says_so_and_lost_images_come_again(program, disc, tmp_path, capsys):
+    out = tmp_path / "out"
+    fill(program, out, disc, {"df": 4})
+    before = contents(out)
+
+    def never(first):
+        raise AssertionError("nothing is left to draw")
+
+    capsys.readouterr()
+    fill(program, out, never, {"df": 4})
+    assert f"{out} is complete: df 4 of 4" in capsys.readouterr().out
+    (out / "manifest.csv").unlink()
+    fill(program, out, never, {"df": 4})
+    assert contents(out) == before
+    (out / "df" / "df_1_10.png").unlink()
+    fill(program, out, disc, {"df": 4})
+    assert "1 images of" in capsys.readouterr().err
+    assert contents(out) == before
+
+
+def test_a_folder_of_other_settings_is_refused_by_name(program, disc, tmp_path):
+    out = tmp_path / "out"
+    fill(program, out, disc, {"df": 4})
+    before = contents(out)
+    with pytest.raises(UserError) as caught:
+        program.fill(
+            out,
+            disc,
+            {"df": 5, "mel": 1},
+            PROVENANCE | {"seed": 2, "step": 6},
+            min_confidence=0.6,
+            max_tries=10,
+        )
+    for words in (
+        "seed: 1 there, 2 now",
+        "step: 5 there, 6 now",
+        "min_confidence: 0.5 there, 0.6 now",
+        "images.df: 4 there, 5 now",
+        "images.mel: none there, 1 now",
+    ):
+        assert words in str(caught.value)
+    assert "run:" not in str(caught.value)
+    assert contents(out) == before
+    (out / program.PROGRESS).write_text('{"settings": ')
+    with pytest.raises(UserError, match=r"generation.json is damaged"):
+        fill(program, out, disc, {"df": 4})
+
+
+def test_refusals_are_one_sentence(run, workdir, tmp_path, monkeypatch):
+    def refused(match, **chosen):
+        with pytest.raises(UserError, match=match) as caught:
+            run(**{"out": tmp_path / "out"} | chosen)
+        assert caught.value.exit_code == errors.BAD_INPUT
+        assert not (tmp_path / "out").exists()
+
+    refused("give both --workdir=DIR and --out=DIR", workdir="")
+    refused("is not the work folder of a run", workdir=tmp_path)
+    refused("unknown class 'wart'; known: akiec, bcc", classes="df,wart")
+    refused("unknown class", classes="")
+    refused("--per_class and --ratio exclude each other", per_class=3, ratio=1.0)
+    refused("no class needs any images", balance_to=1)
+    (tmp_path / "file").write_text("")
+    refused("file cannot be written", out=tmp_path / "file")
+    refused("cannot be written", out=tmp_path / "file" / "out")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("")
+    refused("mine holds other files, and no generation.json", out=tmp_path / "mine")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+
+    untrained = tmp_path / "untrained"
+    untrained.mkdir()
+    for name in ("config.json", "splits.csv"):
+        (untrained / name).write_bytes((workdir / name).read_bytes())
+    refused("no checkpoint yet", workdir=untrained)
+    (untrained / "checkpoints").mkdir()
+    refused("no checkpoint yet", workdir=untrained)
+
+    class Classifier:
+        def predict(self, state, images): ...
+
+    monkeypatch.setitem(tasks.TASKS, "sgan", lambda *args: Classifier())
+    refused("task 'sgan', which does not generate images")
+
+
+def test_balance_to_reads_the_training_split(run, workdir, favourite, tmp_path):
+    real = splits.class_counts(workdir / "splits.csv", "train")[CLASSES.index(favourite)]
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".generation.json.abc").write_text("half, from before a kill")
+    run(tmp_path / "out", balance_to=real + 3, classes=favourite)
+    assert not (tmp_path / "out" / ".generation.json.abc").exists()
+    assert len(synthetic.read(tmp_path / "out")) == 3
+
+
+def test_killed_and_started_again_on_another_number_of_devices(run, workdir, favourite, tmp_path):
+    """The program itself, ended by kill -9 while it writes."""
+    out, whole, count = tmp_path / "out", tmp_path / "whole", 1500
+    command = [
+        *(sys.executable, "-m", "skin_jax.generate", f"--workdir={workdir}", f"--out={out}"),
+        *(f"--classes={favourite}", f"--per_class={count}", "--min_confidence=0"),
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while len(list(out.glob("*/*.png"))) < 100:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (out / "manifest.csv").exists()
+    one = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=one)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert jax.device_count() > 1
+    run(whole, classes=favourite, per_class=count)
+    assert contents(out) == contents(whole)
+    assert len(synthetic.read(out)) == count
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys, skin_jax.generate\n"
+        "heavy = {'jax', 'numpy', 'PIL', 'tqdm', 'tensorflow'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
