@@ -233,12 +233,10 @@ class Preemption:
         if self.requested:
             raise self.ended("everything so far is saved")
 
-    def ended(self, what: str) -> errors.UserError:
-        """The error that ends the process."""
+    def ended(self, what: str) -> errors.Ended:
+        """What ends the process."""
         status = errors.INTERRUPTED if self._received == signal.SIGINT else errors.PREEMPTED
-        return errors.UserError(
-            f"asked to end: {what}; run the same command again to go on", status
-        )
+        return errors.Ended(f"asked to end: {what}; run the same command again to go on", status)
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         if signum == signal.SIGINT and self.requested:

@@ -33,9 +33,11 @@ def _guarded(action: Callable[[], _T]) -> _T:
     try:
         return action()
     except errors.UserError as error:
-        asked = error.exit_code in (errors.PREEMPTED, errors.INTERRUPTED)
-        print(error if asked else f"error: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except errors.Ended as end:
+        print(end, file=sys.stderr)
+        sys.exit(end.exit_code)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(errors.INTERRUPTED)

@@ -23,6 +23,22 @@ class UserError(Exception):
         self.exit_code = exit_code
 
 
+class Ended(BaseException):
+    """The process was asked to end by a signal.
+
+    It may come in the middle of anything, so no handler of errors (`except Exception`) may take it
+    for a failure of what it interrupts.
+
+    Args:
+      message: what is saved, and what to do.
+      exit_code: INTERRUPTED or PREEMPTED.
+    """
+
+    def __init__(self, message: str, exit_code: int):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
 def listed(summary: str, problems: Sequence[str], shown: int = 10) -> UserError:
     """A UserError over a collected list: the count, then the first `shown` problems, one a line."""
     lines = [f"{summary} ({len(problems)} problem{'s' if len(problems) != 1 else ''}):"]

@@ -74,6 +74,10 @@ def main(argv: list[str]) -> None:
     given = [name for name in ("per_class", "balance_to", "ratio") if FLAGS[name].value is not None]
     if len(given) > 1:
         raise UserError(f"--{given[0]} and --{given[1]} exclude each other; give one of them")
+    for name in ("ratio", "min_confidence"):
+        value = FLAGS[name].value
+        if value is not None and not math.isfinite(value):
+            raise UserError(f"--{name} must be a finite number")
     workdir, out = Path(FLAGS.workdir), Path(FLAGS.out)
 
     # Imported here: they take seconds, and --help needs none of them.
@@ -171,7 +175,7 @@ def make_draw(task: "tasks.Generates", state: Any, seed: int) -> Draw:
 
     from skin_jax import tasks
     from skin_jax.augment import to_uint8
-    from skin_jax.train import compiler_options
+    from skin_jax.sharding import compiler_options
 
     assert isinstance(task, tasks.Classifies)
     key = jax.random.key(seed)

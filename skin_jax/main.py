@@ -3,7 +3,7 @@
 python -m skin_jax.main --config configs/demo.py --workdir runs/demo [--config.key=value ...]
 
 A second call with the same folder resumes an interrupted run. The exit status is 0, 1 (failure),
-2 (usage or bad input) or 143 (asked to end; everything is saved).
+2 (usage or bad input), or 130 (Ctrl-C) and 143 (SIGTERM): asked to end, everything is saved.
 """
 
 from pathlib import Path

@@ -1,14 +1,17 @@
-"""The device mesh, how arrays lie on it, and global batches."""
+"""The device mesh, how arrays lie on it, global batches, and how XLA compiles for it."""
 
 from typing import Any
 
 import jax
+import jaxlib
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from skin_jax.errors import UserError
 
 PyTree = Any
+
+_EIGEN_IS_FASTER_IN = ("0.10.2",)
 
 
 def make_mesh(num_devices: int | None) -> Mesh:
@@ -26,6 +29,24 @@ def make_mesh(num_devices: int | None) -> Mesh:
     count = num_devices or len(devices)
     # Flax linen does not run under the Explicit axes that make_mesh gives by default.
     return jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,), devices=devices[:count])
+
+
+def platform(mesh: Mesh) -> str:
+    """What the devices are: "cpu", "gpu" or "tpu"."""
+    return mesh.devices.flat[0].platform
+
+
+def compiler_options(platform: str) -> dict[str, str | bool] | None:
+    """On a CPU faster single convolutions (Eigen's, not YNNPACK's), on a GPU always the same bits.
+
+    An option that a version of jaxlib does not know is an error: only versions that were tried.
+    """
+    if platform == "gpu":
+        return {"xla_gpu_deterministic_ops": True}
+    if platform == "cpu" and jaxlib.__version__ in _EIGEN_IS_FASTER_IN:
+        kept = "LIBRARY_FUSION_TYPE_REDUCE,LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
+        return {"xla_cpu_experimental_ynn_fusion_type": kept}
+    return None
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

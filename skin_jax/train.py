@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jaxlib
 import numpy as np
 from clu import parameter_overview
 from flax import serialization
@@ -28,7 +27,6 @@ PyTree = Any
 Scalars = dict[str, float]
 
 _COUNTS = ("nonfinite", "nonfinite_in_a_row")  # what every task reports of its undone steps
-_EIGEN_IS_FASTER_IN = ("0.10.2",)
 _GRID_COLUMNS = 8
 _GRID_ROWS = 3  # of real images, and as many of generated ones
 
@@ -41,17 +39,26 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> None:
       workdir: the run's folder; one that holds an interrupted run is resumed.
 
     Raises:
-      UserError: bad input, a run that cannot be resumed, a diverged run, or preemption (status
-        143, everything saved).
+      UserError: bad input, a run that cannot be resumed, a diverged run.
+      Ended: by SIGTERM (status 143) or Ctrl-C (130); everything is saved.
     """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        with locked(workdir / ".lock"), checkpoint.Preemption() as preemption:
+    with contextlib.ExitStack() as stack:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(workdir / ".lock"))
+        except BlockingIOError:
+            raise errors.UserError(f"another process is training in {workdir}") from None
+        except OSError as error:
+            raise errors.UserError(f"{workdir} cannot be a work folder: {error}") from error
+        preemption = stack.enter_context(checkpoint.Preemption())
+        try:
             _train_and_evaluate(config, workdir, preemption)
-    except BlockingIOError:
-        raise errors.UserError(f"another process is training in {workdir}") from None
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
-        raise errors.UserError(f"{workdir} cannot be a work folder: {error}") from error
+        except OSError as error:
+            raise errors.UserError(
+                f"{workdir}: {error}; what is saved is whole: mend that and run the same command "
+                "again",
+                errors.FAILURE,
+            ) from error
 
 
 def _train_and_evaluate(
@@ -88,8 +95,8 @@ def train(
     Logging, evaluation, saving and stopping happen between dispatches only.
 
     Raises:
-      UserError: MAX_NONFINITE_IN_A_ROW steps in a row were not finite (status 1), or the process
-        was asked to end (143); the checkpoints are whole in both cases.
+      UserError: MAX_NONFINITE_IN_A_ROW steps in a row were not finite (status 1).
+      Ended: the process was asked to end. The checkpoints are whole in both cases.
     """
     config = experiment.config
     rng = jax.random.key(config.seed)
@@ -172,21 +179,8 @@ def make_dispatch(
         run,
         donate_argnums=0,
         out_shardings=(whole, whole),
-        compiler_options=compiler_options(experiment.mesh.devices.flat[0].platform),
+        compiler_options=sharding.compiler_options(sharding.platform(experiment.mesh)),
     )
-
-
-def compiler_options(platform: str) -> dict[str, str | bool] | None:
-    """On a CPU faster single convolutions (Eigen's, not YNNPACK's), on a GPU always the same bits.
-
-    An option that a version of jaxlib does not know is an error: only versions that were tried.
-    """
-    if platform == "gpu":
-        return {"xla_gpu_deterministic_ops": True}
-    if platform == "cpu" and jaxlib.__version__ in _EIGEN_IS_FASTER_IN:
-        kept = "LIBRARY_FUSION_TYPE_REDUCE,LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
-        return {"xla_cpu_experimental_ynn_fusion_type": kept}
-    return None
 
 
 def _initial_state(
@@ -267,7 +261,8 @@ class _Watch:
         if isinstance(task, tasks.Classifies):
             self._predictor = make_predictor(task.predict, experiment.pipeline)
         if isinstance(task, tasks.Generates):
-            self._sample = jax.jit(task.sample)
+            options = sharding.compiler_options(sharding.platform(experiment.mesh))
+            self._sample = jax.jit(task.sample, compiler_options=options)
 
     def evaluate(self, state: PyTree, step: int) -> Scalars:
         """Scores on the validation split (none where it is empty); writes the grid."""

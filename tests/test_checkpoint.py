@@ -9,7 +9,7 @@ import pytest
 
 from skin_jax import checkpoint, sharding
 from skin_jax import state as state_lib
-from skin_jax.errors import INTERRUPTED, PREEMPTED, UserError
+from skin_jax.errors import INTERRUPTED, PREEMPTED, Ended, UserError
 
 
 def make_state(value: float) -> dict:
@@ -169,11 +169,11 @@ def test_errors_of_a_save_are_one_sentence(folder, monkeypatch):
 def test_a_signal_is_only_remembered_where_it_is_deferred(signum, status):
     before = signal.getsignal(signum)
     with checkpoint.Preemption() as preemption:
-        with pytest.raises(UserError) as error, preemption.deferred():
+        with pytest.raises(Ended) as error, preemption.deferred():
             os.kill(os.getpid(), signum)
         assert preemption.requested
         assert error.value.exit_code == status
-    with checkpoint.Preemption(), pytest.raises(UserError, match="asked to end"):
+    with checkpoint.Preemption(), pytest.raises(Ended, match="asked to end"):
         os.kill(os.getpid(), signum)
     assert signal.getsignal(signum) == before
 
@@ -186,3 +186,20 @@ def test_a_second_ctrl_c_interrupts_at_once():
 
     with pytest.raises(KeyboardInterrupt):
         twice()
+
+
+@pytest.mark.parametrize("call", ["restore_latest", "restore_best", "save"])
+def test_a_signal_is_never_taken_for_damage_or_a_failed_save(folder, monkeypatch, call):
+    checkpoints = saved(folder, {1: 0.1, 2: 0.2})
+
+    def interrupted(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(checkpoints._manager, call.partition("_")[0], interrupted)
+    arguments = (3, make_state(3), None) if call == "save" else (template(),)
+    with checkpoint.Preemption(), pytest.raises(Ended) as end:
+        getattr(checkpoints, call)(*arguments)
+    assert end.value.exit_code == PREEMPTED
+    assert checkpoints.steps() == [1, 2]
+    monkeypatch.undo()
+    checkpoints.close()

@@ -121,7 +121,7 @@ def break_steps(monkeypatch, bad):
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
 def test_this_jaxlib_knows_the_compiler_options(platform):
-    options = train.compiler_options(platform)
+    options = sharding.compiler_options(platform)
     assert jax.jit(lambda x: x + 1, compiler_options=options)(1) == 2
 
 
@@ -181,7 +181,7 @@ def test_sigterm_saves_and_the_next_run_goes_on(tmp_path, monkeypatch):
         return wrapped
 
     monkeypatch.setattr(train, "make_dispatch", interrupting)
-    with pytest.raises(errors.UserError, match="saved at step 3 of 6") as error:
+    with pytest.raises(errors.Ended, match="saved at step 3 of 6") as error:
         run(tmp_path / "parts", num_steps=6)
     assert error.value.exit_code == errors.PREEMPTED
     resumed, _ = run(tmp_path / "parts", num_steps=6)
@@ -277,7 +277,7 @@ def test_sigterm_during_evaluation_ends_at_once(tmp_path, monkeypatch):
         raise AssertionError("the signal was swallowed")
 
     monkeypatch.setattr(runs, "evaluate_split", interrupted)
-    with pytest.raises(errors.UserError, match="asked to end") as error:
+    with pytest.raises(errors.Ended, match="asked to end") as error:
         train.train_and_evaluate(tiny(num_steps=2), tmp_path)
     assert error.value.exit_code == errors.PREEMPTED
     assert (tmp_path / "checkpoints" / "2").exists()

@@ -94,7 +94,7 @@ class Pipeline:
         """Takes images uint8 [N, H, W, 3] and labels int32 [N]."""
         self._images = images
         self._labels = labels
-        self._mesh = mesh
+        self.mesh = mesh
 
     @staticmethod
     def gather(resident: PyTree, feed: Feed) -> Feed:
@@ -113,13 +113,13 @@ class Pipeline:
 
         A batch size that does not divide over the devices is rounded up.
         """
-        devices = self._mesh.size
+        devices = self.mesh.size
         whole = -(-batch_size // devices) * devices
         return self._feeds(_eval_blocks(indices, whole), batch_axis=0)
 
     def _feeds(self, blocks: Iterable[_Block], batch_axis: int) -> Iterator[Feed]:
-        placement = sharding.over_batch(self._mesh, batch_axis)
-        local = self._load(_local(block, self._labels, self._mesh, batch_axis) for block in blocks)
+        placement = sharding.over_batch(self.mesh, batch_axis)
+        local = self._load(_local(block, self._labels, self.mesh, batch_axis) for block in blocks)
         return _ahead(sharding.to_global(block, placement) for block in local)
 
     def _load(self, blocks: Iterator[_Block]) -> Iterator[_Block]:

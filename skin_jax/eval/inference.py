@@ -28,16 +28,18 @@ def make_predictor(
       pipeline: where the images are.
     """
 
-    @jax.jit
     def forward(state: PyTree, resident: PyTree, feed: dict[str, jax.Array]) -> jax.Array:
         return predict(state, pipeline.gather(resident, feed)["image"])
+
+    options = sharding.compiler_options(sharding.platform(pipeline.mesh))
+    jitted = jax.jit(forward, compiler_options=options)
 
     def run(state: PyTree, indices: np.ndarray, batch_size: int) -> np.ndarray:
         probabilities = np.full((len(indices), NUM_CLASSES), np.nan)
         for feed in pipeline.eval_feeds(indices, batch_size):
             rows = np.asarray(jax.device_get(feed["position"]))
             valid = np.asarray(jax.device_get(feed["mask"])) > 0
-            values = np.asarray(forward(state, pipeline.resident, feed), np.float64)
+            values = np.asarray(jitted(state, pipeline.resident, feed), np.float64)
             probabilities[rows[valid]] = values[valid]
         return probabilities
 
@@ -51,7 +53,8 @@ def over_devices(function: Callable[..., jax.Array], mesh: Mesh) -> Callable[...
       function: a task's predict or explain.
       mesh: its size divides the leading axes; the state lies on it already.
     """
-    jitted, placement = jax.jit(function), sharding.over_batch(mesh)
+    options = sharding.compiler_options(sharding.platform(mesh))
+    jitted, placement = jax.jit(function, compiler_options=options), sharding.over_batch(mesh)
 
     def run(state: PyTree, *arrays: np.ndarray) -> jax.Array:
         return jitted(state, *jax.device_put(arrays, placement))

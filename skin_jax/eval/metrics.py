@@ -402,10 +402,14 @@ def _bootstrap(
     if not resamples:
         undefined = (float("nan"), float("nan"))
         return dict.fromkeys(_INTERVALS, undefined), (undefined,) * NUM_CLASSES
-    estimate = _summaries(np.stack([r.sum(axis=0) for r in rows])[None])
+    total = np.stack([r.sum(axis=0) for r in rows])
+    # F1 of a class without examples is defined in the resamples that happen to call it: a mean over
+    # another number of classes in each would mean nothing.
+    defined = ~np.isnan(_one_against_rest(total)[2])
+    estimate = _summaries(total[None], defined)
     rng = np.random.default_rng(seed)
     drawn = np.stack([_draw(r, c, resamples, rng) for c, r in enumerate(rows)], axis=1)
-    spread = _summaries(drawn)
+    spread = _summaries(drawn, defined)
     intervals = {}
     for name in _INTERVALS:
         shift = estimate[name][0] - spread[name].mean()
@@ -416,14 +420,17 @@ def _bootstrap(
     return intervals, recalls
 
 
-def _summaries(confusions: np.ndarray) -> dict[str, np.ndarray]:
-    """Compute what gets an interval, [R] and recall [R, 7], of confusion matrices [R, 7, 7]."""
+def _summaries(confusions: np.ndarray, defined: np.ndarray) -> dict[str, np.ndarray]:
+    """Compute what gets an interval, [R] and recall [R, 7], of confusion matrices [R, 7, 7].
+
+    Macro F1 is over the classes of `defined`, bool [7].
+    """
     _, recall, f1, _ = _one_against_rest(confusions)
     hits = np.trace(confusions, axis1=-2, axis2=-1)
     return {
         "balanced_accuracy": _row_nanmeans(recall),
         "accuracy": _ratio(hits, confusions.sum(axis=(-2, -1))),
-        "macro_f1": _row_nanmeans(f1),
+        "macro_f1": _row_nanmeans(np.nan_to_num(f1[:, defined])),
         "recall": recall,
     }
 

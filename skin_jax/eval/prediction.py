@@ -84,7 +84,7 @@ def predict_files(
     files, skipped = find_images(inputs)
     ids, ambiguous = image_ids(files)
     skipped_path = out.with_name(f"{out.stem}.skipped.csv")
-    _check_targets(files, ids, out, explain_dir)
+    _check_targets(files, ids, out, skipped_path, explain_dir)
     mesh = sharding.make_mesh(None)
     members = [_open(workdir, mesh, tta=tta, explained=bool(explain_dir)) for workdir in workdirs]
     batch_size = -(-min(batch_size, len(files)) // mesh.size) * mesh.size
@@ -120,6 +120,7 @@ def predict_files(
 
     problems = [f"{file}: {reason}" for file, reason in skipped]
     if not good:
+        write_skipped(skipped_path, skipped)
         raise listed("none of the images can be read", problems)
     tables.write_predictions(out, [ids[i] for i in good], probabilities[good])
     if skipped:
@@ -230,13 +231,18 @@ def image_ids(files: Sequence[str]) -> tuple[list[str], int]:
 
 
 def _check_targets(
-    files: Sequence[str], ids: Sequence[str], out: Path, explain_dir: Path | None
+    files: Sequence[str],
+    ids: Sequence[str],
+    out: Path,
+    skipped_path: Path,
+    explain_dir: Path | None,
 ) -> None:
     """Refuses results that could not be written, or would replace an image, before the work."""
-    if out.is_dir():
-        raise UserError(f"--out={out} is a folder; give the name of a CSV file")
+    for path in (out, skipped_path):
+        if path.is_dir():
+            raise UserError(f"{path} is a folder; give another name of a CSV file as --out")
     folders = [out.parent]
-    targets = [out]
+    targets = [out, skipped_path]
     if explain_dir:
         folders.append(explain_dir)
         targets += [explain_dir / f"{name}.png" for name in ids]

@@ -147,6 +147,8 @@ def write_evaluation(folder: PathLike, evaluation: Evaluation) -> list[Section]:
     write_predictions(folder / "predictions.csv", evaluation.image_ids, evaluation.probabilities)
     if evaluation.subgroups:
         write_atomically(folder / "subgroups.csv", _subgroups_csv(evaluation.subgroups))
+    else:
+        (folder / "subgroups.csv").unlink(missing_ok=True)  # of an earlier evaluation
     sections = _evaluation_sections(folder, evaluation)
     title = f"Evaluation on {evaluation.split}" if evaluation.split else "Evaluation"
     write_atomically(folder / "report.md", markdown(title, sections, folder))

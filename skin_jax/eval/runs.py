@@ -153,6 +153,8 @@ def _evaluation(
     records = [examples.records[i] for i in indices]
     known = any(record.lesion_id != record.image_id for record in records)
     lesion_ids = [record.lesion_id for record in records] if known else None
+    if not known:
+        facts["shared_with_train"] = None  # nobody knows
     return report.Evaluation(
         metrics=metrics.evaluate(probabilities, labels, lesion_ids),
         image_ids=[record.image_id for record in records],

@@ -424,3 +424,14 @@ def test_confident_mistakes_are_the_wrong_ones_by_falling_score():
     found = metrics.confident_mistakes(scores, np.array([0, 0, 0, 0]), 2)
     assert found.tolist() == [2, 1]
     assert metrics.confident_mistakes(scores, np.array([0, 1, 2, 3]), 2).tolist() == []
+
+
+def test_the_interval_of_macro_f1_is_over_the_same_classes_in_every_resample():
+    labels = np.repeat([0, 1, 2], 60)
+    predicted = labels.copy()
+    predicted[::10] = (labels[::10] + 1) % 3
+    predicted[5] = 6  # one call of a class without examples: its F1 is 0 in the mean
+    found = metrics.evaluate(np.eye(7)[predicted] * 0.9 + 0.1 / 7, labels)
+    low, high = found.ci95["macro_f1"]
+    assert low < found.macro["f1"] < high
+    assert high - low < 0.12

@@ -395,7 +395,7 @@ def test_the_number_of_decoded_images_alive_is_bounded(workdir, tmp_path, monkey
 def test_prediction_compiles_once(workdir, folder, tmp_path, monkeypatch):
     traced, jit = [], jax.jit
 
-    def recording(function):
+    def recording(function, **options):
         def record(*arguments):
             traced.append(function.__name__)
             return function(*arguments)
