@@ -137,7 +137,8 @@ def train(
             if due.evaluate:
                 scores = watch.evaluate(state, step)
                 writer.scalars(step, scores)
-                print("  ".join([f"step {step}", *(f"{k} {v:.3f}" for k, v in scores.items())]))
+                if scores:
+                    print("  ".join([f"step {step}", *(f"{k} {v:.3f}" for k, v in scores.items())]))
             if due.evaluate or due.save or stop:
                 checkpoints.save(
                     step, state, scores.get(checkpoint.SCORE) if due.evaluate else None
