@@ -103,8 +103,7 @@ class Checkpoints:
 
     def best_step(self) -> int | None:
         """The step with the highest score, the later one of equals; the last where none has one."""
-        scored = [(self._read_score(step), step) for step in self.steps()]
-        return max(scored)[1] if scored else None
+        return next(iter(self._best_first()), None)
 
     def restore_latest(self, template: PyTree) -> tuple[PyTree, int] | None:
         """The newest undamaged state and its step, or None where there is no checkpoint.
@@ -119,8 +118,11 @@ class Checkpoints:
 
     def restore_best(self, template: PyTree) -> tuple[PyTree, int] | None:
         """The best undamaged state and its step; see `restore_latest`."""
-        by_score = sorted(((self._read_score(step), step) for step in self.steps()), reverse=True)
-        return self._restore_first([step for _, step in by_score], template)
+        return self._restore_first(self._best_first(), template)
+
+    def _best_first(self) -> list[int]:
+        """Steps by score, the later of equals first."""
+        return sorted(self.steps(), key=lambda step: (self._read_score(step), step), reverse=True)
 
     def _restore_first(self, steps: list[int], template: PyTree) -> tuple[PyTree, int] | None:
         damaged = []

@@ -6,8 +6,6 @@ the ground truth files of the ISIC 2018 challenge, task 3.
 
 CLASSES: tuple[str, ...] = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
 NUM_CLASSES = len(CLASSES)
-FAKE = NUM_CLASSES
-"""Index of the semi-supervised discriminator's extra output."""
 
 FULL_NAMES: dict[str, str] = {
     "akiec": "actinic keratosis / Bowen's disease",
