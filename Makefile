@@ -13,7 +13,7 @@ test: $(VENV)/.installed-dev  ## lint, types, tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n auto
+	$(BIN)/pytest -n auto --dist loadgroup
 
 test-without-tensorflow: $(VENV)-without-tensorflow/.installed-plain
 	.ci/without_tensorflow $(VENV)-without-tensorflow/bin/python

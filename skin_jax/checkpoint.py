@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -11,9 +12,10 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
-from skin_jax import errors
+from skin_jax import errors, sharding
 from skin_jax import state as state_lib
 
 PyTree = Any
@@ -92,8 +94,8 @@ class Checkpoints:
             yield
         except Exception as error:
             raise errors.UserError(
-                f"saving a checkpoint in {self._directory} failed ({error}); the earlier ones are "
-                "whole: make room and run the same command again",
+                f"saving a checkpoint in {self._directory} failed ({_reason(error)}); the earlier "
+                "ones are whole: make room and run the same command again",
                 errors.FAILURE,
             ) from error
 
@@ -127,11 +129,14 @@ class Checkpoints:
     def _restore_first(self, steps: list[int], template: PyTree) -> tuple[PyTree, int] | None:
         damaged = []
         for step in steps:
+            reason = ""
             try:
                 state = self._restore(step, template)
             except Exception as error:
-                reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-                damaged.append(f"{self._directory / str(step)}: {reason[:300]}")
+                reason = _reason(error)
+            if not sharding.everywhere(not reason):
+                reason = reason or "another process cannot read it"
+                damaged.append(f"{self._directory / str(step)}: {reason}")
                 errors.warn(f"checkpoint {damaged[-1]}; trying another")
                 continue
             if damaged:
@@ -164,12 +169,13 @@ class Checkpoints:
         There they are out of the way of saving those steps anew, and nothing is lost.
         """
         later = [s for s in self.steps() if s > step]
-        for number in later:
+        for number in later if sharding.is_first() else ():
             target = self._directory.parent / "damaged" / f"{number}_{time.time_ns()}"
             target.parent.mkdir(exist_ok=True)
             (self._directory / str(number)).rename(target)
             errors.warn(f"checkpoint {number} is set aside in {target}")
         if later:
+            sharding.wait_for_all("damaged checkpoints are set aside")
             self._manager.reload()
 
     def _read_score(self, step: int) -> float:
@@ -192,6 +198,12 @@ def template_of(state: PyTree, placement: jax.sharding.Sharding) -> PyTree:
     )
 
 
+def _reason(error: Exception) -> str:
+    """One line; Orbax's messages begin with what matters and may be pages long."""
+    line = (str(error).strip() or repr(error)).splitlines()[0]
+    return line if len(line) < 400 else f"{line[:150]} ... {line[-200:]}"
+
+
 def _score(metrics: PyTree) -> float:
     value = float(metrics.get(SCORE, -1.0))
     return -math.inf if math.isnan(value) else value
@@ -203,15 +215,20 @@ class Preemption:
     Within `deferred` the signal is only remembered, for the loop to look at between dispatches;
     elsewhere (loading, restoring, evaluating) it raises at once, because everything is saved there.
     A second Ctrl-C interrupts at once everywhere.
+
+    Among several processes SIGTERM is JAX's own: a signal to any of them ends all of them at the
+    same dispatch, and outside the loop it is kept until there is one.
     """
 
     def __init__(self) -> None:
         self._received: int | None = None
         self._deferred = False
         self._previous: dict[int, Any] = {}
+        self._distributed = jax.distributed.is_initialized()
 
     def __enter__(self) -> "Preemption":
-        for signum in (signal.SIGTERM, signal.SIGINT):
+        # A handler of SIGTERM here would take the place of JAX's.
+        for signum in (signal.SIGINT,) if self._distributed else (signal.SIGINT, signal.SIGTERM):
             self._previous[signum] = signal.signal(signum, self._receive)
         return self
 
@@ -219,20 +236,26 @@ class Preemption:
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
 
-    @property
-    def requested(self) -> bool:
-        """Whether the process was asked to end."""
+    def requested(self, dispatch: int) -> bool:
+        """Whether to save and end now.
+
+        Args:
+          dispatch: number of finished dispatches; several processes agree on one, so each has to
+            ask at every one.
+        """
+        if self._distributed:
+            return multihost_utils.reached_preemption_sync_point(dispatch)
         return self._received is not None
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Within it, a signal sets `requested` and does nothing else."""
+        """Within it, a signal is only remembered."""
         self._deferred = True
         try:
             yield
         finally:
             self._deferred = False
-        if self.requested:
+        if self._received is not None and not self._distributed:
             raise self.ended("everything so far is saved")
 
     def ended(self, what: str) -> errors.Ended:
@@ -241,8 +264,10 @@ class Preemption:
         return errors.Ended(f"asked to end: {what}; run the same command again to go on", status)
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
-        if signum == signal.SIGINT and self.requested:
+        if signum == signal.SIGINT and self._received is not None:
             raise KeyboardInterrupt
         self._received = signum
-        if not self._deferred:
+        if self._distributed:
+            os.kill(os.getpid(), signal.SIGTERM)  # JAX tells the others
+        elif not self._deferred:
             raise self.ended("everything so far is saved")

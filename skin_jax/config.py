@@ -26,6 +26,8 @@ _NEUTRAL = (
     "data.on_bad_image",
     "eval_batch_size",
     "sharding",
+    "distributed",
+    "watchdog_seconds",
     "log",
     "checkpoint",
 )
@@ -45,6 +47,7 @@ _LOWEST = {
     "data.split_seed": 0,
     "log.every_steps": 1,
     "checkpoint.every_steps": 1,
+    "watchdog_seconds": 0,
 }
 
 
@@ -81,6 +84,14 @@ def base() -> ConfigDict:
 
     config.sharding = ConfigDict()
     config.sharding.num_devices = placeholder(int)  # all of them where not given
+
+    config.distributed = ConfigDict()  # of a cluster that JAX does not detect itself
+    config.distributed.coordinator_address = placeholder(str)  # "host:port" of process 0
+    config.distributed.num_processes = placeholder(int)  # 1: alone, whatever is detected
+    config.distributed.process_id = placeholder(int)
+    config.distributed.heartbeat_timeout_seconds = 100  # silent for so long is dead
+
+    config.watchdog_seconds = 600  # a step takes longer: the run ends with status 75; 0 is off
 
     config.log = ConfigDict()
     config.log.every_steps = 20
@@ -134,6 +145,44 @@ def sgan() -> ConfigDict:
     return config
 
 
+def classifier() -> ConfigDict:
+    """`base` and the sections of a classifier, with defaults for fine-tuning.
+
+    A file in `configs/` names the network and its weights.
+    """
+    config = base()
+    config.task = "classifier"
+    config.ema_decay = 0.999  # 0.0: off
+
+    config.model = ConfigDict()
+    config.model.name = placeholder(str)  # see skin_jax.tasks.classifier.MODELS
+    config.model.weights = "none"  # FILE.safetensors, "hf:timm/resnet50.a1_in1k" and the like
+    config.model.dropout = 0.0  # before the last layer
+    config.model.width_multiplier = 1.0
+
+    config.loss = ConfigDict()
+    config.loss.class_weights = "none"  # "balanced"
+    config.loss.label_smoothing = 0.1
+
+    config.optimizer = ConfigDict()  # see skin_jax.optimizers.fine_tuning
+    config.optimizer.learning_rate = 2e-3  # of the head
+    config.optimizer.backbone_multiplier = 0.5
+    config.optimizer.weight_decay = 0.02
+    config.optimizer.schedule = "cosine"  # "constant"
+    config.optimizer.warmup_steps = 100
+
+    config.augment = ConfigDict()  # see skin_jax.augment.Augmentation
+    config.augment.crop = 0.7
+    config.augment.flip = True
+    config.augment.rotate90 = True
+    config.augment.rotation = 30.0
+    config.augment.blur_sigma = 0.0
+    config.augment.blur_probability = 0.5
+    config.augment.salt_and_pepper = 0.0
+    config.augment.salt_and_pepper_probability = 0.5
+    return config
+
+
 def for_variant(config: ConfigDict, variant: str) -> ConfigDict:
     """The configuration itself (""), or shrunk to a try of about a minute ("smoke").
 
@@ -145,8 +194,13 @@ def for_variant(config: ConfigDict, variant: str) -> ConfigDict:
     if variant not in ("", "smoke"):
         raise UserError(f"there is no variant {variant!r} of this configuration; there is ':smoke'")
     if variant == "smoke":
-        config.model.width = 8
-        config.loss.pseudo_label_from_epoch = 0  # or they would not begin
+        if config.task == "sgan":
+            config.model.width = 8
+            config.loss.pseudo_label_from_epoch = 0  # or they would not begin
+        else:
+            config.model.width_multiplier = 0.25
+            config.model.weights = "none"  # those of a whole network do not fit a narrow one
+            config.optimizer.warmup_steps = 10
         config.data.image_size = 32
         config.batch_size = 32
         config.num_steps = 40

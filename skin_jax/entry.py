@@ -25,7 +25,8 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     # TensorFlow, where it is used, only moves images: its start-up notes are about arithmetic.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    logging.set_verbosity(logging.ERROR)  # what the libraries say is not the user's to act on
+    # What the libraries log is not the user's to act on: what they raise is, and it is said.
+    logging.set_verbosity(logging.FATAL)
     app.run(lambda argv: _guarded(lambda: main(argv)), flags_parser=_parse)
 
 

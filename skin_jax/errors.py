@@ -6,6 +6,7 @@ from collections.abc import Sequence
 FAILURE = 1
 BAD_INPUT = 2
 PARTIAL = 3
+STANDS_STILL = 75
 INTERRUPTED = 130
 PREEMPTED = 143
 

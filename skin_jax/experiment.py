@@ -87,30 +87,27 @@ def start(config: ConfigDict, workdir: Path) -> Experiment:
     Raises:
       UserError: a setting or data that do not fit, or a work folder of another run.
     """
-    config_lib.validate(config)
-    _build_task(config, np.ones(NUM_CLASSES, int))  # its settings too, before hours of decoding
-    if config.data.dir is not None:
-        config.data.dir = str(Path(config.data.dir).expanduser().absolute())
-    resumed = (workdir / config_lib.FILE_NAME).exists()
-    if resumed:
-        config_lib.check_resumable(config_lib.read(workdir), config, workdir)
-    elif (workdir / "checkpoints").exists():
+    # Process 0 alone looks: a network file system remembers for a while what was not there.
+    resumed = sharding.first_decides(
+        sharding.is_first() and (workdir / config_lib.FILE_NAME).exists()
+    )
+    with sharding.together():
+        mesh = _check(config, workdir, resumed)
+        examples = load_examples(config)
+        if resumed:
+            assignment = read_split(examples, workdir)
+        else:
+            assignment = splits.draw(
+                examples.records,
+                split=config.data.split,
+                fractions=tuple(config.data.split_fractions),
+                split_seed=config.data.split_seed,
+                fold=config.data.fold,
+            )
+    if not sharding.same_everywhere(examples.digest):
         raise UserError(
-            f"{workdir} holds checkpoints but no {config_lib.FILE_NAME}: what they were trained on "
-            "is not known; restore the file, or take a new --workdir"
-        )
-    mesh = sharding.make_mesh(config.sharding.num_devices)
-    sharding.check_batch_size(config.batch_size, mesh, "batch_size")
-    examples = load_examples(config)
-    if resumed:
-        assignment = read_split(examples, workdir)
-    else:
-        assignment = splits.draw(
-            examples.records,
-            split=config.data.split,
-            fractions=tuple(config.data.split_fractions),
-            split_seed=config.data.split_seed,
-            fold=config.data.fold,
+            "the processes of this run do not see the same images; give all of them the same "
+            "contents at --config.data.dir"
         )
     experiment = _assemble(config, examples, assignment, mesh)
     if config.data.split == "official":
@@ -119,15 +116,47 @@ def start(config: ConfigDict, workdir: Path) -> Experiment:
             warn("the folder has no official test set: there will be no test figures")
         if "val" not in given:
             warn("the folder has no official validation set: it is drawn from the training set")
-    if jax.process_index() == 0:
-        if examples.skipped:
-            write_skipped(workdir / "skipped.csv", examples.skipped)
-            warn(f"{len(examples.skipped)} unreadable images are left out: {workdir}/skipped.csv")
-        if not resumed:
-            splits.write(workdir / SPLITS_FILE, examples.records, assignment)
-            write_atomically(workdir / _DIGEST_FILE, examples.digest + "\n")
-        config_lib.write(config, workdir)  # last: it is what makes the folder a run
+    with sharding.together():
+        if sharding.is_first():
+            _write(experiment, workdir, resumed)
+    with sharding.together():
+        if not (workdir / config_lib.FILE_NAME).exists():
+            raise UserError(
+                f"process {jax.process_index()} does not see the {workdir} of process 0; the work "
+                "folder must lie on a file system that all processes share"
+            )
     return experiment
+
+
+def _check(config: ConfigDict, workdir: Path, resumed: bool) -> Mesh:
+    """Refuses what cannot run, before hours of decoding; makes the data folder absolute."""
+    config_lib.validate(config)
+    task, _, _ = _build_task(config, np.ones(NUM_CLASSES, int))
+    if config.data.dir is not None:
+        config.data.dir = str(Path(config.data.dir).expanduser().absolute())
+    if resumed:
+        config_lib.check_resumable(config_lib.read(workdir), config, workdir)
+    elif (workdir / "checkpoints").exists():
+        raise UserError(
+            f"{workdir} holds checkpoints but no {config_lib.FILE_NAME}: what they were trained on "
+            "is not known; restore the file, or take a new --workdir"
+        )
+    elif isinstance(task, tasks.Pretrained):
+        task.pretrained(jax.eval_shape(task.init, jax.random.key(0)))  # the weights fit
+    mesh = sharding.make_mesh(config.sharding.num_devices)
+    sharding.check_batch_size(config.batch_size, mesh, "batch_size")
+    return mesh
+
+
+def _write(experiment: Experiment, workdir: Path, resumed: bool) -> None:
+    examples = experiment.examples
+    if examples.skipped:
+        write_skipped(workdir / "skipped.csv", examples.skipped)
+        warn(f"{len(examples.skipped)} unreadable images are left out: {workdir}/skipped.csv")
+    if not resumed:
+        splits.write(workdir / SPLITS_FILE, examples.records, experiment.assignment)
+        write_atomically(workdir / _DIGEST_FILE, examples.digest + "\n")
+    config_lib.write(experiment.config, workdir)  # last: it is what makes the folder a run
 
 
 def reopen(workdir: Path) -> Experiment:

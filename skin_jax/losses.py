@@ -1,7 +1,8 @@
-"""Losses of the semi-supervised GAN: pure array functions, means over the batch unless said.
+"""Losses: pure array functions, means over the batch unless said.
 
-Logits are float [B, n+1]: n classes, then "fake". Two readings of paper A (Rashid et al., EMBC
-2019) are offered:
+`classification` is that of plain classifiers, whose logits are float [B, n]. The others are those
+of the semi-supervised GAN, whose logits are float [B, n+1]: n classes, then "fake". Two readings of
+paper A (Rashid et al., EMBC 2019) are offered:
 
 - "softmax": one softmax over n+1, p(fake) is its last entry (Salimans et al., 2016, eq. 5);
 - "separate": a softmax over the first n, and p(fake) = sigmoid(logit n) ("the remaining n units").
@@ -14,6 +15,29 @@ import jax.numpy as jnp
 
 Reading = Literal["softmax", "separate"]
 READINGS: tuple[Reading, ...] = ("softmax", "separate")
+
+
+def classification(
+    logits: jax.Array, labels: jax.Array, class_weights: jax.Array, label_smoothing: float
+) -> jax.Array:
+    """Cross-entropy against smoothed labels, each example weighted by its class.
+
+    The target of an example is (1 - s) of its class and s / n of each class (Szegedy et al., CVPR
+    2016, section 7).
+
+    Args:
+      logits: float [B, n].
+      labels: int32 [B] in [0, n).
+      class_weights: float [n]; ones for the plain mean.
+      label_smoothing: s, in [0, 1); 0 for plain cross-entropy.
+
+    Returns:
+      float [].
+    """
+    log_q = jax.nn.log_softmax(logits, axis=-1)
+    of_class = jnp.take_along_axis(log_q, labels[:, None], axis=-1)[:, 0]
+    smoothed = (1.0 - label_smoothing) * of_class + label_smoothing * jnp.mean(log_q, axis=-1)
+    return -jnp.mean(class_weights[labels] * smoothed)
 
 
 def log_p_fake(logits: jax.Array, reading: Reading) -> tuple[jax.Array, jax.Array]:

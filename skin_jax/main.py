@@ -3,7 +3,8 @@
 python -m skin_jax.main --config configs/demo.py --workdir runs/demo [--config.key=value ...]
 
 A second call with the same folder resumes an interrupted run. The exit status is 0, 1 (failure),
-2 (usage or bad input), or 130 (Ctrl-C) and 143 (SIGTERM): asked to end, everything is saved.
+2 (usage or bad input), 75 (the run stood still), or 130 (Ctrl-C) and 143 (SIGTERM): asked to end,
+everything is saved.
 """
 
 from pathlib import Path
@@ -28,8 +29,9 @@ def main(argv: list[str]) -> None:
         )
     if _CONFIG.value is None or not _WORKDIR.value:
         raise UserError("give both --config=configs/X.py and --workdir=DIR; see --help")
-    from skin_jax import train  # JAX takes its time to import: not for --help
+    from skin_jax import sharding, train  # JAX takes its time to import: not for --help
 
+    sharding.start_distributed(**_CONFIG.value.distributed.to_dict())
     train.train_and_evaluate(_CONFIG.value, Path(_WORKDIR.value))
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import socket
 import time
 from collections.abc import Mapping, Sequence
@@ -18,11 +19,17 @@ class MetricWriter:
     """Appends scalars to `metrics.jsonl` and, if asked, to a TensorBoard event file.
 
     The event file is written with TensorBoard's own record writer, which needs no TensorFlow.
+
+    Args:
+      workdir: where to.
+      tensorboard: whether to write an event file.
+      enabled: False writes nothing at all: of several processes one reports.
     """
 
-    def __init__(self, workdir: Path, tensorboard: bool):
-        path = workdir / HISTORY
-        cut = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")  # by a kill
+    def __init__(self, workdir: Path, tensorboard: bool, *, enabled: bool = True):
+        path = workdir / HISTORY if enabled else Path(os.devnull)
+        tensorboard = tensorboard and enabled
+        cut = path.is_file() and path.read_bytes()[-1:] not in (b"", b"\n")  # by a kill
         self._history = path.open("a", encoding="utf-8")
         if cut:
             self._history.write("\n")

@@ -1,26 +1,161 @@
-"""The device mesh, how arrays lie on it, global batches, and how XLA compiles for it."""
+"""Processes and devices: start-up, the mesh, how arrays lie on it, global batches, compilation."""
 
+import contextlib
+import hashlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jaxlib
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from skin_jax.errors import UserError
+from skin_jax.errors import FAILURE, UserError
 
 PyTree = Any
 
 _EIGEN_IS_FASTER_IN = ("0.10.2",)
 
 
+def start_distributed(
+    coordinator_address: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+    heartbeat_timeout_seconds: int,
+) -> None:
+    """Joins the other processes of this run, before anything else of JAX is used.
+
+    With nothing named, the processes of a cluster that JAX detects (Slurm, Open MPI, Kubernetes
+    JobSet, Cloud TPU) are joined, and elsewhere this process stays alone; `num_processes` of 1
+    keeps it alone anywhere.
+
+    Args:
+      coordinator_address: "host:port", where process 0 listens; the same in all processes.
+      num_processes: how many there are.
+      process_id: which one this is, from 0.
+      heartbeat_timeout_seconds: a process that was not heard of for so long counts as dead, and the
+        others end.
+
+    Raises:
+      UserError: some are named and others not, they don't fit, or the others cannot be reached.
+    """
+    if jax.distributed.is_initialized():
+        return
+    if num_processes == 1 and coordinator_address is None and process_id in (None, 0):
+        return
+    if coordinator_address is None and num_processes is None and process_id is None:
+        detect = True
+    elif coordinator_address is None or num_processes is None or process_id is None:
+        raise UserError(
+            "config.distributed names only a part of coordinator_address, num_processes and "
+            "process_id: give all three, or none where the cluster is to be detected"
+        )
+    else:
+        detect = False
+        if not 0 <= process_id < num_processes:
+            raise UserError(
+                f"config.distributed.process_id is {process_id}; of {num_processes} processes it "
+                f"can be 0 to {num_processes - 1}"
+            )
+        if not coordinator_address.rpartition(":")[2].isdigit():
+            raise UserError(
+                f"config.distributed.coordinator_address is {coordinator_address!r}; it is "
+                "host:port"
+            )
+    if heartbeat_timeout_seconds < 1:
+        raise UserError(
+            "config.distributed.heartbeat_timeout_seconds is "
+            f"{heartbeat_timeout_seconds}; it must be at least 1"
+        )
+    try:
+        jax.distributed.initialize(
+            coordinator_address,
+            num_processes,
+            process_id,
+            heartbeat_timeout_seconds=heartbeat_timeout_seconds,
+            # A process that fails alone waits no longer for the others than they do for it.
+            shutdown_timeout_seconds=heartbeat_timeout_seconds,
+            cluster_detection_method=None if detect else "deactivate",
+        )
+    except ValueError:
+        if not detect:
+            raise
+        # No cluster here: this process is the whole run.
+    except RuntimeError as error:
+        raise UserError(
+            f"the {num_processes or ''} processes of this run could not be joined at "
+            f"{coordinator_address or 'the address that the cluster gives'}: "
+            f"{str(error).splitlines()[0]}",
+            FAILURE,
+        ) from error
+
+
+def is_first() -> bool:
+    """Whether this is process 0, which alone writes files and reports."""
+    return jax.process_index() == 0
+
+
+def first_decides(value: bool) -> bool:
+    """What process 0 found, in all processes."""
+    if jax.process_count() == 1:
+        return value
+    return bool(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def everywhere(value: bool) -> bool:
+    """Whether it holds in all processes."""
+    if jax.process_count() == 1:
+        return value
+    return bool(multihost_utils.process_allgather(np.int32(value)).all())
+
+
+def same_everywhere(text: str) -> bool:
+    """Whether all processes have the same text."""
+    if jax.process_count() == 1:
+        return True
+    digest = np.frombuffer(hashlib.blake2b(text.encode(), digest_size=16).digest(), np.uint8)
+    return bool((multihost_utils.process_allgather(digest) == digest).all())
+
+
+def wait_for_all(what: str) -> None:
+    """Returns when all processes are here; `what` names the place."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """A block that fails in all processes if it fails in one; nothing in it may wait for others.
+
+    Raises:
+      UserError: this process's own, or one that says that another process has failed.
+    """
+    problem = None
+    try:
+        yield
+    except UserError as error:
+        problem = error
+    fine = everywhere(problem is None)
+    if problem is not None:
+        raise problem
+    if not fine:
+        raise UserError("another process of this run cannot go on; its own message says why")
+
+
 def make_mesh(num_devices: int | None) -> Mesh:
     """One `data` axis over the first `num_devices` devices (all where None).
 
     Raises:
-      UserError: more devices are asked for than there are.
+      UserError: more devices are asked for than there are, or fewer where there are several
+        processes: some of them would be left without.
     """
     devices = jax.devices()
+    if num_devices not in (None, len(devices)) and jax.process_count() > 1:
+        raise UserError(
+            f"config.sharding.num_devices is {num_devices}, but the {jax.process_count()} "
+            f"processes have {len(devices)} devices; leave it out, or start fewer processes"
+        )
     if num_devices is not None and not 1 <= num_devices <= len(devices):
         raise UserError(
             f"config.sharding.num_devices is {num_devices}, but JAX sees {len(devices)} "
@@ -75,17 +210,15 @@ def check_batch_size(batch_size: int, mesh: Mesh, key: str) -> None:
         )
 
 
-def local_slice(mesh: Mesh, batch_size: int) -> slice:
-    """The rows of a global batch that this process's devices hold."""
+def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """The rows of a global batch that this process's devices hold, int64, in order."""
     share = batch_size // mesh.size
-    rows = [
-        i for i, device in enumerate(mesh.devices) if device.process_index == jax.process_index()
-    ]
-    return slice(rows[0] * share, (rows[-1] + 1) * share)
+    mine = [i for i, d in enumerate(mesh.devices) if d.process_index == jax.process_index()]
+    return (np.array(mine)[:, None] * share + np.arange(share)).reshape(-1)
 
 
 def to_global(batch: PyTree, sharding: NamedSharding) -> PyTree:
-    """Global arrays from this process's rows of each leaf."""
+    """Global arrays from this process's rows of each leaf; all rows where it is replicated."""
     return jax.tree.map(
         lambda rows: jax.make_array_from_process_local_data(sharding, np.asarray(rows)), batch
     )

@@ -1,7 +1,7 @@
 """Pytrees of training state, the exponential moving average, and the digest of a state."""
 
 import hashlib
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -43,39 +43,95 @@ class Network(struct.PyTreeNode):
         return Network(optax.apply_updates(self.params, updates), batch_stats, opt_state)
 
 
-class GanState(struct.PyTreeNode):
-    """Generator and discriminator, and everything else that a resumed run needs.
+class State:
+    """What the states of all tasks have in common beside their networks.
 
-    `ema` holds the averaged variables of both networks, or is empty where EMA is off. `step`
-    counts every step, also those that `guard` undid.
+    `ema` holds the averaged `variables`, or is empty where EMA is off. `step` counts every step,
+    also those that `guard` undid. Each state lists these fields itself, so that the order of its
+    leaves, which its digest depends on, is its own.
     """
 
     step: jax.Array  # int32 []
-    generator: Network
-    discriminator: Network
     ema: dict[str, PyTree]
     nonfinite: jax.Array  # int32 [], steps undone so far
     nonfinite_in_a_row: jax.Array  # int32 []
 
-    @classmethod
-    def create(cls, generator: Network, discriminator: Network, use_ema: bool) -> "GanState":
-        """The state before step 0."""
-        networks = {"generator": generator.variables, "discriminator": discriminator.variables}
-        # A copy: a donated state must not hold one buffer twice.
-        ema = jax.tree.map(jnp.copy, networks) if use_ema else {}
-        # Three zeros, not one three times, for the same reason.
-        step, nonfinite, in_a_row = (jnp.zeros((), jnp.int32) for _ in range(3))
-        return cls(step, generator, discriminator, ema, nonfinite, in_a_row)
+    @property
+    def variables(self) -> dict[str, PyTree]:
+        """Variables of the networks, without optimiser states."""
+        raise NotImplementedError
 
     @property
     def averaged(self) -> dict[str, PyTree]:
-        """Variables of both networks for evaluation: the EMA where it is on, else the raw ones."""
-        if self.ema:
-            return self.ema
+        """Variables for evaluation: the EMA where it is on, else the raw ones."""
+        return self.ema or self.variables
+
+    @property
+    def counts(self) -> dict[str, jax.Array]:
+        """The counts of undone steps as float32 scalars to log."""
+        return {
+            "nonfinite": self.nonfinite.astype(jnp.float32),
+            "nonfinite_in_a_row": self.nonfinite_in_a_row.astype(jnp.float32),
+        }
+
+
+_S = TypeVar("_S", bound=State)
+
+
+class GanState(State, struct.PyTreeNode):
+    """Generator and discriminator, and everything else that a resumed run needs."""
+
+    step: jax.Array
+    generator: Network
+    discriminator: Network
+    ema: dict[str, PyTree]
+    nonfinite: jax.Array
+    nonfinite_in_a_row: jax.Array
+
+    @classmethod
+    def create(cls, generator: Network, discriminator: Network, use_ema: bool) -> "GanState":
+        """The state before step 0."""
+        fresh = cls(_zero(), generator, discriminator, {}, _zero(), _zero())
+        return fresh.replace(ema=_copy(fresh.variables)) if use_ema else fresh
+
+    @property
+    def variables(self) -> dict[str, PyTree]:
+        """Variables of both networks, by name."""
         return {
             "generator": self.generator.variables,
             "discriminator": self.discriminator.variables,
         }
+
+
+class ClassifierState(State, struct.PyTreeNode):
+    """One network, and everything else that a resumed run needs."""
+
+    step: jax.Array
+    network: Network
+    ema: dict[str, PyTree]
+    nonfinite: jax.Array
+    nonfinite_in_a_row: jax.Array
+
+    @classmethod
+    def create(cls, network: Network, use_ema: bool) -> "ClassifierState":
+        """The state before step 0."""
+        fresh = cls(_zero(), network, {}, _zero(), _zero())
+        return fresh.replace(ema=_copy(fresh.variables)) if use_ema else fresh
+
+    @property
+    def variables(self) -> dict[str, PyTree]:
+        """Variables of the network."""
+        return self.network.variables
+
+
+# A donated state must not hold one buffer twice: zeros of its own for each count, copies for EMA.
+def _zero() -> jax.Array:
+    return jnp.zeros((), jnp.int32)
+
+
+def _copy(variables: dict[str, PyTree]) -> dict[str, PyTree]:
+    copied: dict[str, PyTree] = jax.tree.map(jnp.copy, variables)
+    return copied
 
 
 def update_ema(ema: PyTree, variables: PyTree, step: jax.Array, decay: float) -> PyTree:
@@ -97,7 +153,7 @@ def update_ema(ema: PyTree, variables: PyTree, step: jax.Array, decay: float) ->
     return jax.tree.map(lambda old, new: old * d + new * (1.0 - d), ema, variables)
 
 
-def guard(old: GanState, new: GanState, checks: PyTree) -> GanState:
+def guard(old: _S, new: _S, checks: PyTree) -> _S:
     """`new` where every value of `checks` is finite, else `old` with the step counted as undone.
 
     After MAX_NONFINITE_IN_A_ROW undone steps in a row the state stays frozen, so that the host,
@@ -111,7 +167,7 @@ def guard(old: GanState, new: GanState, checks: PyTree) -> GanState:
     """
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(checks)]))
     finite &= old.nonfinite_in_a_row < MAX_NONFINITE_IN_A_ROW
-    kept: GanState = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+    kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
     undone = (~finite).astype(jnp.int32)
     return kept.replace(
         step=new.step,

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from skin_jax.experiment import Experiment, start
 from skin_jax.files import locked
 from skin_jax.metric_writer import MetricWriter, Progress
 from skin_jax.state import MAX_NONFINITE_IN_A_ROW
+from skin_jax.watchdog import Watchdog
 
 PyTree = Any
 Scalars = dict[str, float]
@@ -30,9 +32,15 @@ _COUNTS = ("nonfinite", "nonfinite_in_a_row")  # what every task reports of its 
 _GRID_COLUMNS = 8
 _GRID_ROWS = 3  # of real images, and as many of generated ones
 
+_IN_FLIGHT = 4
+"""Dispatches that may wait for the devices: enough to keep them busy, and no more, so that the
+loop knows how far they are."""
+
 
 def train_and_evaluate(config: ConfigDict, workdir: Path) -> None:
     """Trains a run to its end, or goes on with it, then evaluates its best checkpoint on test.
+
+    The processes of a distributed run (`sharding.start_distributed`) all call it.
 
     Args:
       config: from a file in `configs/`.
@@ -43,13 +51,11 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> None:
       Ended: by SIGTERM (status 143) or Ctrl-C (130); everything is saved.
     """
     with contextlib.ExitStack() as stack:
-        try:
-            workdir.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(locked(workdir / ".lock"))
-        except BlockingIOError:
-            raise errors.UserError(f"another process is training in {workdir}") from None
-        except OSError as error:
-            raise errors.UserError(f"{workdir} cannot be a work folder: {error}") from error
+        if not sharding.is_first():
+            nowhere = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+        with sharding.together():
+            _claim(workdir, stack)
         preemption = stack.enter_context(checkpoint.Preemption())
         try:
             _train_and_evaluate(config, workdir, preemption)
@@ -59,6 +65,18 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> None:
                 "again",
                 errors.FAILURE,
             ) from error
+
+
+def _claim(workdir: Path, stack: contextlib.ExitStack) -> None:
+    """Makes the work folder and keeps other runs out of it, as long as `stack` is open."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if sharding.is_first():
+            stack.enter_context(locked(workdir / ".lock"))
+    except BlockingIOError:
+        raise errors.UserError(f"another run is training in {workdir}") from None
+    except OSError as error:
+        raise errors.UserError(f"{workdir} cannot be a work folder: {error}") from error
 
 
 def _train_and_evaluate(
@@ -78,8 +96,10 @@ def _train_and_evaluate(
                 print(report.table_one(found[0].metrics, found[0].shared_with_train))
                 if experiment.is_demo:
                     print(f"\n{runs.DEMO_NOTE}")
-            page = runs.write_page(experiment, found[1] if found else (), workdir)
-            print(f"\nfull report: {page}", flush=True)
+            if sharding.is_first():
+                page = runs.write_page(experiment, found[1] if found else (), workdir)
+                print(f"\nfull report: {page}", flush=True)
+            sharding.wait_for_all("the report is written")
     finally:
         checkpoints.close()
 
@@ -101,7 +121,7 @@ def train(
     config = experiment.config
     rng = jax.random.key(config.seed)
     state, step = _initial_state(experiment, checkpoints, rng)
-    writer = MetricWriter(workdir, config.log.tensorboard)
+    writer = MetricWriter(workdir, config.log.tensorboard, enabled=sharding.is_first())
     writer.start(
         step,
         processes=jax.process_count(),
@@ -118,15 +138,18 @@ def train(
         experiment.task.headline,
     )
     dispatch = make_dispatch(experiment)
+    watchdog = Watchdog(config.watchdog_seconds)
     pending: list[PyTree] = []
     scores: Scalars = {}
-    with preemption.deferred(), contextlib.closing(writer):
-        for feed in feeds(experiment, step):
+    with preemption.deferred(), contextlib.closing(writer), contextlib.closing(watchdog):
+        for dispatches, feed in enumerate(feeds(experiment, step), start=1):
             state, values = dispatch(state, experiment.pipeline.resident, feed, rng)
             pending.append(values)
+            jax.block_until_ready(pending[-_IN_FLIGHT:][0])
             before, step = step, step + config.steps_per_dispatch
+            watchdog.beat(f"step {step}")
             due = _due(experiment, before, step)
-            stop = preemption.requested  # asked once: it may change at any moment
+            stop = preemption.requested(dispatches)  # asked once: it may change at any moment
             if due.log or due.evaluate or due.save or stop:
                 averages = _averages(pending)
                 _check_finite(averages, step, workdir)
@@ -134,19 +157,18 @@ def train(
                     step, averages | {"images_per_second": progress.report(step, averages)}
                 )
                 pending = []
-            if due.evaluate:
-                scores = watch.evaluate(state, step)
-                writer.scalars(step, scores)
-                if scores:
-                    print("  ".join([f"step {step}", *(f"{k} {v:.3f}" for k, v in scores.items())]))
             if due.evaluate or due.save or stop:
-                checkpoints.save(
-                    step, state, scores.get(checkpoint.SCORE) if due.evaluate else None
-                )
+                with watchdog.paused():
+                    if due.evaluate:
+                        scores = watch.evaluate(state, step)
+                        writer.scalars(step, scores)
+                    score = scores.get(checkpoint.SCORE) if due.evaluate else None
+                    checkpoints.save(step, state, score)
+                    if stop:
+                        checkpoints.wait()
+                        raise preemption.ended(f"saved at step {step} of {experiment.num_steps}")
+                    sharding.wait_for_all(f"step {step} is evaluated and saved")
                 progress.resume_clock()
-            if stop:
-                checkpoints.wait()
-                raise preemption.ended(f"saved at step {step} of {experiment.num_steps}")
     return state
 
 
@@ -197,6 +219,8 @@ def _initial_state(
         print(f"resuming at step {restored[1]} of {experiment.num_steps}{done}", flush=True)
         return restored
     state = jax.jit(experiment.task.init, out_shardings=whole)(rng)
+    if isinstance(experiment.task, tasks.Pretrained):
+        state = sharding.to_global(experiment.task.pretrained(state), whole)
     values = int(parameter_overview.count_parameters(serialization.to_state_dict(state)))
     print(f"starting a run of {experiment.num_steps} steps; the state has {values:,} values")
     return state, 0
@@ -262,11 +286,14 @@ class _Watch:
         if isinstance(task, tasks.Classifies):
             self._predictor = make_predictor(task.predict, experiment.pipeline)
         if isinstance(task, tasks.Generates):
-            options = sharding.compiler_options(sharding.platform(experiment.mesh))
-            self._sample = jax.jit(task.sample, compiler_options=options)
+            self._sample = jax.jit(
+                lambda state, rng, labels: to_uint8(task.sample(state, rng, labels)),
+                out_shardings=sharding.replicated(experiment.mesh),
+                compiler_options=sharding.compiler_options(sharding.platform(experiment.mesh)),
+            )
 
     def evaluate(self, state: PyTree, step: int) -> Scalars:
-        """Scores on the validation split (none where it is empty); writes the grid."""
+        """Scores on the validation split (none where it is empty); prints them, writes the grid."""
         if isinstance(self._experiment.task, tasks.Generates):
             self._write_grid(state, step)
         indices = self._experiment.indices("val")
@@ -274,10 +301,12 @@ class _Watch:
             return {}
         labels = self._experiment.examples.labels[indices]
         probabilities = self._predictor(state, indices, self._experiment.config.eval_batch_size)
-        return {
+        scores = {
             checkpoint.SCORE: metrics.macro_auc(probabilities, labels),
             "val_balanced_accuracy": metrics.balanced_accuracy(probabilities, labels),
         }
+        print("  ".join([f"step {step}", *(f"{key} {v:.3f}" for key, v in scores.items())]))
+        return scores
 
     def _write_grid(self, state: PyTree, step: int) -> None:
         """The same real images and the same noise each time, so that epochs can be compared."""
@@ -286,11 +315,13 @@ class _Watch:
         chosen = np.random.default_rng(0).permutation(train)[:count]
         labels = np.resize(self._experiment.examples.labels[chosen], count)
         generated = self._sample(state, jax.random.key(0), labels)
+        if not sharding.is_first():
+            return
         folder = self._workdir / "samples"
         folder.mkdir(exist_ok=True)
         figures.real_and_generated(
             folder / f"step_{step}.png",
             self._experiment.examples.images[chosen],
-            np.asarray(to_uint8(generated)),
+            np.asarray(generated),
             columns=_GRID_COLUMNS,
         )

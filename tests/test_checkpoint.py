@@ -109,9 +109,20 @@ def lose_the_state(step_folder):
     shutil.rmtree(step_folder / "state")
 
 
+def lose_a_file(step_folder):
+    max((p for p in step_folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size).unlink()
+
+
+def lose_the_digest(step_folder):
+    shutil.rmtree(step_folder / "digest")
+
+
+DAMAGE = [flip_a_byte, truncate, empty, lose_a_file, lose_the_state, lose_the_digest]
+
+
 # Orbax drops coroutines that it did not await when it meets a file that is too short.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("damage", [flip_a_byte, truncate, empty, lose_the_state])
+@pytest.mark.parametrize("damage", DAMAGE)
 def test_damage_is_reported_and_the_older_one_taken(folder, damage, capfd):
     saved(folder, {1: 0.1, 2: 0.2}).close()
     damage(folder / "2")

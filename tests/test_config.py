@@ -1,3 +1,6 @@
+import runpy
+from pathlib import Path
+
 import pytest
 from ml_collections import ConfigDict
 
@@ -101,8 +104,9 @@ def test_settings_out_of_range_name_their_key(changes, message):
         config_lib.validate(changed(**changes))
 
 
-def test_the_defaults_are_valid():
-    config_lib.validate(changed())
+@pytest.mark.parametrize("defaults", [config_lib.sgan, config_lib.classifier])
+def test_the_defaults_are_valid(defaults):
+    config_lib.validate(defaults())
 
 
 def test_tf_without_tensorflow_names_the_way_out(monkeypatch):
@@ -125,6 +129,29 @@ def test_unknown_keys_get_the_nearest_names(override, suggestion):
     message = str(config_lib.unknown_key_error(argv, lambda path: config_lib.sgan()))
     assert suggestion in message
     assert "seed" not in message
+
+
+@pytest.mark.parametrize("defaults", [config_lib.sgan, config_lib.classifier])
+def test_the_smoke_variant_is_small_saves_three_times_and_needs_no_weights(defaults):
+    config = defaults()
+    if "weights" in config.model:
+        config.model.weights = "hf:timm/resnet50.a1_in1k"
+    before = set(config_lib.flatten(config))
+    config_lib.for_variant(config, "smoke")
+    config_lib.validate(config)
+    assert set(config_lib.flatten(config)) == before
+    assert config.num_steps / config.eval_every_steps > 3
+    assert config.data.image_size == 32
+    assert config.model.get("weights", "none") == "none"
+
+
+@pytest.mark.parametrize("name", ["resnet50", "densenet121", "efficientnet_lite0"])
+def test_the_classifiers_start_from_pretrained_weights_that_the_command_line_can_take_away(name):
+    path = Path(__file__).parents[1] / "configs" / f"{name}.py"
+    config = runpy.run_path(str(path))["get_config"]()
+    assert config.model.name == name
+    assert config.model.weights.startswith("hf:timm/")
+    config.update_from_flattened_dict({"model.weights": "none"})
 
 
 def test_unknown_variant_names_the_choices():

@@ -68,6 +68,37 @@ def test_supervised_ignores_the_fake_logit_and_weighs_by_class():
     np.testing.assert_allclose(losses.supervised(LOGITS, LABELS, only_class_3), expected, rtol=1e-6)
 
 
+def test_classification_by_hand():
+    logits = jnp.log(jnp.array([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]]))
+    labels = jnp.array([0, 1])
+    plain = losses.classification(logits, labels, jnp.ones(3), 0.0)
+    np.testing.assert_allclose(plain, -(np.log(0.5) + np.log(0.8)) / 2, rtol=1e-6)
+    # Targets (0.8, 0.1, 0.1) and (0.1, 0.8, 0.1) for s = 0.3 and three classes.
+    first = -(0.8 * np.log(0.5) + 0.2 * np.log(0.25))
+    second = -(0.8 * np.log(0.8) + 0.2 * np.log(0.1))
+    smoothed = losses.classification(logits, labels, jnp.ones(3), 0.3)
+    np.testing.assert_allclose(smoothed, (first + second) / 2, rtol=1e-6)
+    weights = jnp.array([3.0, 0.5, 7.0])
+    weighted = losses.classification(logits, labels, weights, 0.3)
+    np.testing.assert_allclose(weighted, (3.0 * first + 0.5 * second) / 2, rtol=1e-6)
+
+
+def test_smoothed_labels_ask_for_their_own_probabilities():
+    labels = jnp.array([2])
+    target = jnp.full((1, 7), 0.1 / 7).at[0, 2].add(0.9)
+    grads = jax.grad(losses.classification)(jnp.log(target), labels, jnp.ones(7), 0.1)
+    np.testing.assert_allclose(grads, np.zeros((1, 7)), atol=1e-6)
+
+
+def test_classification_stays_finite_for_extreme_logits():
+    logits = jnp.array([[1e4, 0.0, -1e4]])
+    value, grads = jax.value_and_grad(losses.classification)(
+        logits, jnp.array([2]), jnp.ones(3), 0.1
+    )
+    assert np.isfinite(value)
+    assert np.isfinite(grads).all()
+
+
 def test_pseudo_labels_count_confident_images_only_and_carry_no_gradient_through_the_label():
     logits = jnp.zeros((2, 8)).at[0, 2].set(10.0)
     expected = losses.cross_entropy(logits, jnp.array([2, 0]))[0] / 2

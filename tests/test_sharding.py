@@ -1,9 +1,11 @@
+import re
+
 import jax
 import numpy as np
 import pytest
 
 from skin_jax import sharding
-from skin_jax.errors import UserError
+from skin_jax.errors import FAILURE, UserError
 
 
 def test_mesh_takes_all_devices_or_the_first():
@@ -26,9 +28,51 @@ def test_batch_sizes_that_do_not_divide_name_the_nearest(size, near):
 
 def test_global_batches_lie_in_order_over_the_devices():
     mesh = sharding.make_mesh(4)
-    assert sharding.local_slice(mesh, 8) == slice(0, 8)
+    assert sharding.local_rows(mesh, 8).tolist() == list(range(8))
     rows = np.arange(16).reshape(2, 8)
     placed = sharding.to_global({"x": rows}, sharding.over_batch(mesh, axis=1))["x"]
     np.testing.assert_array_equal(placed, rows)
     first = next(s for s in placed.addressable_shards if s.device == mesh.devices[0])
     np.testing.assert_array_equal(first.data, rows[:, :2])
+
+
+@pytest.mark.parametrize(
+    ("named", "words"),
+    [
+        (
+            (None, 2, 0, 100),
+            "config.distributed names only a part of coordinator_address, num_processes",
+        ),
+        (("host:1", None, None, 100), "give all three, or none"),
+        (("host:1", 2, 2, 100), "process_id is 2; of 2 processes it can be 0 to 1"),
+        (("host:1", 2, -1, 100), "process_id is -1"),
+        (("host", 2, 0, 100), "coordinator_address is 'host'; it is host:port"),
+        ((None, None, None, 0), "heartbeat_timeout_seconds is 0; it must be at least 1"),
+    ],
+)
+def test_partial_or_wrong_settings_of_a_cluster_get_a_sentence(named, words):
+    with pytest.raises(UserError, match=re.escape(words)):
+        sharding.start_distributed(*named)
+    assert not jax.distributed.is_initialized()
+
+
+@pytest.mark.parametrize("num_processes", [None, 1])
+def test_a_machine_without_a_cluster_is_the_whole_run(num_processes, monkeypatch):
+    monkeypatch.setattr(jax.distributed, "initialize", no_cluster)
+    sharding.start_distributed(None, num_processes, None, 100)
+    assert jax.process_count() == 1
+    assert sharding.is_first()
+
+
+def no_cluster(*args, **kwargs):
+    raise ValueError("coordinator_address should be defined.")
+
+
+def test_a_group_that_cannot_meet_is_a_failure_in_a_sentence(monkeypatch):
+    def refused(*args, **kwargs):
+        raise RuntimeError("DEADLINE_EXCEEDED: Barrier timed out\nand more")
+
+    monkeypatch.setattr(jax.distributed, "initialize", refused)
+    with pytest.raises(UserError, match=r"2 processes .* joined at here:1: DEADLINE") as error:
+        sharding.start_distributed("here:1", 2, 1, 100)
+    assert error.value.exit_code == FAILURE

@@ -16,6 +16,12 @@ def make_state(use_ema: bool = False) -> state_lib.GanState:
     return state_lib.GanState.create(*networks, use_ema=use_ema)
 
 
+def make_classifier_state(use_ema: bool = False) -> state_lib.ClassifierState:
+    variables = {"params": {"w": jnp.full((3,), 1.0)}, "batch_stats": {"mean": jnp.zeros(2)}}
+    network = state_lib.Network.create(variables, optax.adam(0.1))
+    return state_lib.ClassifierState.create(network, use_ema=use_ema)
+
+
 def stepped(state: state_lib.GanState, by: float = 1.0) -> state_lib.GanState:
     generator = state.generator.replace(params={"w": state.generator.params["w"] + by})
     return state.replace(step=state.step + 1, generator=generator)
@@ -47,6 +53,33 @@ def test_guard_freezes_after_twenty_in_a_row():
     assert int(frozen.nonfinite_in_a_row) > state_lib.MAX_NONFINITE_IN_A_ROW
 
 
+def test_guard_keeps_every_part_of_a_classifier_s_state():
+    old = make_classifier_state(use_ema=True)
+    new = jax.tree.map(lambda x: x + 1, old)
+    kept = state_lib.guard(old, new, jnp.array(np.nan))
+    assert state_lib.digest((kept.network, kept.ema)) == state_lib.digest((old.network, old.ema))
+    assert {k: float(v) for k, v in kept.counts.items()} == {
+        "nonfinite": 1.0,
+        "nonfinite_in_a_row": 1.0,
+    }
+    taken = state_lib.guard(old, new, jnp.ones(()))
+    assert state_lib.digest((taken.network, taken.ema)) == state_lib.digest((new.network, new.ema))
+
+
+@pytest.mark.parametrize("make", [make_state, make_classifier_state])
+def test_no_buffer_stands_twice_in_a_state(make):
+    # A donated state must not hold one twice.
+    donated = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
+    assert int(donated(make(use_ema=True)).step) == 1
+
+
+def test_the_leaves_of_a_gan_s_state_keep_their_order():
+    # The digests of saved runs depend on it.
+    paths = [jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(make_state())]
+    firsts = list(dict.fromkeys(path.split(".")[1] for path in paths))
+    assert firsts == ["step", "generator", "discriminator", "nonfinite", "nonfinite_in_a_row"]
+
+
 def test_ema_follows_the_warm_up_and_covers_batch_statistics():
     average = {"params": jnp.zeros(()), "batch_stats": jnp.zeros(())}
     values = {"params": jnp.ones(()), "batch_stats": jnp.full((), 2.0)}
@@ -61,6 +94,12 @@ def test_averaged_is_the_ema_where_it_is_on():
     assert make_state(use_ema=True).averaged["generator"]["params"]["w"].shape == (3,)
     raw = make_state().averaged["discriminator"]["params"]["w"]
     np.testing.assert_array_equal(raw, np.full(3, 2.0, np.float32))
+    state = make_classifier_state(use_ema=True)
+    ema = jax.tree.map(lambda x: x + 5.0, state.ema)
+    averaged = state.replace(ema=ema).averaged
+    np.testing.assert_array_equal(averaged["params"]["w"], np.full(3, 6.0, np.float32))
+    np.testing.assert_array_equal(averaged["batch_stats"]["mean"], np.full(2, 5.0, np.float32))
+    np.testing.assert_array_equal(make_classifier_state().averaged["params"]["w"], np.ones(3))
 
 
 def test_digest_sees_every_bit_every_name_and_every_dtype():

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import signal
 
 import jax
@@ -74,6 +75,34 @@ def test_a_restart_in_the_middle_changes_no_bit(tmp_path, pipeline, per_dispatch
     assert int(state.step) == 8
     starts = [row["step"] for row in history(tmp_path / "parts") if "event" in row]
     assert starts == [0, 4]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's
+@pytest.mark.parametrize("damage", ["flip", "truncate", "lose a file", "lose the state", "empty"])
+def test_a_damaged_checkpoint_costs_steps_but_no_bit(tmp_path, damage, capsys):
+    whole, _ = run(tmp_path / "whole", num_steps=6)
+    run(tmp_path / "parts", num_steps=4, checkpoint__every_steps=2)
+    step = tmp_path / "parts" / "checkpoints" / "4"
+    largest = max(
+        (p for p in (step / "state").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size
+    )
+    content = bytearray(largest.read_bytes())
+    if damage == "flip":
+        content[len(content) // 2] ^= 1
+        largest.write_bytes(content)
+    elif damage == "truncate":
+        largest.write_bytes(content[:10])
+    elif damage == "lose a file":
+        largest.unlink()
+    else:
+        shutil.rmtree(step / "state" if damage == "lose the state" else step)
+        step.mkdir(exist_ok=True)
+    resumed, _ = run(tmp_path / "parts", num_steps=6, checkpoint__every_steps=2)
+    assert resumed == whole
+    printed = capsys.readouterr()
+    assert f"warning: checkpoint {step}" in printed.err
+    assert "resuming at step 2 of 6" in printed.out
+    assert len(list((tmp_path / "parts" / "damaged").iterdir())) == 1
 
 
 @needs_tf
@@ -260,7 +289,7 @@ def test_a_work_folder_that_lost_a_file_is_never_given_another_split(tmp_path, l
 
 
 def test_two_processes_cannot_train_in_one_folder(tmp_path):
-    with locked(tmp_path / ".lock"), pytest.raises(errors.UserError, match="another process"):
+    with locked(tmp_path / ".lock"), pytest.raises(errors.UserError, match="another run is"):
         train.train_and_evaluate(tiny(), tmp_path)
 
 

@@ -168,6 +168,11 @@ def _decode(record: Record, size: int) -> np.ndarray | images.UnreadableImage:
     try:
         return images.decode(record.path, size)
     except images.UnreadableImage as error:
+        if not os.path.lexists(record.path):  # nothing to leave out: the folder itself is going
+            raise UserError(
+                f"{record.path} was there a moment ago and is gone now: the data folder is being "
+                "changed, or its disk is away; run the same command again when it is back"
+            ) from None
         return error
 
 

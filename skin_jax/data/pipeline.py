@@ -133,7 +133,7 @@ class DevicePipeline(Pipeline):
     def __init__(self, images: np.ndarray, labels: np.ndarray, mesh: Mesh):
         """Puts all images on every device of the mesh."""
         super().__init__(images, labels, mesh)
-        self.resident = jax.device_put(images, sharding.replicated(mesh))
+        self.resident = sharding.to_global(images, sharding.replicated(mesh))
 
     @staticmethod
     def gather(resident: PyTree, feed: Feed) -> Feed:
@@ -197,7 +197,8 @@ def make(name: str, images: np.ndarray, labels: np.ndarray, mesh: Mesh) -> Pipel
     """
     if name == "auto":
         has_tf = importlib.util.find_spec("tensorflow") is not None
-        name = "tf" if has_tf and not _fits(images.nbytes) else "device"
+        fits = sharding.first_decides(_fits(images.nbytes))
+        name = "tf" if has_tf and not fits else "device"
     return PIPELINES[name](images, labels, mesh)
 
 
@@ -247,8 +248,8 @@ def _eval_blocks(indices: np.ndarray, batch_size: int) -> Iterator[_Block]:
 
 def _local(block: _Block, labels: np.ndarray, mesh: Mesh, batch_axis: int) -> _Block:
     """This process's rows of a block, with labels; indices in the int32 that devices use."""
-    rows = sharding.local_slice(mesh, block["index"].shape[batch_axis])
-    local = {k: v[(slice(None),) * batch_axis + (rows,)] for k, v in block.items()}
+    rows = sharding.local_rows(mesh, block["index"].shape[batch_axis])
+    local = {k: v.take(rows, axis=batch_axis) for k, v in block.items()}
     return {
         **local,
         "index": local["index"].astype(np.int32),

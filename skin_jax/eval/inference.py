@@ -28,19 +28,23 @@ def make_predictor(
       pipeline: where the images are.
     """
 
-    def forward(state: PyTree, resident: PyTree, feed: dict[str, jax.Array]) -> jax.Array:
-        return predict(state, pipeline.gather(resident, feed)["image"])
+    def forward(
+        state: PyTree, resident: PyTree, feed: dict[str, jax.Array]
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        batch = pipeline.gather(resident, feed)
+        return predict(state, batch["image"]), batch["position"], batch["mask"]
 
-    options = sharding.compiler_options(sharding.platform(pipeline.mesh))
-    jitted = jax.jit(forward, compiler_options=options)
+    jitted = jax.jit(
+        forward,
+        out_shardings=sharding.replicated(pipeline.mesh),  # every process has all of them
+        compiler_options=sharding.compiler_options(sharding.platform(pipeline.mesh)),
+    )
 
     def run(state: PyTree, indices: np.ndarray, batch_size: int) -> np.ndarray:
         probabilities = np.full((len(indices), NUM_CLASSES), np.nan)
         for feed in pipeline.eval_feeds(indices, batch_size):
-            rows = np.asarray(jax.device_get(feed["position"]))
-            valid = np.asarray(jax.device_get(feed["mask"])) > 0
-            values = np.asarray(jitted(state, pipeline.resident, feed), np.float64)
-            probabilities[rows[valid]] = values[valid]
+            values, rows, mask = map(np.asarray, jitted(state, pipeline.resident, feed))
+            probabilities[rows[mask > 0]] = values[mask > 0]
         return probabilities
 
     return run

@@ -50,10 +50,12 @@ def evaluate_split(
 ) -> tuple[report.Evaluation, Sequence[report.Section]] | None:
     """Evaluates the best checkpoint on a split and writes the results into the folder `out`.
 
-    Melanoma's operating points have their thresholds from the validation split.
+    Melanoma's operating points have their thresholds from the validation split. Of several
+    processes, which all take part, the first one writes.
 
     Returns:
-      The evaluation and the sections of its report; None, after saying so, for an empty split.
+      The evaluation and the sections of its report (none in other processes than the first);
+      None, after saying so, for an empty split.
 
     Raises:
       UserError: no usable checkpoint, or a task that does not classify.
@@ -91,7 +93,7 @@ def evaluate_split(
         shared_with_train=shared if split == "test" else None,
         operating_points=operating_points,
     )
-    return evaluation, report.write_evaluation(out, evaluation)
+    return evaluation, report.write_evaluation(out, evaluation) if sharding.is_first() else ()
 
 
 def evaluate_examples(

@@ -56,6 +56,28 @@ class Explains(Protocol):
         """
 
 
+@runtime_checkable
+class Describes(Protocol):
+    """A task that describes images by a vector of features."""
+
+    def features(self, state: Any, images: jax.Array) -> jax.Array:
+        """Features float32 [B, D] of uint8 images [B, H, W, 3]."""
+
+
+@runtime_checkable
+class Pretrained(Protocol):
+    """A task that may start from pretrained weights."""
+
+    def pretrained(self, state: Any) -> Any:
+        """The state before step 0, pretrained weights in the place of random ones.
+
+        Takes arrays and `jax.ShapeDtypeStruct`s alike; what is not pretrained stays as it came.
+
+        Raises:
+          UserError: the weights cannot be read, or do not fit the network.
+        """
+
+
 TASKS: dict[str, Callable[[ConfigDict, np.ndarray, int, float], Task]] = {"sgan": sgan.build}
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from skin_jax.augment import Augmentation
-from skin_jax.config import choice
+from skin_jax.config import at_least, choice
 from skin_jax.errors import UserError
 
 _DTYPES = {"float32": jnp.float32, "bf16": jnp.bfloat16}
@@ -16,6 +16,18 @@ _DTYPES = {"float32": jnp.float32, "bf16": jnp.bfloat16}
 def compute_dtype(precision: str) -> Any:
     """The dtype of activations for `config.precision`; parameters and losses stay float32."""
     return _DTYPES[choice(precision, tuple(_DTYPES), "precision")]
+
+
+def share(value: float, key: str) -> float:
+    """The value of `config.<key>`, if it is in [0, 1).
+
+    Raises:
+      UserError: names the key and the value.
+    """
+    at_least(value, 0.0, key)
+    if value >= 1:
+        raise UserError(f"config.{key} is {value}; it must be below 1")
+    return value
 
 
 def class_weights(weighting: str, class_counts: np.ndarray) -> np.ndarray:

@@ -126,11 +126,7 @@ class Sgan:
         )
         metrics = {**d_metrics, "g_loss": g_loss, "g_grad_norm": optax.tree.norm(g_grads)}
         new = guard(state, new, (metrics, g.batch_stats, d.batch_stats))
-        counts = {
-            "nonfinite": new.nonfinite.astype(jnp.float32),
-            "nonfinite_in_a_row": new.nonfinite_in_a_row.astype(jnp.float32),
-        }
-        return new, metrics | counts
+        return new, metrics | new.counts
 
     def discriminator_step(
         self,
@@ -198,11 +194,18 @@ class Sgan:
         The n+1 logits become n probabilities here and nowhere else: the softmax over the n class
         logits, which is p(class | not fake) in both readings.
         """
-        output = self.discriminator.apply(
-            state.averaged["discriminator"], augment.to_float(images), train=False
-        )
-        assert isinstance(output, DiscriminatorOutput)
+        output = self._judge(state.averaged["discriminator"], images)
         return jax.nn.softmax(output.logits[:, :-1], axis=-1)
+
+    def features(self, state: GanState, images: jax.Array) -> jax.Array:
+        """Means over height and width of the discriminator's last activations, float32 [B, D].
+
+        Args:
+          state: as in `predict`.
+          images: uint8 [B, S, S, 3].
+        """
+        output = self._judge(state.averaged["discriminator"], images)
+        return jnp.mean(output.features.astype(jnp.float32), axis=(1, 2))
 
     def explain(self, state: GanState, images: jax.Array, labels: jax.Array) -> jax.Array:
         """Grad-CAM of the discriminator's last convolution, float32 [B, S/16, S/16] in [0, 1].
@@ -212,16 +215,12 @@ class Sgan:
           images: uint8 [B, S, S, 3].
           labels: int32 [B], the class to explain.
         """
-        variables, inputs = state.averaged["discriminator"], augment.to_float(images)
-
-        def forward(variables: PyTree) -> DiscriminatorOutput:
-            output = self.discriminator.apply(variables, inputs, train=False)
-            assert isinstance(output, DiscriminatorOutput)
-            return output
-
+        variables = state.averaged["discriminator"]
         return grad_cam(
-            lambda offset: forward({**variables, "perturbations": {"features": offset}}),
-            jax.eval_shape(forward, variables).features,
+            lambda offset: self._judge(
+                {**variables, "perturbations": {"features": offset}}, images
+            ),
+            jax.eval_shape(self._judge, variables, images).features,
             labels,
         )
 
@@ -245,6 +244,12 @@ class Sgan:
             mutable=["batch_stats"],
         )
         return images, updates.get("batch_stats", {})
+
+    def _judge(self, variables: PyTree, images: jax.Array) -> DiscriminatorOutput:
+        """The discriminator's output for uint8 images, with running statistics."""
+        output = self.discriminator.apply(variables, augment.to_float(images), train=False)
+        assert isinstance(output, DiscriminatorOutput)
+        return output
 
     def _discriminate(
         self, params: PyTree, batch_stats: PyTree, images: jax.Array
@@ -280,9 +285,6 @@ def build(
         raise UserError(f"config.data.image_size: {error}") from None
     at_least(config.model.width, 1, "model.width")
     at_least(config.model.noise_size, 1, "model.noise_size")
-    at_least(config.ema_decay, 0.0, "ema_decay")
-    if config.ema_decay >= 1:
-        raise UserError(f"config.ema_decay is {config.ema_decay}; it must be below 1")
     pseudo = choice(loss.generated_images, ("fake", "pseudo_label"), "loss.generated_images")
     dtype = settings.compute_dtype(config.precision)
     return Sgan(
@@ -313,5 +315,5 @@ def build(
         pseudo_label_threshold=loss.pseudo_label_threshold,
         simultaneous=choice(loss.updates, ("sequential", "simultaneous"), "loss.updates")
         == "simultaneous",
-        ema_decay=config.ema_decay,
+        ema_decay=settings.share(config.ema_decay, "ema_decay"),
     )

@@ -1,6 +1,7 @@
 import functools
 import http.server
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -298,6 +299,23 @@ def test_a_damaged_cache_is_prepared_again(prepare, cache, damage, monkeypatch):
     assert f"{shard.parent} is damaged" in warning
     assert examples.digest == expected.digest
     np.testing.assert_array_equal(examples.images, expected.images)
+
+
+@pytest.mark.parametrize("on_bad_image", ["error", "skip"])
+def test_a_folder_that_vanishes_while_it_is_read(
+    official, prepare, cache, monkeypatch, on_bad_image
+):
+    decode = images.decode
+
+    def vanishing(path, size):
+        if path == image_path(official, 3):
+            shutil.rmtree(official)
+        return decode(path, size)
+
+    monkeypatch.setattr(images, "decode", vanishing)
+    with pytest.raises(UserError, match=r"ISIC_000000\d.jpg was there a moment ago and is gone"):
+        prepare(on_bad_image=on_bad_image)
+    assert not list(cache.rglob("*array_record*"))
 
 
 def test_full_disk(prepare, monkeypatch):

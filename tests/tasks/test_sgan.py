@@ -172,6 +172,19 @@ def test_prediction_and_samples_use_the_average_where_it_is_on():
     assert np.abs(task.sample(state, RNG, labels)).max() > 0
 
 
+def test_features_are_the_means_of_the_averaged_discriminator_s_last_activations(state):
+    task = make(precision="bf16")
+    features = task.features(state, BATCH["image"])
+    assert features.dtype == jnp.float32
+    last = make().discriminator.apply(state.discriminator.variables, REAL, train=False).features
+    np.testing.assert_allclose(features, np.mean(last, axis=(1, 2)), atol=0.02)
+    assert features.shape == (4, 32)
+    averaging = make(ema_decay=0.9)
+    averaged = averaging.init(RNG)
+    zeros = averaged.replace(ema=jax.tree.map(jnp.zeros_like, averaged.ema))
+    np.testing.assert_array_equal(averaging.features(zeros, BATCH["image"]), np.zeros((4, 32)))
+
+
 def test_class_weights():
     counts = np.array([1, 2, 3, 4, 5, 6, 7])
     np.testing.assert_array_equal(settings.class_weights("none", counts), np.ones(7, np.float32))

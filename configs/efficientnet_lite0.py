@@ -1,0 +1,24 @@
+"""EfficientNet-Lite0, fine-tuned from ImageNet at 224x224: a network for phones.
+
+python -m skin_jax.main --config configs/efficientnet_lite0.py --workdir runs/efficientnet_lite0 --config.data.dir=FOLDER
+
+The weights come from huggingface.co (with the extra `skin_jax[hub]`), or from a file with
+--config.model.weights=FILE.safetensors; "none" trains from scratch, and :smoke needs none.
+
+What to expect: one line of validation scores an epoch, and a training loss that stays above 0.45,
+the entropy of the smoothed labels. `python -m skin_jax.eval.baselines --workdir runs/efficientnet_lite0`
+then says what a logistic regression on the same weights' features reaches without fine-tuning.
+"""
+
+from ml_collections import ConfigDict
+
+from skin_jax.config import classifier, for_variant
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    config = classifier()
+    config.model.name = "efficientnet_lite0"
+    config.model.weights = "hf:timm/tf_efficientnet_lite0.in1k"
+    config.model.dropout = 0.2
+    config.data.sampling = "balanced"
+    return for_variant(config, variant)

@@ -1,0 +1,205 @@
+"""Pretrained weights: the tensors of timm and torchvision, from a file, as Flax variables."""
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from safetensors import SafetensorError, safe_open
+
+from skin_jax.errors import UserError, listed
+from skin_jax.models import efficientnet_lite
+from skin_jax.models.efficientnet_lite import EfficientNetLite0
+
+PyTree = Any
+Kind = Literal["conv", "norm", "dense"]
+
+HEAD = "head"
+"""The submodule of every network that depends on the classes."""
+
+_FLAG = "--config.model.weights"
+_HUB_PREFIX = "hf:"
+_HUB_FILE = "model.safetensors"
+_LISTED = 40
+
+# What a layer holds: collection and name of a variable, and the last part of the tensor's name.
+_PARTS: dict[Kind, tuple[tuple[str, str, str], ...]] = {
+    "conv": (("params", "kernel", "weight"),),
+    "norm": (
+        ("params", "scale", "weight"),
+        ("params", "bias", "bias"),
+        ("batch_stats", "mean", "running_mean"),
+        ("batch_stats", "var", "running_var"),
+    ),
+    "dense": (("params", "kernel", "weight"), ("params", "bias", "bias")),
+}
+
+# The axes of a tensor in the order of the variable's: OIHW -> HWIO, [out, in] -> [in, out].
+_AXES = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}
+
+# PyTorch counts the batches that a batch norm saw; nothing here depends on it.
+_PASSED_OVER = ".num_batches_tracked"
+
+
+class Layer(NamedTuple):
+    """One layer of a network: the path of its submodule, and what files call it.
+
+    A file has one of the `names`; it is followed by ".weight" and so on.
+    """
+
+    module: tuple[str, ...]
+    kind: Kind
+    names: tuple[str, ...]
+
+
+def _layer(module: str, kind: Kind, *names: str) -> Layer:
+    return Layer(tuple(module.split("/")), kind, names)
+
+
+def _efficientnet_lite(network: EfficientNetLite0) -> Iterator[Layer]:
+    yield _layer("stem_conv", "conv", "conv_stem")
+    yield _layer("stem_norm", "norm", "bn1")
+    for i, stage in enumerate(network.stages):
+        # The blocks of timm count their convolutions; those that expand have one more.
+        if stage.expansion == 1:
+            convs = {"depthwise": "conv_dw", "project": "conv_pw"}
+        else:
+            convs = {"expand": "conv_pw", "depthwise": "conv_dw", "project": "conv_pwl"}
+        for j in range(stage.repeats):
+            block = efficientnet_lite.block_name(i, j)
+            for n, (ours, name) in enumerate(convs.items(), 1):
+                yield _layer(f"{block}/{ours}_conv", "conv", f"blocks.{i}.{j}.{name}")
+                yield _layer(f"{block}/{ours}_norm", "norm", f"blocks.{i}.{j}.bn{n}")
+    yield _layer("last_conv", "conv", "conv_head")
+    yield _layer("last_norm", "norm", "bn2")
+    yield _layer(f"{HEAD}/logits", "dense", "classifier")
+
+
+_TABLES: dict[type[nn.Module], Callable[[Any], Iterator[Layer]]] = {
+    EfficientNetLite0: _efficientnet_lite,
+}
+
+
+def load(variables: PyTree, network: nn.Module, source: str, *, head: bool = False) -> PyTree:
+    """Returns the variables of a network with the weights of a file in their place.
+
+    Every tensor of the file is used once; only PyTorch's counters of batches and, unless `head`,
+    the tensors of the head are passed over.
+
+    Args:
+      variables: {"params", "batch_stats"} of arrays or `jax.ShapeDtypeStruct`s.
+      network: an EfficientNetLite0, ResNet or DenseNet, whose variables they are.
+      source: the path of a `.safetensors`, or `hf:owner/name[@revision]`, a repository of
+        huggingface.co that has a `model.safetensors`.
+      head: also load the head, which then must have the file's number of classes.
+
+    Returns:
+      The same structure with NumPy arrays, float32, but for the variables of the submodule "head",
+      which are returned as they came unless `head`.
+
+    Raises:
+      UserError: the file cannot be had or read, or its tensors do not fit the network; every
+        missing, left-over, misshapen and non-finite one is listed.
+    """
+    tensors = _read(_fetch(source) if source.startswith(_HUB_PREFIX) else source)
+    filled = traverse_util.flatten_dict(variables)
+    missing, misfits, used = [], [], set()
+    for layer in _TABLES[type(network)](network):
+        for collection, variable, part in _PARTS[layer.kind]:
+            names = [f"{name}.{part}" for name in layer.names]
+            name = next((name for name in names if name in tensors), names[0])
+            used.add(name)
+            if layer.module[0] == HEAD and not head:
+                continue
+            path = (collection, *layer.module, variable)
+            if name not in tensors:
+                missing.append(f"{name} is missing (it belongs to {'/'.join(path)})")
+                continue
+            try:
+                filled[path] = _converted(tensors[name], filled[path].shape)
+            except ValueError as error:
+                misfits.append(f"{name} {error}")
+    left_over = [
+        f"{name} is left over: {type(network).__name__} has no such tensor"
+        for name in sorted(tensors.keys() - used)
+        if not name.endswith(_PASSED_OVER)
+    ]
+    problems = [*missing, *misfits, *left_over]
+    if problems:
+        summary = (
+            f"{source} does not fit {type(network).__name__}: give that network's weights as "
+            f"{_FLAG}; {len(missing)} missing, {len(misfits)} misshapen or not finite, "
+            f"{len(left_over)} left over"
+        )
+        raise listed(summary, problems, shown=_LISTED)
+    return traverse_util.unflatten_dict(filled)
+
+
+def _converted(tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The tensor in the variable's layout, float32.
+
+    Raises:
+      ValueError: shape, dtype or values do not fit; the message goes on from the tensor's name.
+    """
+    axes = _AXES[len(shape)]
+    wanted = [shape[axes.index(axis)] for axis in range(len(shape))]
+    if list(tensor.shape) != wanted:
+        raise ValueError(f"is {list(tensor.shape)}, but the network takes {wanted}")
+    if not jnp.issubdtype(tensor.dtype, jnp.floating):
+        raise ValueError(f"is {tensor.dtype}, not floating point")
+    with np.errstate(over="ignore"):
+        values = tensor.astype(np.float32)
+    if not np.isfinite(values).all():
+        raise ValueError("holds NaN or infinite values")
+    return np.ascontiguousarray(values.transpose(axes))
+
+
+def _read(path: str) -> dict[str, np.ndarray]:
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise UserError(
+            f"{path}: there is no such file; {_FLAG} is the path of a .safetensors or "
+            f"{_HUB_PREFIX}OWNER/NAME"
+        )
+    try:
+        # A zip archive or a pickle: what torch.save writes.
+        if file.open("rb").read(2) in (b"PK", b"\x80\x02"):
+            raise UserError(
+                f"{path} is a PyTorch pickle, which may run any code when it is read: give the "
+                f"same weights as a .safetensors in {_FLAG}"
+            )
+        with safe_open(file, "numpy") as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path} is not a whole safetensors file ({error}): fetch it again, or give another "
+            f"as {_FLAG}"
+        ) from error
+
+
+def _fetch(source: str) -> str:
+    """The path of the hub's file in its cache on this machine, fetched where it is not there."""
+    match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", source.removeprefix(_HUB_PREFIX))
+    if match is None:
+        raise UserError(
+            f"{source}: {_FLAG} names a repository as {_HUB_PREFIX}OWNER/NAME or "
+            f"{_HUB_PREFIX}OWNER/NAME@REVISION, such as {_HUB_PREFIX}timm/resnet50.a1_in1k"
+        )
+    repository, revision = match.groups()
+    page = f"https://huggingface.co/{repository}/resolve/{revision or 'main'}/{_HUB_FILE}"
+    by_hand = f"fetch {page} yourself and give its path as {_FLAG}"
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise UserError(
+            f"{source} needs huggingface_hub: pip install 'skin_jax[hub]', or {by_hand}"
+        ) from error
+    try:
+        return huggingface_hub.hf_hub_download(repository, _HUB_FILE, revision=revision)
+    except Exception as error:  # of many libraries, and for the user they are all the same
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{source} cannot be fetched ({reason}): {by_hand}") from error

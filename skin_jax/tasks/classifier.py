@@ -1,0 +1,223 @@
+"""A classifier: a network, usually pretrained, fine-tuned with conventional augmentation."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from skin_jax import augment, losses, optimizers
+from skin_jax.config import at_least, choice
+from skin_jax.errors import UserError
+from skin_jax.models import pretrained
+from skin_jax.models.densenet import DenseNet
+from skin_jax.models.efficientnet_lite import EfficientNetLite0
+from skin_jax.models.layers import ClassifierOutput
+from skin_jax.models.resnet import ResNet
+from skin_jax.state import ClassifierState, Network, guard, update_ema
+from skin_jax.tasks import settings
+from skin_jax.tasks.gradcam import grad_cam
+
+PyTree = Any
+Metrics = dict[str, jax.Array]
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "resnet50": ResNet,
+    "densenet121": DenseNet,
+    "efficientnet_lite0": EfficientNetLite0,
+}
+
+# Tags that give each use of the run's key its own stream.
+_NETWORK, _AUGMENT, _DROPOUT = range(3)
+
+_SMALLEST_IMAGE = 32  # what every network reduces to a map of at least 1x1
+
+
+@dataclasses.dataclass(frozen=True)
+class Classifier:
+    """The classifier, closed over its network and loss.
+
+    Attributes:
+      network: images [B, H, W, 3] in [-1, 1] to `ClassifierOutput`.
+      image_size: S.
+      weights: what the backbone starts from, see `models.pretrained.load`; None: random.
+      optimizer: of the network.
+      augmentation: of the training images.
+      class_weights: float32 [n], of the loss.
+      label_smoothing: in [0, 1).
+      ema_decay: 0 is off.
+    """
+
+    network: nn.Module
+    image_size: int
+    weights: str | None
+    optimizer: optax.GradientTransformation
+    augmentation: augment.Augmentation
+    class_weights: np.ndarray
+    label_smoothing: float
+    ema_decay: float
+
+    headline = ("loss", "train_accuracy")
+
+    def init(self, rng: jax.Array) -> ClassifierState:
+        """The state before the first step, all weights random."""
+        images = jnp.zeros((1, self.image_size, self.image_size, 3))
+        variables = self.network.init(jax.random.fold_in(rng, _NETWORK), images, train=False)
+        return ClassifierState.create(
+            Network.create(variables, self.optimizer), use_ema=self.ema_decay > 0
+        )
+
+    def pretrained(self, state: ClassifierState) -> ClassifierState:
+        """The state before step 0 with the backbone of `weights`; the head stays as it came.
+
+        Args:
+          state: of `init`: arrays, or `jax.ShapeDtypeStruct`s.
+
+        Returns:
+          The state with NumPy arrays where weights were named, their EMA included; the state itself
+          where none are.
+
+        Raises:
+          UserError: the weights cannot be read, or do not fit the network.
+        """
+        if self.weights is None:
+            return state
+        loaded = pretrained.load(state.variables, self.network, self.weights)
+        network = state.network.replace(**loaded)
+        if not state.ema:
+            return state.replace(network=network)
+        # Copies, because a donated state must not hold one buffer twice.
+        ema = jax.tree.map(
+            lambda new, old: new.copy() if isinstance(new, np.ndarray) else old, loaded, state.ema
+        )
+        return state.replace(network=network, ema=ema)
+
+    def train_step(
+        self, state: ClassifierState, batch: dict[str, jax.Array], rng: jax.Array
+    ) -> tuple[ClassifierState, Metrics]:
+        """One step.
+
+        Args:
+          state: before the step.
+          batch: image uint8 [B, S, S, 3], label int32 [B], position uint32 [B].
+          rng: the run's key; every step and every position derives its own from it.
+
+        Returns:
+          The state after the step (the old one where anything was not finite) and float32 scalars.
+        """
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(
+            jax.random.fold_in(rng, _AUGMENT), batch["position"]
+        )
+        images = augment.augment(batch["image"], keys, self.augmentation)
+        dropout_key = jax.random.fold_in(jax.random.fold_in(rng, _DROPOUT), state.step)
+
+        def loss_of(params: PyTree) -> tuple[jax.Array, tuple[jax.Array, PyTree]]:
+            output, updates = self.network.apply(
+                {"params": params, "batch_stats": state.network.batch_stats},
+                images,
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": dropout_key},
+            )
+            assert isinstance(output, ClassifierOutput)
+            loss = losses.classification(
+                output.logits,
+                batch["label"],
+                jnp.asarray(self.class_weights),
+                self.label_smoothing,
+            )
+            return loss, (output.logits, updates["batch_stats"])
+
+        (loss, (logits, stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(
+            state.network.params
+        )
+        network = state.network.updated(grads, stats, self.optimizer)
+        step = state.step + 1
+        new = state.replace(
+            step=step,
+            network=network,
+            ema=update_ema(state.ema, network.variables, step, self.ema_decay),
+        )
+        correct = jnp.argmax(logits, axis=-1) == batch["label"]
+        metrics = {
+            "loss": loss,
+            "train_accuracy": jnp.mean(correct.astype(jnp.float32)),
+            "grad_norm": optax.tree.norm(grads),
+        }
+        new = guard(state, new, (metrics, stats))
+        return new, metrics | new.counts
+
+    def predict(self, state: ClassifierState, images: jax.Array) -> jax.Array:
+        """Class probabilities float32 [B, n] of uint8 images [B, S, S, 3]."""
+        return jax.nn.softmax(self._judge(state.averaged, images).logits, axis=-1)
+
+    def features(self, state: ClassifierState, images: jax.Array) -> jax.Array:
+        """The pooled features that the head classifies, float32 [B, D], of uint8 [B, S, S, 3]."""
+        return self._judge(state.averaged, images).pooled
+
+    def explain(self, state: ClassifierState, images: jax.Array, labels: jax.Array) -> jax.Array:
+        """Grad-CAM of the last activations before pooling, float32 [B, h, w] in [0, 1].
+
+        Args:
+          state: as in `predict`.
+          images: uint8 [B, S, S, 3].
+          labels: int32 [B], the class to explain.
+        """
+        variables = state.averaged
+
+        def forward(offset: jax.Array) -> tuple[jax.Array, jax.Array]:
+            place = {pretrained.HEAD: {"features": offset}}
+            output = self._judge({**variables, "perturbations": place}, images)
+            return output.logits, output.features
+
+        return grad_cam(forward, jax.eval_shape(self._judge, variables, images).features, labels)
+
+    def _judge(self, variables: PyTree, images: jax.Array) -> ClassifierOutput:
+        """The network's output for uint8 images, with running statistics."""
+        output = self.network.apply(variables, augment.to_float(images), train=False)
+        assert isinstance(output, ClassifierOutput)
+        return output
+
+
+def build(
+    config: ConfigDict, class_counts: np.ndarray, num_steps: int, steps_per_epoch: float
+) -> Classifier:
+    """The task of a configuration.
+
+    Args:
+      config: with the sections of `skin_jax.config.classifier`.
+      class_counts: int [n], images of each class in the training split.
+      num_steps: length of the run.
+      steps_per_epoch: of no use to this task.
+
+    Raises:
+      UserError: a setting outside its choices.
+    """
+    del steps_per_epoch
+    model, loss = config.model, config.loss
+    network = MODELS[choice(model.name, tuple(MODELS), "model.name")]
+    at_least(config.data.image_size, _SMALLEST_IMAGE, "data.image_size")
+    if not model.width_multiplier > 0:
+        raise UserError(
+            f"config.model.width_multiplier is {model.width_multiplier}; it must be above 0"
+        )
+    return Classifier(
+        network=network(
+            num_classes=len(class_counts),
+            dropout=settings.share(model.dropout, "model.dropout"),
+            dtype=settings.compute_dtype(config.precision),
+            width_multiplier=model.width_multiplier,
+        ),
+        image_size=config.data.image_size,
+        weights=None if model.weights == "none" else model.weights,
+        optimizer=optimizers.fine_tuning(config.optimizer, num_steps, pretrained.HEAD),
+        augmentation=settings.augmentation(config.augment),
+        class_weights=settings.class_weights(loss.class_weights, class_counts),
+        label_smoothing=settings.share(loss.label_smoothing, "loss.label_smoothing"),
+        ema_decay=settings.share(config.ema_decay, "ema_decay"),
+    )
