@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -78,15 +79,17 @@ def start_distributed(
             shutdown_timeout_seconds=heartbeat_timeout_seconds,
             cluster_detection_method=None if detect else "deactivate",
         )
-    except ValueError:
-        if not detect:
-            raise
-        # No cluster here: this process is the whole run.
-    except RuntimeError as error:
+    except Exception as error:  # what a cluster's own libraries raise is of any type
+        # Without the package kubernetes JAX overlooks that cluster, and each pod would train alone.
+        pod = "KUBERNETES_SERVICE_HOST" in os.environ and "JOB_COMPLETION_INDEX" in os.environ
+        if detect and isinstance(error, ValueError) and not pod:
+            return  # no cluster here: this process is the whole run
         raise UserError(
-            f"the {num_processes or ''} processes of this run could not be joined at "
-            f"{coordinator_address or 'the address that the cluster gives'}: "
-            f"{str(error).splitlines()[0]}",
+            f"the processes of this run could not be joined at "
+            f"{coordinator_address or 'the address that the cluster gives'} "
+            f"({(str(error).strip() or repr(error)).splitlines()[0]})"
+            + ("; a pod of an indexed job needs the package kubernetes" if pod else "")
+            + "; --config.distributed.num_processes=1 trains with this process alone",
             FAILURE,
         ) from error
 

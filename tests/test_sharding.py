@@ -73,6 +73,17 @@ def test_a_group_that_cannot_meet_is_a_failure_in_a_sentence(monkeypatch):
         raise RuntimeError("DEADLINE_EXCEEDED: Barrier timed out\nand more")
 
     monkeypatch.setattr(jax.distributed, "initialize", refused)
-    with pytest.raises(UserError, match=r"2 processes .* joined at here:1: DEADLINE") as error:
+    with pytest.raises(
+        UserError, match=r"joined at here:1 \(DEADLINE_EXCEEDED: Barrier timed out\)"
+    ) as error:
         sharding.start_distributed("here:1", 2, 1, 100)
     assert error.value.exit_code == FAILURE
+
+
+def test_a_pod_never_trains_alone_by_mistake(monkeypatch):
+    monkeypatch.setattr(jax.distributed, "initialize", no_cluster)
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", "1")
+    with pytest.raises(UserError, match="needs the package kubernetes"):
+        sharding.start_distributed(None, None, None, 100)
+    sharding.start_distributed(None, 1, None, 100)

@@ -1,5 +1,6 @@
 """The loop: resuming, devices, divergence, preemption, evaluation; tiny networks, demo data."""
 
+import functools
 import importlib.util
 import json
 import os
@@ -18,7 +19,8 @@ from skin_jax.data import demo
 from skin_jax.eval import report, runs
 from skin_jax.experiment import start
 from skin_jax.files import locked
-from skin_jax.tasks import sgan
+from skin_jax.models.efficientnet_lite import LITE0, EfficientNetLite0
+from skin_jax.tasks import classifier, sgan
 
 needs_tf = pytest.mark.skipif(
     not importlib.util.find_spec("tensorflow"), reason="TensorFlow is not installed"
@@ -47,10 +49,10 @@ def tiny(**changes):
     return config
 
 
-def run(workdir, **changes):
+def run(workdir, config=None, **changes):
     """Trains without the final evaluation; the digest of the last state, and the state."""
     workdir.mkdir(exist_ok=True)
-    experiment = start(tiny(**changes), workdir)
+    experiment = start(config or tiny(**changes), workdir)
     checkpoints = checkpoint.Checkpoints(workdir / "checkpoints")
     with checkpoint.Preemption() as preemption:
         state = train.train(experiment, checkpoints, workdir, preemption)
@@ -75,6 +77,36 @@ def test_a_restart_in_the_middle_changes_no_bit(tmp_path, pipeline, per_dispatch
     assert int(state.step) == 8
     starts = [row["step"] for row in history(tmp_path / "parts") if "event" in row]
     assert starts == [0, 4]
+
+
+def test_a_restart_of_a_classifier_changes_no_bit_and_needs_no_weights(tmp_path, monkeypatch):
+    network = functools.partial(EfficientNetLite0, stages=LITE0[:1], last_features=8)
+    monkeypatch.setitem(classifier.MODELS, "tiny", network)
+    loaded = []
+
+    def pretrained(task, state):
+        loaded.append(state)
+        return state
+
+    monkeypatch.setattr(classifier.Classifier, "pretrained", pretrained)
+
+    def fine_tuning(num_steps):
+        config = config_lib.classifier()
+        common = tiny(num_steps=num_steps).to_dict()
+        for section in ("model", "loss", "optimizer", "augment", "task"):
+            del common[section]
+        config.update(common)
+        config.model.name, config.model.dropout = "tiny", 0.5
+        config.ema_decay, config.optimizer.schedule = 0.9, "constant"
+        return config
+
+    whole, state = run(tmp_path / "whole", fine_tuning(6))
+    assert len(loaded) == 2  # on shapes before anything is written, then for the run
+    run(tmp_path / "parts", fine_tuning(4))
+    resumed, _ = run(tmp_path / "parts", fine_tuning(6))
+    assert resumed == whole
+    assert len(loaded) == 4  # not by the restart
+    assert state.ema
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's

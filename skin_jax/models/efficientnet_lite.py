@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 
 from skin_jax.models.layers import (
+    BatchNorm,
     ClassifierHead,
     ClassifierOutput,
     Conv,
     DepthwiseConv,
-    batch_norm,
     normalize,
 )
 
@@ -75,7 +75,7 @@ class EfficientNetLite0(nn.Module):
         """
         x = normalize(images, self.mean, self.std, self.dtype)
         x = Conv(self.stem_features, 3, 2, "SAME", dtype=self.dtype, name="stem_conv")(x)
-        x = nn.relu6(_norm(train, self.dtype, "stem_norm")(x))
+        x = nn.relu6(_norm(self.dtype, "stem_norm")(x, train=train))
         for i, stage in enumerate(self.stages):
             features = _scaled(stage.features, self.width_multiplier)
             for j in range(stage.repeats):
@@ -88,7 +88,7 @@ class EfficientNetLite0(nn.Module):
                     name=block_name(i, j),
                 )(x, train=train)
         x = Conv(self.last_features, 1, dtype=self.dtype, name="last_conv")(x)
-        x = nn.relu6(_norm(train, self.dtype, "last_norm")(x))
+        x = nn.relu6(_norm(self.dtype, "last_norm")(x, train=train))
         return ClassifierHead(self.num_classes, self.dropout, name="head")(x, train=train)
 
 
@@ -111,16 +111,16 @@ class InvertedResidual(nn.Module):
         if self.expansion != 1:
             expanded = self.expansion * x.shape[-1]
             x = Conv(expanded, 1, dtype=self.dtype, name="expand_conv")(x)
-            x = nn.relu6(_norm(train, self.dtype, "expand_norm")(x))
+            x = nn.relu6(_norm(self.dtype, "expand_norm")(x, train=train))
         x = DepthwiseConv(self.kernel_size, self.stride, dtype=self.dtype, name="depthwise_conv")(x)
-        x = nn.relu6(_norm(train, self.dtype, "depthwise_norm")(x))
+        x = nn.relu6(_norm(self.dtype, "depthwise_norm")(x, train=train))
         x = Conv(self.features, 1, dtype=self.dtype, name="project_conv")(x)
-        x = _norm(train, self.dtype, "project_norm")(x)
+        x = _norm(self.dtype, "project_norm")(x, train=train)
         return x + shortcut if x.shape == shortcut.shape else x
 
 
-def _norm(train: bool, dtype: Any, name: str) -> nn.BatchNorm:
-    return batch_norm(train=train, dtype=dtype, momentum=0.99, epsilon=1e-3, name=name)
+def _norm(dtype: Any, name: str) -> BatchNorm:
+    return BatchNorm(momentum=0.99, epsilon=1e-3, dtype=dtype, name=name)
 
 
 def _scaled(features: int, multiplier: float) -> int:

@@ -12,8 +12,10 @@ from flax import traverse_util
 from safetensors import SafetensorError, safe_open
 
 from skin_jax.errors import UserError, listed
-from skin_jax.models import efficientnet_lite
+from skin_jax.models import densenet, efficientnet_lite, resnet
+from skin_jax.models.densenet import DenseNet
 from skin_jax.models.efficientnet_lite import EfficientNetLite0
+from skin_jax.models.resnet import ResNet
 
 PyTree = Any
 Kind = Literal["conv", "norm", "dense"]
@@ -79,8 +81,47 @@ def _efficientnet_lite(network: EfficientNetLite0) -> Iterator[Layer]:
     yield _layer(f"{HEAD}/logits", "dense", "classifier")
 
 
+def _resnet(network: ResNet) -> Iterator[Layer]:
+    yield _layer("stem_conv", "conv", "conv1")
+    yield _layer("stem_norm", "norm", "bn1")
+    for i, size in enumerate(network.stage_sizes):
+        for j in range(size):
+            block, theirs = resnet.block_name(i, j), f"layer{i + 1}.{j}"
+            for n in (1, 2, 3):
+                yield _layer(f"{block}/conv{n}", "conv", f"{theirs}.conv{n}")
+                yield _layer(f"{block}/norm{n}", "norm", f"{theirs}.bn{n}")
+            if j == 0:
+                yield _layer(f"{block}/shortcut_conv", "conv", f"{theirs}.downsample.0")
+                yield _layer(f"{block}/shortcut_norm", "norm", f"{theirs}.downsample.1")
+    yield _layer(f"{HEAD}/logits", "dense", "fc")
+
+
+def _densenet(network: DenseNet) -> Iterator[Layer]:
+    yield _layer("stem_conv", "conv", "features.conv0")
+    yield _layer("stem_norm", "norm", "features.norm0")
+    for i, size in enumerate(network.block_sizes):
+        if i > 0:
+            ours, theirs = f"transition{i - 1}", f"features.transition{i}"
+            yield _layer(f"{ours}/norm", "norm", f"{theirs}.norm")
+            yield _layer(f"{ours}/conv", "conv", f"{theirs}.conv")
+        for j in range(size):
+            ours = densenet.layer_name(i, j)
+            theirs = f"features.denseblock{i + 1}.denselayer{j + 1}"
+            for n in (1, 2):
+                # The released files of torchvision have a dot before the number, timm's have none.
+                norms, convs = (
+                    (f"{theirs}.{kind}{n}", f"{theirs}.{kind}.{n}") for kind in ("norm", "conv")
+                )
+                yield _layer(f"{ours}/norm{n}", "norm", *norms)
+                yield _layer(f"{ours}/conv{n}", "conv", *convs)
+    yield _layer("last_norm", "norm", "features.norm5")
+    yield _layer(f"{HEAD}/logits", "dense", "classifier")
+
+
 _TABLES: dict[type[nn.Module], Callable[[Any], Iterator[Layer]]] = {
+    DenseNet: _densenet,
     EfficientNetLite0: _efficientnet_lite,
+    ResNet: _resnet,
 }
 
 
@@ -166,14 +207,15 @@ def _read(path: str) -> dict[str, np.ndarray]:
             f"{_HUB_PREFIX}OWNER/NAME"
         )
     try:
-        # A zip archive or a pickle: what torch.save writes.
-        if file.open("rb").read(2) in (b"PK", b"\x80\x02"):
+        with file.open("rb") as opened:
+            start = opened.read(2)
+        if start in (b"PK", b"\x80\x02"):  # a zip archive or a pickle: what torch.save writes
             raise UserError(
                 f"{path} is a PyTorch pickle, which may run any code when it is read: give the "
                 f"same weights as a .safetensors in {_FLAG}"
             )
-        with safe_open(file, "numpy") as opened:
-            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        with safe_open(file, "numpy") as tensors:
+            return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"{path} is not a whole safetensors file ({error}): fetch it again, or give another "

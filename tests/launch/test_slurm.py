@@ -1,0 +1,204 @@
+"""The bodies of the Slurm scripts: with stand-ins for srun and scontrol, and real processes."""
+
+import json
+import os
+import random
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TRAINING = ROOT / "launch/slurm.sbatch"
+STUDY = ROOT / "launch/slurm_study_array.sbatch"
+TINY = [
+    "--config=configs/demo.py:smoke",
+    "--config.num_steps=12",
+    "--config.batch_size=8",
+    "--config.eval_every_steps=12",
+    "--config.checkpoint.every_steps=4",
+    "--config.log.every_steps=1",
+    "--config.log.tensorboard=False",
+    "--config.data.demo_images=80",
+    "--config.data.pipeline=device",
+    "--config.model.width=4",
+    "--config.distributed.heartbeat_timeout_seconds=30",
+]
+ARRAY_TASK = {
+    "SLURM_JOB_ID": "44",
+    "SLURM_ARRAY_JOB_ID": "40",
+    "SLURM_ARRAY_TASK_ID": "3",
+    "SLURM_ARRAY_TASK_COUNT": "4",
+}
+
+
+def program(path: Path, text: str) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """Runs a script as sbatch does, with stand-ins in PATH; scontrol writes down its calls."""
+    program(tmp_path / "bin/scontrol", f'echo "$@" >> {shlex.quote(str(tmp_path / "scontrol"))}')
+    stand_in = Path(__file__).with_name("stand_in_srun.py")
+    program(tmp_path / "bin/srun", f'exec {shlex.join([sys.executable, str(stand_in)])} "$@"')
+    started = []
+
+    class Cluster:
+        pids = tmp_path / "pids"
+
+        def srun(self, text: str) -> None:
+            """Puts another program in the place of the stand-in."""
+            program(tmp_path / "bin/srun", text)
+
+        def requeued(self) -> list[str]:
+            calls = tmp_path / "scontrol"
+            return calls.read_text().splitlines() if calls.exists() else []
+
+        def sbatch(self, script: Path, *args: str, **environment: str) -> subprocess.Popen:
+            process = subprocess.Popen(
+                ["bash", script, *args],
+                cwd=ROOT,
+                env=os.environ
+                | {
+                    "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+                    "PYTHON": sys.executable,
+                    "JAX_NUM_CPU_DEVICES": "1",
+                    "SRUN_PIDS": str(self.pids),
+                    "SLURM_NTASKS": "2",
+                    "SLURM_CPUS_PER_TASK": "1",
+                    **environment,
+                },
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+            started.append(process)
+            return process
+
+    yield Cluster()
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def job_with_a_free_port() -> int:
+    """A job number whose coordinator's port, by JAX's rule, nobody listens on."""
+    while True:
+        job = random.randrange(10_000, 1_000_000)
+        with socket.socket() as probe:
+            if probe.connect_ex(("localhost", job % 2**12 + 65535 - 2**12 + 1)):
+                return job
+
+
+def test_a_job_whose_time_is_up_saves_and_is_requeued_and_can_go_on_anywhere(cluster, tmp_path):
+    command = [*TINY, f"--workdir={tmp_path / 'run'}"]
+    job = cluster.sbatch(TRAINING, *command, SLURM_JOB_ID=str(job_with_a_free_port()))
+    for line in job.stdout:
+        # The first step is still to be compiled: JAX takes a second or two to spread the signal.
+        if line.startswith("0: starting a run"):
+            # Slurm's --signal goes to every task, and not to the script.
+            for pid in cluster.pids.read_text().split():
+                os.kill(int(pid), signal.SIGTERM)
+            break
+    _, err = job.communicate(timeout=300)
+    assert job.returncode == 143, err
+    ends = re.findall(r"^(\d): asked to end: saved at step (\d+)", err, re.MULTILINE)
+    assert {task for task, _ in ends} == {"0", "1"}, err
+    (step,) = {step for _, step in ends}
+    (call,) = cluster.requeued()
+    assert call.startswith("requeue ")
+    assert "restart 1 of at most 20" in err
+
+    again = subprocess.run(
+        [ROOT / "launch/local_multiprocess.sh", "2", *command],
+        cwd=ROOT,
+        env=os.environ | {"PYTHON": sys.executable, "JAX_NUM_CPU_DEVICES": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert again.returncode == 0, again.stderr
+    assert f"\nresuming at step {step} of 12\n" in f"\n{again.stdout}"
+    assert "[1] " not in again.stdout
+    events = map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines())
+    starts = [(e["step"], e["processes"], e["devices"]) for e in events if e.get("event")]
+    assert starts == [(0, 2, 2), (int(step), 2, 2)]
+    assert (tmp_path / "run/eval/test/metrics.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("status", "restarts", "requeued"),
+    [
+        (0, 0, False),
+        (1, 0, False),
+        (2, 0, False),
+        (130, 0, False),
+        (75, 0, True),
+        (134, 0, True),
+        (137, 1, True),
+        (143, 19, True),
+        (143, 20, False),
+    ],
+)
+@pytest.mark.parametrize("script", [TRAINING, STUDY], ids=["training", "study"])
+def test_what_can_go_on_is_requeued(cluster, script, status, restarts, requeued):
+    cluster.srun(f"exit {status}")
+    job = cluster.sbatch(script, **ARRAY_TASK, SLURM_RESTART_COUNT=str(restarts))
+    job.communicate(timeout=60)
+    assert job.returncode == status
+    name = ARRAY_TASK["SLURM_JOB_ID"] if script == TRAINING else "40_3"
+    assert cluster.requeued() == ([f"requeue {name}"] if requeued else [])
+
+
+@pytest.mark.parametrize("script", [TRAINING, STUDY], ids=["training", "study"])
+def test_a_cancelled_job_is_not_requeued(cluster, script):
+    cluster.srun(
+        f"""exec {shlex.quote(sys.executable)} -c '
+import signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+print("started", flush=True)
+signal.sigwait([signal.SIGTERM])
+sys.exit(143)
+'"""
+    )
+    job = cluster.sbatch(script, **ARRAY_TASK)
+    assert job.stdout.readline() == "started\n"
+    os.killpg(job.pid, signal.SIGTERM)  # Slurm ends a job with a signal to all that is in it
+    job.communicate(timeout=60)
+    assert job.returncode == 143
+    assert cluster.requeued() == []
+
+
+@pytest.mark.parametrize(
+    ("environment", "shard"),
+    [
+        ({"SLURM_ARRAY_TASK_ID": "0", "SLURM_ARRAY_TASK_COUNT": "8"}, "0/8"),
+        ({"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_COUNT": "8"}, "7/8"),
+        ({"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_COUNT": "2", "SHARDS": "8"}, "5/8"),
+        ({"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_COUNT": "2"}, None),
+    ],
+)
+def test_every_array_task_has_its_shard(cluster, tmp_path, environment, shard):
+    python = program(tmp_path / "bin/python", 'echo "$@"; env')
+    job = cluster.sbatch(
+        STUDY, "--workdir=W", **ARRAY_TASK | environment, PYTHON=str(python), SLURM_NTASKS="1"
+    )
+    out, err = job.communicate(timeout=60)
+    if shard:
+        assert out.startswith(f"0: -m skin_jax.study --workdir=W --shard {shard}\n")
+        assert "SLURM_STEP_NODELIST" in out
+        assert "SLURM_PROCID" not in out  # or JAX would take the task for a cluster
+    else:
+        assert job.returncode == 2
+        assert "array task 5 of 2 shards" in err

@@ -1,0 +1,110 @@
+"""launch/tpu_vm.sh, without a cloud: the commands that it would run."""
+
+import os
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SETTINGS = {
+    "NAME": "slice",
+    "ZONE": "us-east1-d",
+    "TYPE": "v6e-16",
+    "VERSION": "v2-alpha-tpuv6e",
+    "IMAGE": "us-docker.pkg.dev/project/images/skin_jax:tpu",
+    "STORE": "gs://bucket",
+}
+
+
+def call(*args: str, dry_run: bool = True, **settings: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [ROOT / "launch/tpu_vm.sh", *(["--dry-run"] if dry_run else []), *args],
+        env={"PATH": os.environ["PATH"]} | SETTINGS | settings,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def command(*args: str, **settings: str) -> list[str]:
+    """The one command that it would run, in its words, after what they all begin with."""
+    result = call(*args, **settings)
+    assert result.returncode == 0, result.stderr
+    in_a_shell = subprocess.run(
+        ["bash", "-c", f"printf '%s\\0' {result.stdout}"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    words = in_a_shell.stdout.split("\0")[:-1]
+    assert words[:4] == ["gcloud", "compute", "tpus", "tpu-vm"]
+    assert "--zone=us-east1-d" in words
+    return words[4:]
+
+
+def test_create_and_delete_name_the_slice():
+    words = command("create")
+    assert words[:2] == ["create", "slice"]
+    assert {"--accelerator-type=v6e-16", "--version=v2-alpha-tpuv6e"} < set(words)
+    assert "--spot" not in words
+    assert "--spot" in command("create", SPOT="1")
+    assert command("delete")[:3] == ["delete", "slice", "--quiet"]
+
+
+@pytest.mark.parametrize(
+    ("store", "mount"),
+    [
+        ("gs://bucket", "sudo gcsfuse --implicit-dirs -o allow_other bucket /mnt/skin_jax"),
+        ("10.0.0.2:/share", "sudo mount -t nfs 10.0.0.2:/share /mnt/skin_jax"),
+    ],
+)
+def test_run_starts_the_image_on_every_worker(store, mount, tmp_path):
+    run = ["--config=configs/sgan.py", "--workdir=/mnt/skin_jax/a b", "--config.seed=3"]
+    words = command("run", *run, STORE=store)
+    assert words[:3] == ["ssh", "slice", "--worker=all"]
+    (script,) = (word.removeprefix("--command=") for word in words if word.startswith("--command="))
+    assert mount in script.splitlines()
+    last = shlex.split(script.splitlines()[-1])
+    assert last[:3] == ["sudo", "docker", "run"]
+    assert last[last.index(SETTINGS["IMAGE"]) + 1 :] == run
+    (tmp_path / "script").write_text(script)
+    subprocess.run(["bash", "-n", tmp_path / "script"], check=True, timeout=60)
+
+
+def test_fetch_copies_from_one_worker():
+    assert command("fetch", "/mnt/skin_jax/runs/x", "here")[:5] == [
+        "scp",
+        "--recurse",
+        "--worker=0",
+        "slice:/mnt/skin_jax/runs/x",
+        "here",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("args", "settings", "words"),
+    [
+        ([], {}, "create|run|fetch|delete"),
+        (["start"], {}, "create|run|fetch|delete"),
+        (["create"], {"ZONE": ""}, "set ZONE"),
+        (["run", "--workdir=/mnt/skin_jax/x"], {"STORE": ""}, "set STORE"),
+        (["run", "--workdir=runs/x"], {}, "give --workdir=/mnt/skin_jax/"),
+        (["fetch", "/mnt/skin_jax/runs/x"], {}, "fetch takes"),
+    ],
+)
+def test_what_is_missing_is_said_before_anything_runs(args, settings, words):
+    result = call(*args, dry_run=False, **settings)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ")
+    assert words in result.stderr
+
+
+def test_without_dry_run_gcloud_is_called(tmp_path):
+    gcloud = tmp_path / "gcloud"
+    gcloud.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\nexit 5\n')
+    gcloud.chmod(0o755)
+    result = call("delete", dry_run=False, PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert result.returncode == 5
+    assert ["gcloud", *result.stdout.splitlines()][4:] == command("delete")
