@@ -1,12 +1,13 @@
 """EfficientNet-Lite0, fine-tuned from ImageNet at 224x224: a network for phones.
 
-python -m skin_jax.main --config configs/efficientnet_lite0.py --workdir runs/efficientnet_lite0 --config.data.dir=FOLDER
+python -m skin_jax.main --config configs/efficientnet_lite0.py --workdir runs/lite0
+    --config.data.dir=FOLDER
 
 The weights come from huggingface.co (with the extra `skin_jax[hub]`), or from a file with
 --config.model.weights=FILE.safetensors; "none" trains from scratch, and :smoke needs none.
 
 What to expect: one line of validation scores an epoch, and a training loss that stays above 0.45,
-the entropy of the smoothed labels. `python -m skin_jax.eval.baselines --workdir runs/efficientnet_lite0`
+the entropy of the smoothed labels. `python -m skin_jax.eval.baselines --workdir runs/lite0`
 then says what a logistic regression on the same weights' features reaches without fine-tuning.
 """
 

@@ -1,6 +1,7 @@
 """ResNet-50, fine-tuned from ImageNet at 224x224: a baseline of paper A.
 
-python -m skin_jax.main --config configs/resnet50.py --workdir runs/resnet50 --config.data.dir=FOLDER
+python -m skin_jax.main --config configs/resnet50.py --workdir runs/resnet50
+    --config.data.dir=FOLDER
 
 The weights come from huggingface.co (with the extra `skin_jax[hub]`), or from a file with
 --config.model.weights=FILE.safetensors; "none" trains from scratch, and :smoke needs none.

@@ -61,7 +61,9 @@ def test_tensorflow_is_imported_in_one_place_and_only_inside_a_function():
 
 
 @pytest.mark.parametrize(
-    "room", ["models/", "losses.py", "augment.py", "eval/metrics.py"], ids=lambda r: r.strip("/")
+    "room",
+    ["models/", "losses.py", "augment.py", "eval/metrics.py", "eval/quality.py"],
+    ids=lambda r: r.strip("/"),
 )
 def test_pure_rooms_know_no_configuration_no_files_and_no_tensorflow(room):
     forbidden = ("ml_collections", "absl", "skin_jax.config", "pathlib", "os", "tensorflow")

@@ -3,20 +3,43 @@
 python -m skin_jax.eval --workdir DIR --split val|test
 python -m skin_jax.eval --workdir DIR --data_dir OTHER --out DIR2
 python -m skin_jax.eval --predictions P.csv --truth T.csv --out DIR2
+
+Or compares generated images with a run's training images and looks for copies of them:
+
+python -m skin_jax.eval --quality GENERATED_DIR --workdir DIR [--out DIR2]
+    [--weights FILE.safetensors | --features_from DIR3]
+
+GENERATED_DIR is a folder of skin_jax.generate. Features are those of EfficientNet-Lite0 with the
+given weights, or of the run in DIR3; without either there is the sliced Wasserstein distance alone.
+The results go to DIR/eval/quality/<name of GENERATED_DIR>.
 """
 
+import contextlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from skin_jax import entry
 from skin_jax.errors import UserError
 
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+    from skin_jax.eval.features import Extractor
+
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a trained run.")
 _SPLIT = flags.DEFINE_enum("split", "test", ["train", "val", "test"], "Split of the run.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Another labelled folder, all of its images.")
 _PREDICTIONS = flags.DEFINE_string("predictions", None, "CSV with the challenge's columns.")
 _TRUTH = flags.DEFINE_string("truth", None, "CSV with the challenge's columns, one-hot.")
+_QUALITY = flags.DEFINE_string("quality", None, "Folder of generated images.")
+_WEIGHTS = flags.DEFINE_string(
+    "weights", None, "EfficientNet-Lite0's, for --quality: a .safetensors or hf:OWNER/NAME."
+)
+_FEATURES_FROM = flags.DEFINE_string(
+    "features_from", None, "Folder of the run whose features --quality takes."
+)
 _OUT = flags.DEFINE_string("out", None, "Where the results go.")
 
 
@@ -25,7 +48,11 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}; see --help")
     out = Path(_OUT.value) if _OUT.value else None
-    if _PREDICTIONS.value or _TRUTH.value:
+    if (_WEIGHTS.value or _FEATURES_FROM.value) and not _QUALITY.value:
+        raise UserError("--weights and --features_from go with --quality=GENERATED_DIR")
+    if _QUALITY.value:
+        _measure_quality(Path(_QUALITY.value), out)
+    elif _PREDICTIONS.value or _TRUTH.value:
         if not (_PREDICTIONS.value and _TRUTH.value and out):
             raise UserError("comparing CSVs needs all of --predictions, --truth and --out")
         _compare(Path(_PREDICTIONS.value), Path(_TRUTH.value), out)
@@ -93,6 +120,72 @@ def _evaluate_elsewhere(workdir: Path, data_dir: Path, out: Path) -> None:
     evaluation = runs.evaluate_examples(task, checkpoints, examples, config.eval_batch_size, out)
     print(report.table_one(evaluation.metrics))
     print(f"\nresults: {out}", flush=True)
+
+
+def _measure_quality(folder: Path, out: Path | None) -> None:
+    if not _WORKDIR.value:
+        raise UserError("give --workdir=DIR, the run whose training images --quality compares with")
+    if _WEIGHTS.value and _FEATURES_FROM.value:
+        raise UserError("--weights and --features_from exclude each other; give one of them")
+    if _PREDICTIONS.value or _TRUTH.value or _DATA_DIR.value:
+        raise UserError("--quality goes with none of --predictions, --truth and --data_dir")
+    workdir = Path(_WORKDIR.value)
+    out = out or workdir / "eval" / "quality" / folder.resolve().name
+    if out.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{out} lies in {folder}, whose manifest names all of its images")
+
+    from skin_jax import config, sharding
+    from skin_jax.errors import warn
+    from skin_jax.eval import audit, audit_report, features
+    from skin_jax.experiment import reopen
+
+    generated = audit.generated_images(folder, config.read(workdir).data.image_size)
+    mesh = sharding.make_mesh(None)
+    extractor = None
+    if _WEIGHTS.value:
+        extractor = features.efficientnet_lite0(_WEIGHTS.value, mesh)
+    elif _FEATURES_FROM.value:
+        extractor = _features_of(Path(_FEATURES_FROM.value), mesh)
+    else:
+        warn(
+            "neither --weights nor --features_from is given: the sliced Wasserstein distance is "
+            "measured alone, and copies of training images are not looked for"
+        )
+    real = audit.real_images(reopen(workdir))
+    if generated.train_splits != {real.train_split}:
+        warn(
+            f"the images in {folder} are of a generator that was fitted on other images than the "
+            f"training split of {workdir}: copies of those others are not looked for"
+        )
+    try:
+        out.mkdir(parents=True, exist_ok=True)  # before the work
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror})") from None
+    names = {"generated": folder.resolve().name, "run": workdir.resolve().name}
+    print(audit_report.write(out, audit.audit(real, generated, extractor), real, generated, names))
+    print(f"results: {out}", flush=True)
+
+
+def _features_of(workdir: Path, mesh: "Mesh") -> "Extractor":
+    from skin_jax import checkpoint, tasks
+    from skin_jax.eval import runs
+    from skin_jax.eval.features import Extractor
+    from skin_jax.experiment import reopen_task
+
+    task, config = reopen_task(workdir)
+    if not isinstance(task, tasks.Describes):
+        raise UserError(f"{workdir}: a run of the task {config.task!r} has no features of images")
+    with contextlib.closing(
+        checkpoint.Checkpoints(workdir / "checkpoints", read_only=True)
+    ) as checkpoints:
+        state, step = runs.best_state(task, checkpoints, mesh)
+    return Extractor(
+        task.features,
+        state,
+        image_size=config.data.image_size,
+        mesh=mesh,
+        network=f"the run {workdir.resolve().name} ({config.task}) at step {step}",
+    )
 
 
 if __name__ == "__main__":

@@ -1,14 +1,17 @@
-"""What a classifier must beat: logistic regressions on colour and on pixels, on a run's own split.
+"""What a classifier must beat: logistic regressions on simple features, on a run's own split.
 
 python -m skin_jax.eval.baselines --workdir DIR
 
-Class-balanced, standardised, C chosen on the validation split by balanced accuracy; printed with
-the run's own figures, and written to DIR/eval/test/baselines.json.
+On colour, on pixels and, for a run that began with pretrained weights, on the features that these
+weights gave before the first step. Class-balanced, standardised, C chosen on the validation split
+by balanced accuracy; printed with the run's own figures, and written to
+DIR/eval/test/baselines.json.
 """
 
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 from absl import flags
 from PIL import Image
@@ -17,17 +20,20 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from skin_jax import config as config_lib
-from skin_jax import entry
+from skin_jax import entry, sharding, tasks
 from skin_jax.data.lesions import NUM_CLASSES
 from skin_jax.errors import UserError
 from skin_jax.eval import metrics
-from skin_jax.experiment import load_examples, read_split
+from skin_jax.eval.features import Extractor
+from skin_jax.experiment import load_examples, read_split, reopen_task
 from skin_jax.files import write_atomically
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run that was evaluated on test.")
 
 _PIXELS = 32
+_WIDTH = 56
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+STRENGTH_UNCHOSEN = 1e-3  # without a validation split
 
 
 def mean_colour(images: np.ndarray) -> np.ndarray:
@@ -46,10 +52,41 @@ def pixels(images: np.ndarray) -> np.ndarray:
 FEATURES = {"mean colour": mean_colour, "32x32 pixels": pixels}
 
 
+def frozen_features(task: tasks.Task, images: np.ndarray, seed: int) -> np.ndarray | None:
+    """Features float32 [N, D] by the pretrained weights that a run of the task begins with.
+
+    Args:
+      task: of the run.
+      images: uint8 [N, S, S, 3], of the run's size.
+      seed: of the run.
+
+    Returns:
+      None for a task that begins with random weights.
+
+    Raises:
+      UserError: the weights cannot be read any more.
+    """
+    if not isinstance(task, tasks.Pretrained) or not isinstance(task, tasks.Describes):
+        return None
+    rng = jax.random.key(seed)
+    shapes = jax.eval_shape(task.init, rng)
+    if task.pretrained(shapes) is shapes:
+        return None
+    mesh = sharding.make_mesh(None)
+    state = jax.device_put(task.pretrained(jax.jit(task.init)(rng)), sharding.replicated(mesh))
+    extractor = Extractor(
+        task.features, state, image_size=images.shape[1], mesh=mesh, network="pretrained"
+    )
+    return extractor(images, "pretrained features")
+
+
 def logistic_regression(
     features: np.ndarray, labels: np.ndarray, assignment: np.ndarray
 ) -> tuple[float, float]:
-    """Balanced accuracy on test of a class-balanced logistic regression, and the C it chose.
+    """Balanced accuracy on test of a class-balanced logistic regression, and its C.
+
+    C is that of STRENGTHS with the highest balanced accuracy on val, or STRENGTH_UNCHOSEN where val
+    is empty.
 
     Args:
       features: float [N, F], standardised here with the training split's mean and deviation.
@@ -57,24 +94,26 @@ def logistic_regression(
       assignment: "train" | "val" | "test" [N].
 
     Raises:
-      UserError: no validation images to choose C by, or one class only to learn.
+      UserError: no test images, or one class only to learn.
     """
     rows = {split: assignment == split for split in ("train", "val", "test")}
-    if not rows["val"].any() or len(np.unique(labels[rows["train"]])) < 2:
-        raise UserError("the baselines need validation images, and training images of two classes")
+    if not rows["test"].any() or len(np.unique(labels[rows["train"]])) < 2:
+        raise UserError("the baselines need test images, and training images of two classes")
     fits = []
-    for strength in STRENGTHS:
+    for strength in STRENGTHS if rows["val"].any() else (STRENGTH_UNCHOSEN,):
         model = make_pipeline(
             StandardScaler(),
             LogisticRegression(C=strength, class_weight="balanced", max_iter=1000),
         )
         model.fit(features[rows["train"]], labels[rows["train"]])
-        scores = []
+        scores = {}
         for split in ("val", "test"):
+            if not rows[split].any():
+                continue
             probabilities = np.zeros((rows[split].sum(), NUM_CLASSES))
             probabilities[:, model.classes_] = model.predict_proba(features[rows[split]])
-            scores.append(metrics.balanced_accuracy(probabilities, labels[rows[split]]))
-        fits.append((scores[0], strength, scores[1]))
+            scores[split] = metrics.balanced_accuracy(probabilities, labels[rows[split]])
+        fits.append((scores.get("val", 0.0), strength, scores["test"]))
     _, strength, score = max(fits)
     return score, strength
 
@@ -92,16 +131,22 @@ def main(argv: list[str]) -> None:
     examples = load_examples(config)
     assignment = read_split(examples, workdir)
     present = len(np.unique(examples.labels[assignment == "test"]))
+    task, _ = reopen_task(workdir)
+    frozen = frozen_features(task, examples.images, config.seed)
     results = {}
     print(f"balanced accuracy on the same test split (chance: {1 / present:.3f})")
-    print(f"  {'this run':<46}{own:.3f}")
-    for name, features in FEATURES.items():
-        print(f"  fitting on {name}; on pixels that takes minutes ...", end="\r", flush=True)
-        score, strength = logistic_regression(
-            features(examples.images), examples.labels, assignment
-        )
+    if not (assignment == "val").any():
+        print(f"  (there is no validation split to choose C by: it is {STRENGTH_UNCHOSEN:g})")
+    print(f"  {'this run':<{_WIDTH}}{own:.3f}")
+    described = {name: features(examples.images) for name, features in FEATURES.items()}
+    if frozen is not None:
+        described["pretrained features"] = frozen
+    for name, features in described.items():
+        print(f"  fitting on {name}; that may take minutes ...", end="\r", flush=True)
+        score, strength = logistic_regression(features, examples.labels, assignment)
         results[name] = {"balanced_accuracy": score, "C": strength}
-        print(f"  {f'logistic regression on {name} (C={strength:g})':<46}{score:.3f}", flush=True)
+        text = f"logistic regression on {name} (C={strength:g})"
+        print(f"  {text:<{_WIDTH}}{score:.3f}", flush=True)
     write_atomically(folder / "baselines.json", json.dumps(results, indent=2) + "\n")
 
 

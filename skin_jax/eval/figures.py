@@ -252,6 +252,29 @@ def mistakes(
     _save(figure, path)
 
 
+def closest_pairs(
+    path: PathLike,
+    left: np.ndarray,
+    right: np.ndarray,
+    titles: Sequence[str],
+    columns: int = 3,
+) -> None:
+    """Write pairs of images side by side, each pair under its title.
+
+    Args:
+      left, right: uint8 [N, H, W, 3], N > 0, in the order in which the pairs are shown.
+      titles: N of them.
+    """
+    rows = -(-len(left) // columns)
+    figure = _empty_figure(rows * (_WIDTH / columns / 2 + 0.42))
+    for i, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
+        axes.axis("off")
+        if i < len(left):
+            axes.imshow(_tiled(np.stack([left[i], right[i]]), 2))
+            axes.set_title(titles[i], fontsize=7)
+    _save(figure, path)
+
+
 def _empty_figure(height: float) -> "Figure":
     # Matplotlib takes half a second to import, which training without any report does without.
     from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""What is trained: each task is init, train_step, predict and sample, where they apply."""
+"""What is trained: each task is init, train_step, predict and so on, where they apply."""
 
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from skin_jax.config import choice
-from skin_jax.tasks import sgan
+from skin_jax.tasks import classifier, sgan
 
 PyTree = Any
 
@@ -78,7 +78,10 @@ class Pretrained(Protocol):
         """
 
 
-TASKS: dict[str, Callable[[ConfigDict, np.ndarray, int, float], Task]] = {"sgan": sgan.build}
+TASKS: dict[str, Callable[[ConfigDict, np.ndarray, int, float], Task]] = {
+    "sgan": sgan.build,
+    "classifier": classifier.build,
+}
 
 
 def build(

@@ -1,5 +1,9 @@
+import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from skin_jax.errors import UserError
 from skin_jax.eval import baselines
 
 RNG = np.random.default_rng(0)
@@ -34,3 +38,43 @@ def test_features_by_hand():
     flat = baselines.pixels(images)
     assert flat.shape == (2, 3072)
     np.testing.assert_array_equal(flat[1].reshape(32, 32, 3)[..., 0], 200)
+
+
+def test_without_a_validation_split_c_is_the_one_that_is_said():
+    features = np.eye(7)[LABELS] * 5 + RNG.normal(size=(len(LABELS), 7))
+    split = np.where(ASSIGNMENT == "val", "train", ASSIGNMENT)
+    score, strength = baselines.logistic_regression(features, LABELS, split)
+    assert strength == baselines.STRENGTH_UNCHOSEN
+    assert score > 0.9
+
+
+@pytest.mark.parametrize("empty", ["test", "train"])
+def test_a_split_that_is_needed_must_not_be_empty(empty):
+    features = RNG.normal(size=(len(LABELS), 3))
+    split = np.where(empty == ASSIGNMENT, "val", ASSIGNMENT)
+    with pytest.raises(UserError, match="the baselines need test images, and training images"):
+        baselines.logistic_regression(features, LABELS, split)
+
+
+class Colours:
+    """Begins with a weight of 2 in the place of 1; its features are the mean colours times it."""
+
+    def __init__(self, pretrains: bool):
+        self._pretrains = pretrains
+
+    def init(self, rng: jax.Array) -> jax.Array:
+        return jnp.ones(())
+
+    def pretrained(self, state):
+        return np.float32(2) if self._pretrains else state
+
+    def features(self, state, images: jax.Array) -> jax.Array:
+        return state * jnp.mean(images.astype(jnp.float32), axis=(1, 2))
+
+
+def test_frozen_features_are_those_of_the_weights_before_the_first_step():
+    images = RNG.integers(0, 256, (70, 8, 8, 3), dtype=np.uint8)  # more than one batch
+    found = baselines.frozen_features(Colours(True), images, 0)
+    np.testing.assert_allclose(found, 2 * baselines.mean_colour(images), rtol=1e-5)
+    assert baselines.frozen_features(Colours(False), images, 0) is None
+    assert baselines.frozen_features(object(), images, 0) is None

@@ -204,3 +204,216 @@ def test_batch_norm_keeps_float32_statistics():
     _, updates = jax.jit(lambda v: norm.apply(v, x, mutable=["batch_stats"]))(variables)
     expected = 0.1 * np.asarray(x, np.float32).mean((0, 1, 2))
     np.testing.assert_allclose(updates["batch_stats"]["mean"], expected, atol=1e-5)
+
+
+# B, H, W, C, kernel size, stride, padding: odd sizes, one example, rows that no window reaches.
+DEPTHWISE = [
+    (1, 5, 7, 3, 3, 1, ((1, 1), (1, 1))),
+    (2, 8, 8, 4, 3, 2, ((0, 1), (0, 1))),
+    (2, 9, 6, 2, 3, 2, ((1, 1), (0, 1))),
+    (1, 6, 6, 2, 3, 2, ((0, 0), (0, 0))),
+    (2, 4, 5, 3, 5, 1, ((2, 2), (2, 2))),
+    (2, 8, 7, 2, 5, 2, ((1, 2), (2, 2))),
+    (1, 1, 2, 2, 5, 2, ((2, 2), (1, 2))),
+    (1, 11, 10, 1, 4, 3, ((0, 3), (1, 0))),
+]
+
+
+def depthwise_arrays(case, dtype):
+    B, H, W, C, k, _, _ = case
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(B, H, W, C)), dtype)
+    return x, jnp.asarray(rng.normal(size=(k, k, 1, C)), dtype)
+
+
+def depthwise_pair(case):
+    C, _, stride, padding = case[3:]
+
+    def plain(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            (stride, stride),
+            padding,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=C,
+        )
+
+    return lambda x, kernel: layers.depthwise_conv(x, kernel, stride, padding), plain
+
+
+@pytest.mark.parametrize("case", DEPTHWISE, ids=str)
+def test_depthwise_values_and_gradients_equal_the_plain_form_in_float64(case):
+    fast, plain = depthwise_pair(case)
+
+    def everything(f, x, kernel):
+        y, pull = jax.vjp(f, x, kernel)
+        return (y, *pull(jnp.sin(y)))
+
+    with jax.enable_x64(True):
+        x, kernel = depthwise_arrays(case, jnp.float64)
+        ours, theirs = jax.jit(lambda x, k: (everything(fast, x, k), everything(plain, x, k)))(
+            x, kernel
+        )
+        for a, b in zip(ours, theirs, strict=True):
+            assert relative_error(np.asarray(a), np.asarray(b)) < 1e-12
+
+
+def test_depthwise_second_derivatives_and_vmap_equal_the_plain_form():
+    case = DEPTHWISE[2]
+
+    def penalty(f):
+        def gradient_norm(x, k):
+            return jnp.sum(jax.grad(lambda x: jnp.sum(f(x, k) ** 3))(x) ** 2)
+
+        return jax.jit(jax.vmap(jax.grad(gradient_norm, argnums=(0, 1))))
+
+    with jax.enable_x64(True):
+        x, kernel = depthwise_arrays(case, jnp.float64)
+        stacked = jnp.stack([x, 2.0 * x]), jnp.stack([kernel, kernel[::-1]])
+        fast, plain = (penalty(f)(*stacked) for f in depthwise_pair(case))
+        for a, b in zip(fast, plain, strict=True):
+            assert relative_error(np.asarray(a), np.asarray(b)) < 1e-10
+
+
+def test_depthwise_in_bfloat16_sums_the_kernels_gradient_in_float32():
+    case = (64, 8, 8, 2, 3, 1, ((1, 1), (1, 1)))
+    fast, _ = depthwise_pair(case)
+
+    @jax.jit
+    def everything(x, kernel):
+        y, pull = jax.vjp(fast, x, kernel)
+        return y, *pull(jnp.ones_like(y))
+
+    x, kernel = depthwise_arrays(case, jnp.bfloat16)
+    low = everything(x, kernel)
+    assert {a.dtype for a in low} == {jnp.dtype(jnp.bfloat16)}
+    exact = everything(x.astype(jnp.float32), kernel.astype(jnp.float32))[2]
+    assert relative_error(low[2].astype(jnp.float32), exact) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "padding"),
+    [(1, 1, 0), (1, 2, 0), (3, 1, 1), (3, 2, 1), (3, 1, "SAME"), (3, 2, "SAME"), (7, 2, 3)],
+)
+def test_conv_modules_equal_flax_ones_with_their_gradients(size, stride, padding):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 11, 3)), jnp.float32)
+
+    def flax_conv(features, groups):
+        window = (size, size)
+        return nn.Conv(
+            features, window, stride, padding, feature_group_count=groups, use_bias=False
+        )
+
+    pairs = [(layers.Conv(4, size, stride, padding), flax_conv(4, 1))]
+    if size == 3:
+        pairs.append((layers.DepthwiseConv(size, stride, padding), flax_conv(3, 3)))
+    for ours, theirs in pairs:
+        variables = jax.jit(ours.init)(jax.random.key(0), x)
+
+        def everything(layer, variables=variables):
+            y, pull = jax.vjp(layer.apply, variables, x)
+            return y, pull(jnp.sin(y))
+
+        both = jax.jit(lambda o=ours, t=theirs, f=everything: (f(o), f(t)))()
+        for a, b in zip(*map(jax.tree.leaves, both), strict=True):
+            assert relative_error(a, b) < 1e-5
+        low = jax.eval_shape(ours.clone(dtype=jnp.bfloat16).apply, variables, x)
+        assert low.dtype == jnp.bfloat16
+
+
+def test_he_init_has_its_variance():
+    kernel = layers.he_init("fan_out")(jax.random.key(0), (3, 3, 50, 80), jnp.float32)
+    assert float(kernel.std()) == pytest.approx((2 / (9 * 80)) ** 0.5, rel=0.02)
+    kernel = layers.he_init("fan_in")(jax.random.key(0), (3, 3, 50, 80), jnp.float32)
+    assert float(kernel.std()) == pytest.approx((2 / (9 * 50)) ** 0.5, rel=0.02)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 5), (7, 8)], ids=str)
+def test_max_pool_equals_flax_with_its_gradient(size):
+    x = np.random.default_rng(0).permutation(2 * 3 * size[0] * size[1]).astype(np.float32)
+    x = jnp.asarray(x.reshape(2, *size, 3) - 20.0)
+
+    def plain(x):
+        return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+
+    for a, b in zip(
+        *(
+            jax.jit(lambda x, f=f: jax.value_and_grad(lambda x: jnp.sum(f(x) ** 2))(x))(x)
+            for f in (layers.max_pool, plain)
+        ),
+        strict=True,
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_batch_norm_module_equals_flax_with_its_gradients(train):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(0.5, 2.0, (4, 3, 5, 6)), jnp.float32)
+    ours = layers.BatchNorm(momentum=0.99, epsilon=1e-3)
+    theirs = nn.BatchNorm(use_running_average=not train, momentum=0.99, epsilon=1e-3)
+    variables = jax.jit(lambda key: ours.init(key, x, train=True))(jax.random.key(0))
+    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(
+        jnp.shape, jax.jit(theirs.init)(jax.random.key(0), x)
+    )
+    variables = jax.tree.map(
+        lambda leaf: jnp.asarray(rng.uniform(0.5, 1.5, leaf.shape), jnp.float32), variables
+    )
+
+    def everything(apply):
+        def f(params, x):
+            return apply({**variables, "params": params}, x, mutable=["batch_stats"])
+
+        y, pull, updated = jax.vjp(f, variables["params"], x, has_aux=True)
+        return y, pull(jnp.sin(y)), updated
+
+    def apply_ours(*args, **kwargs):
+        return ours.apply(*args, train=train, **kwargs)
+
+    for a, b in zip(
+        jax.tree.leaves(jax.jit(lambda: everything(apply_ours))()),
+        jax.tree.leaves(jax.jit(lambda: everything(theirs.apply))()),
+        strict=True,
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_batch_norm_module_keeps_float32_statistics_of_bfloat16():
+    norm = layers.BatchNorm(dtype=jnp.bfloat16)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 2, 2, 3)), jnp.bfloat16)
+    variables = norm.init(jax.random.key(0), x, train=True)
+    np.testing.assert_array_equal(variables["batch_stats"]["mean"], 0.0)
+    y, updates = norm.apply(variables, x, train=True, mutable=["batch_stats"])
+    assert y.dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(updates)} == {jnp.dtype(jnp.float32)}
+    expected = 0.1 * np.asarray(x, np.float32).mean((0, 1, 2))
+    np.testing.assert_allclose(updates["batch_stats"]["mean"], expected, atol=1e-6)
+
+
+def test_normalize_takes_images_of_minus_one_to_one():
+    levels = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 3))
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    images = jnp.asarray(levels / 127.5 - 1.0, jnp.float32)
+    ours = layers.normalize(images, mean, std, jnp.float32)
+    np.testing.assert_allclose(ours, (levels / 255 - mean) / std, atol=1e-6)
+    assert layers.normalize(images, mean, std, jnp.bfloat16).dtype == jnp.bfloat16
+
+
+def test_the_head_pools_drops_out_in_training_only_and_marks_its_features():
+    head = layers.ClassifierHead(4, dropout=0.5, name="head")
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 5, 8)), jnp.bfloat16)
+    variables = head.init(jax.random.key(0), x, train=False)
+    assert set(variables) == {"params"}
+    out = head.apply(variables, x, train=False)
+    assert (out.logits.dtype, out.pooled.dtype) == (jnp.float32, jnp.float32)
+    pooled = np.asarray(x, np.float32).mean((1, 2))
+    np.testing.assert_allclose(out.pooled, pooled, atol=1e-6)
+    kernel = variables["params"]["logits"]["kernel"]
+    np.testing.assert_allclose(out.logits, pooled @ kernel, atol=1e-6)
+    rngs = {"dropout": jax.random.key(1)}
+    dropped = head.apply(variables, x, train=True, rngs=rngs)
+    assert not np.allclose(dropped.logits, out.logits, atol=1e-3)
+    np.testing.assert_array_equal(dropped.pooled, out.pooled)
+    moved = head.apply({**variables, "perturbations": {"features": x}}, x, train=False)
+    np.testing.assert_allclose(moved.pooled, 2.0 * out.pooled, rtol=0.01, atol=1e-6)

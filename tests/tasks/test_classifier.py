@@ -304,8 +304,7 @@ def test_every_model_fits_the_task_in_its_smallest_form(name):
     new, metrics = jax.eval_shape(task.train_step, state, BATCH, RNG)
     assert leaves_by_path(new).keys() == leaves_by_path(state).keys()
     assert metrics["loss"].shape == ()
-    features = jax.eval_shape(task.features, state, BATCH["image"])
-    assert features.shape == (4, state.network.params["head"]["logits"]["kernel"].shape[0])
+    assert state.network.params["head"]["logits"]["kernel"].shape[1] == 7
 
 
 def test_only_the_head_starts_at_the_full_rate():

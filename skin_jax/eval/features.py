@@ -1,0 +1,130 @@
+"""Features of images by a trained network, in the same way for real and for generated ones."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from skin_jax import sharding
+from skin_jax.augment import to_float
+from skin_jax.errors import UserError
+from skin_jax.eval import inference
+from skin_jax.models import pretrained
+from skin_jax.models.efficientnet_lite import EfficientNetLite0
+from skin_jax.models.layers import ClassifierOutput
+
+PyTree = Any
+
+EFFICIENTNET_SIZE = 128
+"""Side of the images that `efficientnet_lite0` looks at.
+
+Generated images have 64 to 224 pixels. Features at the network's own 224 would be of interpolated
+pixels mostly, and take three times as long.
+"""
+
+_BATCH = 64
+
+
+class Extractor:
+    """Images uint8 [N, S, S, 3] of any size S -> features float32 [N, D].
+
+    Images are resized on the devices, bilinearly with antialiasing, and rounded to 8 bits.
+
+    Attributes:
+      description: of the network and what it looks at, for reports.
+    """
+
+    def __init__(
+        self,
+        features: Callable[[PyTree, jax.Array], jax.Array],
+        state: PyTree,
+        *,
+        image_size: int,
+        mesh: Mesh,
+        network: str,
+    ):
+        """Compiles on the first call, and again for images of another size.
+
+        Args:
+          features: `tasks.Describes.features`, or another function of a state and uint8
+            [B, H, W, 3] that gives float32 [B, D].
+          state: on the mesh, replicated.
+          image_size: H = W of what `features` gets.
+          network: its name, for `description`.
+        """
+        self.description = (
+            f"{network}, of images at {image_size}x{image_size} (bilinear with antialiasing)"
+        )
+
+        def resized(state: PyTree, images: jax.Array) -> jax.Array:
+            return features(state, _resized(images, image_size))
+
+        self._features, self._state = inference.over_devices(resized, mesh), state
+        self._batch = -(-_BATCH // mesh.size) * mesh.size
+
+    def __call__(self, images: np.ndarray, progress: str = "") -> np.ndarray:
+        """The features of N > 0 images; `progress` names a bar on stderr, "" shows none.
+
+        Raises:
+          UserError: features that are not finite.
+        """
+        rows = []
+        with tqdm(total=len(images), desc=progress, unit=" images", disable=not progress) as bar:
+            for start in range(0, len(images), self._batch):
+                batch = images[start : start + self._batch]
+                # Always one size, so that it compiles once; the last image is repeated.
+                indices = np.minimum(np.arange(self._batch), len(batch) - 1)
+                values = np.asarray(self._features(self._state, batch[indices]), np.float32)
+                rows.append(values[: len(batch)])
+                bar.update(len(batch))
+        found = np.concatenate(rows)
+        if not np.isfinite(found).all():
+            raise UserError(f"not all features of {self.description} are finite; take another")
+        return found
+
+
+def efficientnet_lite0(weights: str, mesh: Mesh) -> Extractor:
+    """The pooled features, D = 1280, of EfficientNet-Lite0 with given weights, at 128x128.
+
+    Args:
+      weights: a .safetensors file or an hf: name, see `models.pretrained.load`.
+
+    Raises:
+      UserError: the weights cannot be read, or do not fit the network.
+    """
+    network = EfficientNetLite0(num_classes=1)  # its head is not used
+    shape = jax.ShapeDtypeStruct((1, EFFICIENTNET_SIZE, EFFICIENTNET_SIZE, 3), jnp.float32)
+    shapes = jax.eval_shape(
+        lambda key, images: network.init(key, images, train=False), jax.random.key(0), shape
+    )
+    variables = jax.tree.map(
+        lambda leaf: (
+            np.zeros(leaf.shape, leaf.dtype) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
+        ),
+        pretrained.load(shapes, network, weights),
+    )
+
+    def features(variables: PyTree, images: jax.Array) -> jax.Array:
+        output = network.apply(variables, to_float(images), train=False)
+        return cast(ClassifierOutput, output).pooled
+
+    return Extractor(
+        features,
+        jax.device_put(variables, sharding.replicated(mesh)),
+        image_size=EFFICIENTNET_SIZE,
+        mesh=mesh,
+        network=f"EfficientNet-Lite0 with {Path(weights).name}",
+    )
+
+
+def _resized(images: jax.Array, size: int) -> jax.Array:
+    if images.shape[1] == size:
+        return images
+    shape = (images.shape[0], size, size, images.shape[3])
+    exact = jax.image.resize(images.astype(jnp.float32), shape, "bilinear", antialias=True)
+    return jnp.clip(jnp.round(exact), 0.0, 255.0).astype(jnp.uint8)

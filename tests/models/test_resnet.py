@@ -1,0 +1,64 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from skin_jax.models.resnet import ResNet
+
+TINY = ResNet(7, width_multiplier=1 / 16, stage_sizes=(1, 2))
+
+
+def test_a_tiny_variant_equals_pytorch(parity, golden):
+    found = parity.errors("resnet", True, golden("resnet"), gradients=True)
+    assert max(found[k] for k in ("logits", "pooled", "mean", "var")) < 1e-5
+    assert found["gradients"] < 1e-4
+
+
+def test_resnet50_equals_pytorch(parity):
+    pytest.importorskip("torch")
+    images = np.random.default_rng(0).integers(0, 256, (2, 96, 96, 3), np.uint8)
+    results = parity.torch_results("resnet", False, images)
+    assert max(parity.errors("resnet", False, results, gradients=False).values()) < 1e-4
+
+
+def test_the_default_is_resnet50():
+    net = ResNet(1000)
+    images = jax.ShapeDtypeStruct((2, 97, 130, 3), jnp.float32)
+    out, variables = jax.eval_shape(
+        lambda key, x: net.init_with_output(key, x, train=True), jax.random.key(0), images
+    )
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == 25_557_032
+    assert out.logits.shape == (2, 1000)
+    assert out.features.shape == (2, 4, 5, 2048)
+    assert out.pooled.shape == (2, 2048)
+
+
+def test_blocks_begin_as_the_identity():
+    images = jnp.zeros((1, 16, 16, 3))
+    params = jax.jit(lambda key: TINY.init(key, images, train=True))(jax.random.key(0))["params"]
+    assert not np.any(params["stage1_block1"]["norm3"]["scale"])
+    assert np.all(params["stage1_block1"]["norm2"]["scale"] == 1.0)
+
+
+def test_bfloat16_is_near_and_keeps_float32_variables():
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.uniform(-1, 1, (2, 40, 40, 3)), jnp.float32)
+    low = TINY.clone(dtype=jnp.bfloat16)
+    shapes = jax.eval_shape(lambda key: low.init(key, images, train=True), jax.random.key(0))
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype(jnp.float32)}
+    variables = jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(leaf.ndim == 1, 0.2, leaf.shape), leaf.dtype), shapes
+    )
+    out, near = (
+        jax.jit(lambda v, net=net: net.apply(v, images, train=True, mutable=["batch_stats"])[0])(
+            variables
+        )
+        for net in (TINY, low)
+    )
+    assert (near.logits.dtype, near.features.dtype, near.pooled.dtype) == (
+        jnp.float32,
+        jnp.bfloat16,
+        jnp.float32,
+    )
+    np.testing.assert_allclose(near.pooled, out.pooled, atol=0.05 * float(out.pooled.max()))
+    np.testing.assert_allclose(near.logits, out.logits, atol=0.05 * float(jnp.ptp(out.logits)))
