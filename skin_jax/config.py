@@ -18,6 +18,10 @@ _T = TypeVar("_T")
 
 FILE_NAME = "config.json"
 
+NO_WEIGHTS = "none"
+HUB_PREFIX = "hf:"
+"""What `config.model.weights` can be beside a file: nothing, or a repository of huggingface.co."""
+
 _NEUTRAL = (
     "data.dir",
     "data.download",
@@ -156,7 +160,7 @@ def classifier() -> ConfigDict:
 
     config.model = ConfigDict()
     config.model.name = placeholder(str)  # see skin_jax.tasks.classifier.MODELS
-    config.model.weights = "none"  # FILE.safetensors, "hf:timm/resnet50.a1_in1k" and the like
+    config.model.weights = NO_WEIGHTS  # FILE.safetensors, "hf:timm/resnet50.a1_in1k" and the like
     config.model.dropout = 0.0  # before the last layer
     config.model.width_multiplier = 1.0
 
@@ -199,7 +203,7 @@ def for_variant(config: ConfigDict, variant: str) -> ConfigDict:
             config.loss.pseudo_label_from_epoch = 0  # or they would not begin
         else:
             config.model.width_multiplier = 0.25
-            config.model.weights = "none"  # those of a whole network do not fit a narrow one
+            config.model.weights = NO_WEIGHTS  # those of a whole network do not fit a narrow one
             config.optimizer.warmup_steps = 10
         config.data.image_size = 32
         config.batch_size = 32
@@ -218,6 +222,15 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
     return flat
+
+
+def make_paths_absolute(config: ConfigDict) -> None:
+    """So that a run can be resumed and looked at from any folder; in place."""
+    if config.data.dir is not None:
+        config.data.dir = str(Path(config.data.dir).expanduser().absolute())
+    weights = config.model.get("weights", NO_WEIGHTS)
+    if weights != NO_WEIGHTS and not weights.startswith(HUB_PREFIX):
+        config.model.weights = str(Path(weights).expanduser().absolute())
 
 
 def write(config: ConfigDict, workdir: Path) -> None:

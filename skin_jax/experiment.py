@@ -129,11 +129,10 @@ def start(config: ConfigDict, workdir: Path) -> Experiment:
 
 
 def _check(config: ConfigDict, workdir: Path, resumed: bool) -> Mesh:
-    """Refuses what cannot run, before hours of decoding; makes the data folder absolute."""
+    """Refuses what cannot run, before hours of decoding; makes the paths absolute."""
     config_lib.validate(config)
+    config_lib.make_paths_absolute(config)
     task, _, _ = _build_task(config, np.ones(NUM_CLASSES, int))
-    if config.data.dir is not None:
-        config.data.dir = str(Path(config.data.dir).expanduser().absolute())
     if resumed:
         config_lib.check_resumable(config_lib.read(workdir), config, workdir)
     elif (workdir / "checkpoints").exists():

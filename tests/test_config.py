@@ -157,3 +157,19 @@ def test_the_classifiers_start_from_pretrained_weights_that_the_command_line_can
 def test_unknown_variant_names_the_choices():
     with pytest.raises(UserError, match=r"no variant 'smok' .* ':smoke'"):
         config_lib.for_variant(config_lib.sgan(), "smok")
+
+
+def test_paths_become_absolute_but_names_of_weights_stay(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = config_lib.classifier()
+    config.data.dir, config.model.weights = "images", "lite0.safetensors"
+    config_lib.make_paths_absolute(config)
+    assert config.data.dir == str(tmp_path / "images")
+    assert config.model.weights == str(tmp_path / "lite0.safetensors")
+    for name in ("none", "hf:timm/resnet50.a1_in1k"):
+        config.model.weights = name
+        config_lib.make_paths_absolute(config)
+        assert config.model.weights == name
+    gan = config_lib.sgan()
+    config_lib.make_paths_absolute(gan)
+    assert gan.data.dir is None

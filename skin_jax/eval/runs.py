@@ -138,8 +138,11 @@ def write_page(experiment: Experiment, evaluation: Sequence[report.Section], wor
 
 def _facts(config: ConfigDict) -> dict[str, Any]:
     """The settings, without the folders of this machine: reports are passed on."""
-    hidden = ("data.dir", "data.cache_dir")
-    return {key: value for key, value in flatten(config).items() if key not in hidden}
+    hidden = ("data.dir", "data.cache_dir", "distributed.coordinator_address")
+    facts = {key: value for key, value in flatten(config).items() if key not in hidden}
+    if "model.weights" in facts:
+        facts["model.weights"] = Path(facts["model.weights"]).name
+    return facts
 
 
 def _classifier(task: tasks.Task) -> tasks.Classifies:

@@ -458,11 +458,17 @@ def _pointwise_forward(
 def _pointwise_backward(
     residuals: tuple[jax.Array, jax.Array], dy: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    # Without the barrier XLA computes dy a second time on a CPU, in the transposed order in which
-    # the kernel's gradient takes it, column by column: a fifth of a step of EfficientNet-Lite0.
-    dy = lax.optimization_barrier(dy)
+    # On a CPU XLA transposes the right side of the product that is the kernel's gradient, and would
+    # compute dy a second time for that, column by column, but for the barrier. So the smaller side
+    # stands on the right: together a fifth to a quarter of a step.
     x, kernel = residuals
-    return jnp.tensordot(dy, kernel.T, axes=1), jnp.tensordot(x, dy, axes=((0, 1, 2), (0, 1, 2)))
+    dy = lax.optimization_barrier(dy)
+    pixels = ((0, 1, 2), (0, 1, 2))
+    if x.shape[-1] > dy.shape[-1]:
+        gradient = jnp.tensordot(x, dy, axes=pixels)
+    else:
+        gradient = jnp.tensordot(dy, x, axes=pixels).T
+    return jnp.tensordot(dy, kernel.T, axes=1), gradient
 
 
 _pointwise.defvjp(_pointwise_forward, _pointwise_backward)

@@ -12,7 +12,7 @@ import optax
 from ml_collections import ConfigDict
 
 from skin_jax import augment, losses, optimizers
-from skin_jax.config import at_least, choice
+from skin_jax.config import NO_WEIGHTS, at_least, choice
 from skin_jax.errors import UserError
 from skin_jax.models import pretrained
 from skin_jax.models.densenet import DenseNet
@@ -214,7 +214,7 @@ def build(
             width_multiplier=model.width_multiplier,
         ),
         image_size=config.data.image_size,
-        weights=None if model.weights == "none" else model.weights,
+        weights=None if model.weights == NO_WEIGHTS else model.weights,
         optimizer=optimizers.fine_tuning(config.optimizer, num_steps, pretrained.HEAD),
         augmentation=settings.augmentation(config.augment),
         class_weights=settings.class_weights(loss.class_weights, class_counts),
