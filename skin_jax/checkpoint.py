@@ -1,6 +1,7 @@
 """Saving, verified restoring with fallback, and preemption. The only user of Orbax."""
 
 import contextlib
+import json
 import math
 import os
 import signal
@@ -24,6 +25,17 @@ SCORE = "val_macro_auc"
 """The metric that chooses the best checkpoint."""
 
 
+class SaveError(errors.UserError):
+    """A checkpoint could not be saved; of several processes perhaps in this one only."""
+
+
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, but for preemption: it would report steps to the counter of JAX's that ours uses."""
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
+
+
 class Checkpoints:
     """The checkpoints of one run: the last two, and the best by validation macro AUC.
 
@@ -35,7 +47,7 @@ class Checkpoints:
         """Opens, or makes, the folder of checkpoints."""
         policies = checkpoint_managers.preservation_policy
         self._directory = directory.absolute()
-        self._manager = ocp.CheckpointManager(
+        self._manager = _Manager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy(
@@ -50,6 +62,9 @@ class Checkpoints:
                 cleanup_tmp_directories=not read_only,
                 read_only=read_only,
                 enable_background_delete=False,
+                # Among several processes a failed asynchronous save of one is heard of only when
+                # Orbax's threads have waited for each other for ten minutes.
+                enable_async_checkpointing=jax.process_count() == 1,
             ),
             item_names=("state", "digest"),
         )
@@ -64,9 +79,9 @@ class Checkpoints:
             never counts as the best.
 
         Raises:
-          UserError: this save could not start, or the one before it failed.
+          SaveError: this save could not start, or the one before it failed.
         """
-        if step in self._manager.all_steps():
+        if step in self.steps():
             return
         with self._saving():
             self._manager.save(
@@ -82,7 +97,7 @@ class Checkpoints:
         """Returns when everything is on disk.
 
         Raises:
-          UserError: saving failed, for example on a full disk.
+          SaveError: saving failed, for example on a full disk.
         """
         with self._saving():
             self._manager.wait_until_finished()
@@ -93,15 +108,15 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            raise errors.UserError(
+            raise SaveError(
                 f"saving a checkpoint in {self._directory} failed ({_reason(error)}); the earlier "
                 "ones are whole: make room and run the same command again",
                 errors.FAILURE,
             ) from error
 
     def steps(self) -> list[int]:
-        """Steps with a checkpoint, in order."""
-        return sorted(self._manager.all_steps())
+        """Steps with a checkpoint, in order, as the first of several processes sees them."""
+        return sharding.first_lists(sorted(self._manager.all_steps()))
 
     def best_step(self) -> int | None:
         """The step with the highest score, the later one of equals; the last where none has one."""
@@ -124,7 +139,9 @@ class Checkpoints:
 
     def _best_first(self) -> list[int]:
         """Steps by score, the later of equals first."""
-        return sorted(self.steps(), key=lambda step: (self._read_score(step), step), reverse=True)
+        return sharding.first_lists(
+            sorted(self.steps(), key=lambda step: (self._read_score(step), step), reverse=True)
+        )
 
     def _restore_first(self, steps: list[int], template: PyTree) -> tuple[PyTree, int] | None:
         damaged = []
@@ -151,17 +168,22 @@ class Checkpoints:
         return None
 
     def _restore(self, step: int, template: PyTree) -> PyTree:
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(template), digest=ocp.args.JsonRestore()
-            ),
-        )
-        stored = restored["digest"]["blake2b"]
-        found = state_lib.digest(restored["state"])
+        """Reads a state and checks it, in this process alone.
+
+        Not by the manager: it would wait for the other processes after reading, also for those
+        that could not read.
+        """
+        folder = self._directory / str(step)
+        handler = ocp.StandardCheckpointHandler()
+        try:
+            state = handler.restore(folder / "state", args=ocp.args.StandardRestore(template))
+        finally:
+            handler.close()
+        stored = json.loads((folder / "digest" / "metadata").read_text())["blake2b"]
+        found = state_lib.digest(state)
         if stored != found:
             raise ValueError(f"its contents have digest {found}, not {stored} as when it was saved")
-        return restored["state"]
+        return state
 
     def set_aside_after(self, step: int) -> None:
         """Moves checkpoints later than `step`, the damaged ones, to the folder `damaged` beside.
@@ -187,8 +209,10 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for the last save and ends Orbax's threads."""
-        self.wait()
-        self._manager.close()
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
 
 
 def template_of(state: PyTree, placement: jax.sharding.Sharding) -> PyTree:

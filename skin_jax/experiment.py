@@ -87,10 +87,10 @@ def start(config: ConfigDict, workdir: Path) -> Experiment:
     Raises:
       UserError: a setting or data that do not fit, or a work folder of another run.
     """
-    # Process 0 alone looks: a network file system remembers for a while what was not there.
-    resumed = sharding.first_decides(
-        sharding.is_first() and (workdir / config_lib.FILE_NAME).exists()
-    )
+    with sharding.together():
+        # Process 0 alone looks: a network file system remembers for a while what was not there.
+        found = sharding.is_first() and (workdir / config_lib.FILE_NAME).exists()
+    resumed = sharding.first_decides(found)
     with sharding.together():
         mesh = _check(config, workdir, resumed)
         examples = load_examples(config)

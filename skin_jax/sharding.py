@@ -3,8 +3,9 @@
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator
-from typing import Any
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
 
 import jax
 import jaxlib
@@ -54,12 +55,15 @@ def start_distributed(
         )
     else:
         detect = False
+        if num_processes < 1:
+            raise UserError(f"config.distributed.num_processes is {num_processes}; it is 1 or more")
         if not 0 <= process_id < num_processes:
             raise UserError(
                 f"config.distributed.process_id is {process_id}; of {num_processes} processes it "
                 f"can be 0 to {num_processes - 1}"
             )
-        if not coordinator_address.rpartition(":")[2].isdigit():
+        host, _, port = coordinator_address.rpartition(":")
+        if not host or not port.isdigit():
             raise UserError(
                 f"config.distributed.coordinator_address is {coordinator_address!r}; it is "
                 "host:port"
@@ -80,9 +84,11 @@ def start_distributed(
             cluster_detection_method=None if detect else "deactivate",
         )
     except Exception as error:  # what a cluster's own libraries raise is of any type
-        # Without the package kubernetes JAX overlooks that cluster, and each pod would train alone.
+        # A cluster that JAX overlooks (a pod without the package kubernetes) or cannot read: here
+        # each process would train alone, in one folder.
         pod = "KUBERNETES_SERVICE_HOST" in os.environ and "JOB_COMPLETION_INDEX" in os.environ
-        if detect and isinstance(error, ValueError) and not pod:
+        task = "SLURM_STEP_NODELIST" in os.environ or "OMPI_COMM_WORLD_RANK" in os.environ
+        if detect and isinstance(error, ValueError) and not pod and not task:
             return  # no cluster here: this process is the whole run
         raise UserError(
             f"the processes of this run could not be joined at "
@@ -106,6 +112,15 @@ def first_decides(value: bool) -> bool:
     return bool(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
+def first_lists(values: Sequence[int]) -> list[int]:
+    """The numbers (int32) that process 0 found, in its order, in all processes."""
+    if jax.process_count() == 1:
+        return list(values)
+    count = int(multihost_utils.broadcast_one_to_all(np.int32(len(values))))
+    mine = np.array(values, np.int32) if is_first() else np.zeros(count, np.int32)
+    return [int(value) for value in multihost_utils.broadcast_one_to_all(mine)]
+
+
 def everywhere(value: bool) -> bool:
     """Whether it holds in all processes."""
     if jax.process_count() == 1:
@@ -127,17 +142,27 @@ def wait_for_all(what: str) -> None:
         multihost_utils.sync_global_devices(what)
 
 
+def leave(message: str, status: int) -> NoReturn:
+    """Ends this process at once, without the usual farewell to the others, who may be waiting.
+
+    They end by the heartbeat.
+    """
+    print(message, file=sys.stderr, flush=True)
+    os._exit(status)
+
+
 @contextlib.contextmanager
 def together() -> Iterator[None]:
     """A block that fails in all processes if it fails in one; nothing in it may wait for others.
 
     Raises:
-      UserError: this process's own, or one that says that another process has failed.
+      Exception: this process's own.
+      UserError: another process has failed.
     """
     problem = None
     try:
         yield
-    except UserError as error:
+    except Exception as error:
         problem = error
     fine = everywhere(problem is None)
     if problem is not None:

@@ -65,6 +65,14 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> None:
                 "again",
                 errors.FAILURE,
             ) from error
+        except jax.errors.JaxRuntimeError as error:
+            if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
+                raise
+            raise errors.UserError(
+                f"another process of this run does not answer ({str(error).splitlines()[0]}); what "
+                "is saved is whole: run the same command again in all of them",
+                errors.PEER_DIED,
+            ) from error
 
 
 def _claim(workdir: Path, stack: contextlib.ExitStack) -> None:
@@ -100,6 +108,10 @@ def _train_and_evaluate(
                 page = runs.write_page(experiment, found[1] if found else (), workdir)
                 print(f"\nfull report: {page}", flush=True)
             sharding.wait_for_all("the report is written")
+    except (OSError, checkpoint.SaveError) as error:
+        if jax.process_count() > 1:  # the others do not know of it
+            sharding.leave(f"error: {workdir}: {error}", errors.FAILURE)
+        raise
     finally:
         checkpoints.close()
 

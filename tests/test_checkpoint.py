@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
 from skin_jax import checkpoint, sharding
 from skin_jax import state as state_lib
@@ -206,7 +207,8 @@ def test_a_signal_is_never_taken_for_damage_or_a_failed_save(folder, monkeypatch
     def interrupted(*args, **kwargs):
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(checkpoints._manager, call.partition("_")[0], interrupted)
+    target = checkpoints._manager if call == "save" else checkpoints
+    monkeypatch.setattr(target, "save" if call == "save" else "_restore", interrupted)
     arguments = (3, make_state(3), None) if call == "save" else (template(),)
     with checkpoint.Preemption(), pytest.raises(Ended) as end:
         getattr(checkpoints, call)(*arguments)
@@ -214,3 +216,15 @@ def test_a_signal_is_never_taken_for_damage_or_a_failed_save(folder, monkeypatch
     assert checkpoints.steps() == [1, 2]
     monkeypatch.undo()
     checkpoints.close()
+
+
+def test_saving_leaves_the_counter_of_preemption_alone(folder, monkeypatch):
+    """Steps of Orbax's would hide the dispatches that `Preemption.requested` reports."""
+    reported = []
+    monkeypatch.setattr(
+        multihost_utils, "reached_preemption_sync_point", lambda step: reported.append(step)
+    )
+    checkpoints = saved(folder, {1000: 0.1, 2000: 0.2})
+    assert checkpoints.steps() == [1000, 2000]
+    checkpoints.close()
+    assert reported == []

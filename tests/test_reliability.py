@@ -1,5 +1,6 @@
 """Real processes, one or several, and what goes wrong with them: see docs/reliability.md."""
 
+import contextlib
 import csv
 import json
 import os
@@ -35,6 +36,20 @@ TINY = [
     "--config.model.width=4",
     "--config.data.pipeline=device",
 ]
+
+
+SLOW_STEPS = """
+import sys, threading
+from skin_jax import entry, main, train
+original = train.feeds
+def slow(*args):
+    for feed in original(*args):
+        threading.Event().wait(0.3)
+        yield feed
+train.feeds = slow
+entry.run(main.main)
+"""
+# JAX needs a second or two to tell all processes of a signal; steps of real size take as long.
 
 
 class Trainers:
@@ -113,15 +128,10 @@ def saved(workdir) -> list[int]:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """A run of one process that nothing happened to, and the seconds that its steps took."""
+    """A run of one process that nothing happened to."""
     workdir = tmp_path_factory.mktemp("one") / "run"
-    with Trainers(workdir) as trainers:
-        trainers.until("starting a run")
-        begin = time.monotonic()
-        trainers.until(f"step {STEPS}/")
-        seconds = time.monotonic() - begin
-        assert trainers.end()[0][0] == 0
-    return workdir, seconds
+    finished(workdir)
+    return workdir
 
 
 @pytest.fixture(scope="module")
@@ -134,33 +144,40 @@ def undisturbed_pair(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "moment",
-    [*range(3), *(pytest.param(i, marks=pytest.mark.soak, id=f"soak-{i}") for i in range(20))],
+    ["saving", *range(2), *(pytest.param(i, marks=pytest.mark.soak) for i in range(2, 21))],
 )
 def test_kill_9_at_a_random_moment_changes_no_bit(tmp_path, undisturbed, moment):
-    expected, seconds = undisturbed
     workdir = tmp_path / "run"
-    after = random.Random(moment).uniform(0, seconds)
-    with Trainers(workdir) as trainers:
-        trainers.until("starting a run")
-        try:
-            trainers.first.communicate(timeout=after)
-        except subprocess.TimeoutExpired:
-            trainers.first.kill()
     folder = workdir / "checkpoints"
-    saving = any(not path.name.isdigit() for path in folder.iterdir()) if folder.exists() else False
-    before = saved(workdir) if folder.exists() else []
+
+    def unfinished() -> list[str]:
+        return [path.name for path in folder.iterdir() if not path.name.isdigit()]
+
+    chance = random.Random(str(moment))
+    with Trainers(workdir) as trainers:
+        trainers.until(f"step {chance.randrange(1, STEPS)}/")
+        if moment == "saving":
+            while not unfinished():
+                assert trainers.first.poll() is None
+        else:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                trainers.first.wait(timeout=chance.uniform(0, 0.3))
+        trainers.first.kill()
+        assert trainers.first.wait() == -signal.SIGKILL
+    saving, before = unfinished(), saved(workdir)
+    assert saving or moment != "saving"
     out = finished(workdir)
     assert (f"resuming at step {before[-1]} " if before else "starting a run") in out
-    print(f"kill -9 after {after:.2f} s, saved {before}, while saving: {saving}: equal digest")
-    assert digest(workdir) == digest(expected)
-    assert not any("tmp" in path.name for path in folder.iterdir())
+    assert digest(workdir) == digest(undisturbed)
+    assert unfinished() == []
+    print(f"kill -9, whole {before}, half saved {saving}: equal digest")
 
 
 @pair
 def test_sigterm_to_one_of_two_saves_in_both_at_one_step(tmp_path, undisturbed_pair):
     workdir = tmp_path / "run"
-    with Trainers(workdir, processes=2, devices=2) as trainers:
-        trainers.until("starting a run")  # the word takes longer to go round than a tiny step
+    with Trainers(workdir, processes=2, devices=2, code=SLOW_STEPS) as trainers:
+        trainers.until("step 1/")
         trainers.all[1].terminate()
         results = trainers.end()
     assert [status for status, _, _ in results] == [errors.PREEMPTED] * 2
@@ -188,16 +205,70 @@ def test_kill_9_of_one_of_two_ends_the_other_and_the_restart_is_exact(
         trainers.until(f"step {step}/")
         trainers.all[victim].kill()
         begin = time.monotonic()
-        # What it says is of JAX and of many kinds; a survivor that hangs fails here.
-        trainers.all[survivor].communicate(timeout=3 * HEARTBEAT)
+        trainers.all[survivor].communicate(timeout=2 * HEARTBEAT)
         seconds = time.monotonic() - begin
-        assert trainers.all[survivor].returncode not in (None, 0)
+        status = trainers.all[survivor].returncode
+        assert status in (-signal.SIGABRT, errors.PEER_DIED)
     print(
         f"kill -9 of process {victim} at step {step}: the other ended after {seconds:.1f} s with "
-        f"status {trainers.all[survivor].returncode}; saved {saved(workdir)}"
+        f"status {status}, whole {saved(workdir)}: equal digest"
     )
     finished(workdir, processes=2, devices=2)
     assert digest(workdir) == digest(undisturbed_pair)
+
+
+@pair
+def test_a_checkpoint_that_one_of_two_cannot_read_is_passed_over_by_both(
+    tmp_path, undisturbed_pair
+):
+    workdir = tmp_path / "run"
+    shutil.copytree(undisturbed_pair, workdir)
+    older, newest = saved(workdir)[-2:]
+    with Trainers(workdir, processes=2, devices=2, code=CANNOT_READ % newest) as trainers:
+        results = trainers.end()
+    assert [status for status, _, _ in results] == [0, 0], results
+    assert f"{newest}: another process cannot read it" in results[0][2]
+    assert f"{newest}: [Errno 5]" in results[1][2]
+    assert f"resuming at step {older} of" in results[0][1]
+    assert digest(workdir) == digest(undisturbed_pair)
+
+
+CANNOT_READ = """
+import sys
+from skin_jax import checkpoint, entry, main
+original = checkpoint.Checkpoints._restore
+def broken(self, step, template):
+    if step == %d and not broken.met:
+        broken.met = True
+        raise OSError(5, "Input/output error")
+    return original(self, step, template)
+broken.met = False
+if "--config.distributed.process_id=1" in sys.argv:
+    checkpoint.Checkpoints._restore = broken
+entry.run(main.main)
+"""
+
+
+@pair
+def test_a_full_disk_of_one_of_two_ends_both(tmp_path, undisturbed_pair):
+    workdir = tmp_path / "run"
+    first = ["--config.checkpoint.every_steps=4", "--config.num_steps=4"]
+    finished(workdir, *first, processes=2, devices=2)
+    with Trainers(workdir, processes=2, devices=2, code=FULL_DISK) as trainers:
+        statuses = [status for status, _, _ in trainers.end()]
+    assert 0 not in statuses
+    assert saved(workdir) == [4]
+    assert "resuming at step 4 of" in finished(workdir, processes=2, devices=2)
+    assert digest(workdir) == digest(undisturbed_pair)
+
+
+FULL_DISK = """
+import resource, sys
+if "--config.distributed.process_id=0" in sys.argv:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+from skin_jax import entry, main
+entry.run(main.main)
+"""
 
 
 def scores(workdir) -> list[list[float]]:
@@ -213,7 +284,7 @@ def probabilities(workdir) -> np.ndarray:
 
 @pair
 def test_processes_and_devices_change_nothing_but_rounding(tmp_path, undisturbed, undisturbed_pair):
-    one, _ = undisturbed
+    one = undisturbed
     finished(tmp_path / "1x4", devices=4)
     for other in (tmp_path / "1x4", undisturbed_pair):
         np.testing.assert_allclose(scores(other)[:10], scores(one)[:10], rtol=1e-5)
@@ -251,7 +322,7 @@ from skin_jax.augment import augment
 def batches(argv):
     config = main._CONFIG.value
     sharding.start_distributed(**config.distributed.to_dict())
-    experiment = start(config, Path(main._WORKDIR.value) / str(jax.process_count()))
+    experiment = start(config, Path(main._WORKDIR.value))
     task, whole = experiment.task, sharding.replicated(experiment.mesh)
     def pixels(resident, feed):
         batch = experiment.pipeline.gather(resident, feed)
@@ -273,12 +344,12 @@ def test_processes_and_devices_see_the_same_pixels(tmp_path, pipeline):
         pytest.importorskip("tensorflow")
     setting = f"--config.data.pipeline={pipeline}"
     printed = [
-        finished(tmp_path, setting, processes=processes, devices=devices, code=BATCHES)
-        for processes, devices in ((1, 1), (2, 2))
+        finished(tmp_path / f"{n}x{d}", setting, processes=n, devices=d, code=BATCHES)
+        for n, d in ((1, 1), (1, 4), (2, 2))
     ]
     lines = [out.splitlines()[-STEPS:] for out in printed]
     assert len(set(lines[0])) == STEPS
-    assert lines[0] == lines[1]
+    assert lines[0] == lines[1] == lines[2]
 
 
 def test_a_fault_of_one_process_ends_both_with_a_sentence(tmp_path):
@@ -299,7 +370,7 @@ entry.run(main.main)
 
 
 def test_two_processes_go_on_with_the_run_of_one_and_the_reverse(tmp_path, undisturbed):
-    expected, _ = undisturbed
+    expected = undisturbed
     workdir = tmp_path / "run"
     shutil.copytree(expected, workdir)
     for step in saved(workdir)[1:]:
@@ -315,7 +386,7 @@ def test_two_processes_go_on_with_the_run_of_one_and_the_reverse(tmp_path, undis
 
 
 def test_a_full_disk_ends_the_run_and_keeps_what_is_saved(tmp_path, undisturbed):
-    expected, _ = undisturbed
+    expected = undisturbed
     workdir = tmp_path / "run"
     first = ["--config.checkpoint.every_steps=4", "--config.num_steps=4"]
     finished(workdir, *first)
@@ -387,13 +458,13 @@ entry.run(main.main)
 
 def test_a_run_that_stands_still_ends_with_status_75(tmp_path, undisturbed):
     workdir = tmp_path / "run"
-    setting = "--config.watchdog_seconds=2"
+    setting = "--config.watchdog_seconds=10"
     ((status, _, err),) = train(workdir, setting, "--stuck", code=STANDS_STILL)
     assert status == errors.STANDS_STILL
-    assert "has stood still for 2 s after step 6" in err
+    assert "has stood still for 10 s after step 6" in err
     assert "in stuck" in err  # where it stood
-    finished(workdir, setting)
-    assert digest(workdir) == digest(undisturbed[0])
+    finished(workdir)
+    assert digest(workdir) == digest(undisturbed)
 
 
 def test_sigterm_to_a_lone_process_of_a_cluster_is_noticed(tmp_path, undisturbed):
@@ -407,11 +478,11 @@ def test_sigterm_to_a_lone_process_of_a_cluster_is_noticed(tmp_path, undisturbed
         "--config.distributed.num_processes=1",
         "--config.distributed.process_id=0",
     ]
-    with Trainers(workdir, *alone) as trainers:
-        trainers.until("step 3/")
+    with Trainers(workdir, *alone, code=SLOW_STEPS) as trainers:
+        trainers.until("step 1/")
         trainers.first.send_signal(signal.SIGINT)
         ((status, _, err),) = trainers.end()
     assert status == errors.INTERRUPTED
     assert "asked to end: saved at step" in err
     finished(workdir)
-    assert digest(workdir) == digest(undisturbed[0])
+    assert digest(workdir) == digest(undisturbed)

@@ -46,6 +46,8 @@ def test_global_batches_lie_in_order_over_the_devices():
         (("host:1", None, None, 100), "give all three, or none"),
         (("host:1", 2, 2, 100), "process_id is 2; of 2 processes it can be 0 to 1"),
         (("host:1", 2, -1, 100), "process_id is -1"),
+        (("host:1", 0, 0, 100), "num_processes is 0; it is 1 or more"),
+        ((":123", 2, 0, 100), "coordinator_address is ':123'; it is host:port"),
         (("host", 2, 0, 100), "coordinator_address is 'host'; it is host:port"),
         ((None, None, None, 0), "heartbeat_timeout_seconds is 0; it must be at least 1"),
     ],
@@ -58,6 +60,8 @@ def test_partial_or_wrong_settings_of_a_cluster_get_a_sentence(named, words):
 
 @pytest.mark.parametrize("num_processes", [None, 1])
 def test_a_machine_without_a_cluster_is_the_whole_run(num_processes, monkeypatch):
+    for name in ("SLURM_STEP_NODELIST", "OMPI_COMM_WORLD_RANK", "KUBERNETES_SERVICE_HOST"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(jax.distributed, "initialize", no_cluster)
     sharding.start_distributed(None, num_processes, None, 100)
     assert jax.process_count() == 1
@@ -78,6 +82,16 @@ def test_a_group_that_cannot_meet_is_a_failure_in_a_sentence(monkeypatch):
     ) as error:
         sharding.start_distributed("here:1", 2, 1, 100)
     assert error.value.exit_code == FAILURE
+
+
+def test_a_task_of_slurm_never_trains_alone_by_mistake(monkeypatch):
+    def malformed(*args, **kwargs):
+        raise ValueError("invalid literal for int() with base 10: '2(x2)'")
+
+    monkeypatch.setattr(jax.distributed, "initialize", malformed)
+    monkeypatch.setenv("SLURM_STEP_NODELIST", "node[1-2]")
+    with pytest.raises(UserError, match="could not be joined"):
+        sharding.start_distributed(None, None, None, 100)
 
 
 def test_a_pod_never_trains_alone_by_mistake(monkeypatch):
