@@ -249,6 +249,7 @@ entry.run(main.main)
 """
 
 
+@pytest.mark.soak
 @pair
 def test_a_full_disk_of_one_of_two_ends_both(tmp_path, undisturbed_pair):
     workdir = tmp_path / "run"
@@ -338,7 +339,7 @@ app.run(batches)
 """
 
 
-@pytest.mark.parametrize("pipeline", ["device", "tf"])
+@pytest.mark.parametrize("pipeline", ["device", pytest.param("tf", marks=pytest.mark.soak)])
 def test_processes_and_devices_see_the_same_pixels(tmp_path, pipeline):
     if pipeline == "tf":
         pytest.importorskip("tensorflow")
