@@ -366,7 +366,8 @@ def errors(name: str, tiny: bool, results: Arrays, *, gradients: bool) -> dict[s
             scale = max(np.max(np.abs(b)), least) if relative else 1.0
             return float(np.max(np.abs(a - b)) / scale)
 
-        return max(jax.tree.leaves(jax.tree.map(one, ours, theirs)))
+        # NumPy's maximum, because Python's may pass over a NaN.
+        return float(np.max(jax.tree.leaves(jax.tree.map(one, ours, theirs))))
 
     def statistic(tree: Any, which: str) -> list[Any]:
         leaves = jax.tree.leaves_with_path(tree)

@@ -7,7 +7,7 @@ The weights come from huggingface.co (with the extra `skin_jax[hub]`), or from a
 --config.model.weights=FILE.safetensors; "none" trains from scratch, and :smoke needs none.
 Paper A's baselines also had salt-and-pepper noise: --config.augment.salt_and_pepper=0.01.
 
-What to expect: one line of validation scores an epoch, and a training loss that stays above 0.45,
+What to expect: one line of validation scores an epoch, and a training loss that stays above 0.44,
 the entropy of the smoothed labels. `python -m skin_jax.eval.baselines --workdir runs/densenet121`
 then says what a logistic regression on the same weights' features reaches without fine-tuning.
 """

@@ -6,7 +6,7 @@ python -m skin_jax.main --config configs/efficientnet_lite0.py --workdir runs/li
 The weights come from huggingface.co (with the extra `skin_jax[hub]`), or from a file with
 --config.model.weights=FILE.safetensors; "none" trains from scratch, and :smoke needs none.
 
-What to expect: one line of validation scores an epoch, and a training loss that stays above 0.45,
+What to expect: one line of validation scores an epoch, and a training loss that stays above 0.44,
 the entropy of the smoothed labels. `python -m skin_jax.eval.baselines --workdir runs/lite0`
 then says what a logistic regression on the same weights' features reaches without fine-tuning.
 """

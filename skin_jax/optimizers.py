@@ -67,6 +67,11 @@ def learning_rate(section: ConfigDict, num_steps: int) -> optax.Schedule:
             f"config.optimizer.learning_rate is {section.learning_rate}; it must be above 0"
         )
     at_least(section.warmup_steps, 0, "optimizer.warmup_steps")
+    if section.warmup_steps >= num_steps:
+        raise UserError(
+            f"config.optimizer.warmup_steps is {section.warmup_steps}, but the run has {num_steps} "
+            "steps; it must be shorter"
+        )
     if choice(section.schedule, ("constant", "cosine"), "optimizer.schedule") == "constant":
         decay = optax.constant_schedule(section.learning_rate)
     else:

@@ -144,7 +144,7 @@ def undisturbed_pair(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "moment",
-    ["saving", *range(2), *(pytest.param(i, marks=pytest.mark.soak) for i in range(2, 21))],
+    ["saving", *range(2), *(pytest.param(i, marks=pytest.mark.soak) for i in range(2, 22))],
 )
 def test_kill_9_at_a_random_moment_changes_no_bit(tmp_path, undisturbed, moment):
     workdir = tmp_path / "run"

@@ -98,6 +98,7 @@ def test_a_restart_of_a_classifier_changes_no_bit_and_needs_no_weights(tmp_path,
         config.update(common)
         config.model.name, config.model.dropout = "tiny", 0.5
         config.ema_decay, config.optimizer.schedule = 0.9, "constant"
+        config.optimizer.warmup_steps = 2
         return config
 
     whole, state = run(tmp_path / "whole", fine_tuning(6))

@@ -146,6 +146,7 @@ def _measure_quality(folder: Path, out: Path | None) -> None:
         extractor = features.efficientnet_lite0(_WEIGHTS.value, mesh)
     elif _FEATURES_FROM.value:
         extractor = _features_of(Path(_FEATURES_FROM.value), mesh)
+        _warn_of_known_images(workdir, Path(_FEATURES_FROM.value))
     else:
         warn(
             "neither --weights nor --features_from is given: the sliced Wasserstein distance is "
@@ -164,6 +165,21 @@ def _measure_quality(folder: Path, out: Path | None) -> None:
     names = {"generated": folder.resolve().name, "run": workdir.resolve().name}
     print(audit_report.write(out, audit.audit(real, generated, extractor), real, generated, names))
     print(f"results: {out}", flush=True)
+
+
+def _warn_of_known_images(workdir: Path, other: Path) -> None:
+    """Distances of validation images mean little to a network that was trained on them."""
+    from skin_jax.data import splits
+    from skin_jax.errors import warn
+    from skin_jax.experiment import SPLITS_FILE
+
+    trained = {image_id for image_id, _ in splits.members(other / SPLITS_FILE, "train")}
+    val = [image_id for image_id, _ in splits.members(workdir / SPLITS_FILE, "val")]
+    if known := sum(image_id in trained for image_id in val):
+        warn(
+            f"{other} was trained on {known} of the {len(val)} validation images of {workdir}: "
+            "copies are measured against their distances, which it makes too small"
+        )
 
 
 def _features_of(workdir: Path, mesh: "Mesh") -> "Extractor":

@@ -159,6 +159,9 @@ class Audit:
     groups: Sequence[Group]
     copies: Copies | None
     features: str | None
+    """What they are; None without."""
+    dimensions: int
+    """D of the features; 0 without."""
 
 
 def real_images(experiment: Experiment) -> Real:
@@ -244,14 +247,15 @@ def audit(
             )
             group = _group(
                 name,
-                mine.take(members),
+                mine if name == OVERALL else mine.take(members),
                 None if shuffled is None else shuffled[members],
                 theirs.take(others),
                 seed=k,
                 drawn=bar.update,
             )
             groups.append(group)
-    return Audit(groups, copies, extractor.description if extractor else None)
+    dimensions = 0 if mine.features is None else mine.features.shape[1]
+    return Audit(groups, copies, extractor.description if extractor else None, dimensions)
 
 
 def find_copies(
@@ -290,6 +294,11 @@ class _Set:
     def take(self, indices: np.ndarray) -> "_Set":
         return _Set(self.images[indices], None if self.features is None else self.features[indices])
 
+    def draw(self, indices: np.ndarray) -> "_Set":
+        """Of the images only those that are compared: features are many times smaller."""
+        features = None if self.features is None else self.features[indices]
+        return _Set(self.images[indices[:PATCHED_IMAGES]], features)
+
 
 def _group(
     name: str,
@@ -308,12 +317,12 @@ def _group(
         rng = np.random.default_rng([_SEED, seed, number])
         first, second = np.split(rng.permutation(len(real.images))[: 2 * half], 2)
         chosen = rng.permutation(len(generated.images))[:compared]
-        reference = real.take(first)
-        values = _measured(reference, generated.take(chosen), number)
-        halves = _measured(reference, real.take(second), number)
+        reference = real.draw(first)
+        values = _measured(reference, generated.draw(chosen), number)
+        halves = _measured(reference, real.draw(second), number)
         floor = halves
         if compared < half:
-            floor = _measured(reference, real.take(second[:compared]), number)
+            floor = _measured(reference, real.draw(second[:compared]), number)
         worst = float("nan")
         if shuffled is not None and reference.features is not None:
             worst = quality.kid(reference.features, shuffled[second])
@@ -344,7 +353,7 @@ def _measured(reference: _Set, other: _Set, seed: int) -> dict[str, float]:
             "fid": quality.fid(reference.features, other.features),
             **quality.prdc(reference.features, other.features)._asdict(),
         }
-    size = min(len(reference.images), len(other.images), PATCHED_IMAGES)
+    size = min(len(reference.images), len(other.images))
     levels = quality.sliced_wasserstein(reference.images[:size], other.images[:size], seed)
     found["swd"] = float(np.mean(list(levels.values())))
     return found | {f"swd_{side}": value for side, value in levels.items()}

@@ -312,9 +312,9 @@ def _notes(found: audit.Audit, real: audit.Real, generated: audit.Generated) -> 
             f"Features: {found.features}. All images were at {real.images.shape[1]} pixels before.",
             "KID comes first: its mean does not depend on the number of images. Shuffled pixels: "
             "real images of the other half, each with its pixels in random order.",
-            "FID is larger the fewer images there are: compare it with its floor only. Below about "
-            "2,048 images its covariances are rank-deficient; these halves have "
-            f"{min(halves)} to {max(halves)}.",
+            "FID is larger the fewer images there are: compare it with its floor only. Below "
+            f"{found.dimensions + 1:,} images its covariances are rank-deficient; these halves "
+            f"have {min(halves)} to {max(halves)}.",
             "Precision, recall, density and coverage, in brackets those of the floor: "
             f"neighbourhoods to the {quality.NEIGHBOURS}th neighbour.",
         ]
@@ -342,8 +342,11 @@ def _shortages(found: audit.Audit) -> list[str]:
         )
     if few := [f"{g.name} ({g.generated})" for g in groups if g.half > 1 and g.generated < 2]:
         notes.append(f"Fewer than 2 generated images: {', '.join(few)}.")
-    few = [g.name for g in groups if 1 < g.compared <= quality.NEIGHBOURS]
-    few += [g.name for g in groups if g.compared > quality.NEIGHBOURS >= g.half]
+    few = [
+        g.name
+        for g in groups
+        if any(1 < size <= quality.NEIGHBOURS for size in (g.half, g.compared))
+    ]
     if found.features is not None and few:
         notes.append(
             f"Neighbourhoods need more than {quality.NEIGHBOURS} images in a set: not so in "

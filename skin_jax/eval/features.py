@@ -106,7 +106,7 @@ def efficientnet_lite0(weights: str, mesh: Mesh) -> Extractor:
         lambda leaf: (
             np.zeros(leaf.shape, leaf.dtype) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
         ),
-        pretrained.load(shapes, network, weights),
+        pretrained.load(shapes, network, weights, flag="--weights"),
     )
 
     def features(variables: PyTree, images: jax.Array) -> jax.Array:

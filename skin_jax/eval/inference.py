@@ -54,7 +54,7 @@ def over_devices(function: Callable[..., jax.Array], mesh: Mesh) -> Callable[...
     """`function(state, *arrays)`, jitted, the leading axis of each array split over the devices.
 
     Args:
-      function: a task's predict or explain.
+      function: a task's predict, explain or features.
       mesh: its size divides the leading axes; the state lies on it already.
     """
     options = sharding.compiler_options(sharding.platform(mesh))

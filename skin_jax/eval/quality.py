@@ -1,7 +1,8 @@
 """How near a set of generated images is to real ones, and whether they are copies of them.
 
 Pure: arrays in, numbers out. Features are float [N, D], any network's; arithmetic is float64. What
-too few images leave undefined is NaN, never 0. No measure depends on the order of its images.
+too few images leave undefined is NaN, never 0. No measure but the sliced
+Wasserstein distance, which draws patches, depends on the order of its images.
 """
 
 from typing import NamedTuple
@@ -12,7 +13,7 @@ NEIGHBOURS = 5
 """The k of `prdc`, that of Naeem et al.'s experiments."""
 
 SMALLEST_LEVEL = 16
-"""Side of the coarsest level of the pyramid of `sliced_wasserstein`."""
+"""No level of the pyramid of `sliced_wasserstein` has a smaller side."""
 
 _PATCH = 7
 _PATCHES_PER_IMAGE = 128
@@ -146,7 +147,8 @@ def sliced_wasserstein(a: np.ndarray, b: np.ndarray, seed: int) -> dict[int, flo
       seed: of the patches and the directions.
 
     Returns:
-      Side of the level -> distance, from S down by halves to 16; NaN for fewer than two images.
+      Side of the level -> distance, from S down by halves while at least 16; NaN for fewer than
+      two images.
 
     Raises:
       ValueError: sets that differ in shape, or images that are too small.

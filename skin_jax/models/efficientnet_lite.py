@@ -17,6 +17,7 @@ from skin_jax.models.layers import (
     ClassifierOutput,
     Conv,
     DepthwiseConv,
+    block_name,
     normalize,
 )
 
@@ -41,11 +42,6 @@ LITE0 = (
     Stage(6, 320, 1, 3, 1),
 )
 """Table 1 of the paper (B0)."""
-
-
-def block_name(stage: int, index: int) -> str:
-    """The name of a block's submodule, both counted from 0."""
-    return f"stage{stage}_block{index}"
 
 
 class EfficientNetLite0(nn.Module):

@@ -605,6 +605,11 @@ def normalize(
     return x.astype(dtype)
 
 
+def block_name(stage: int, index: int) -> str:
+    """The name of a block's submodule, both counted from 0."""
+    return f"stage{stage}_block{index}"
+
+
 class ClassifierOutput(NamedTuple):
     """What a classifier says about a batch.
 

@@ -12,9 +12,10 @@ from flax import traverse_util
 from safetensors import SafetensorError, safe_open
 
 from skin_jax.errors import UserError, listed
-from skin_jax.models import densenet, efficientnet_lite, resnet
+from skin_jax.models import densenet
 from skin_jax.models.densenet import DenseNet
 from skin_jax.models.efficientnet_lite import EfficientNetLite0
+from skin_jax.models.layers import block_name
 from skin_jax.models.resnet import ResNet
 
 PyTree = Any
@@ -23,7 +24,6 @@ Kind = Literal["conv", "norm", "dense"]
 HEAD = "head"
 """The submodule of every network that depends on the classes."""
 
-_FLAG = "--config.model.weights"
 _HUB_PREFIX = "hf:"
 _HUB_FILE = "model.safetensors"
 _LISTED = 40
@@ -72,7 +72,7 @@ def _efficientnet_lite(network: EfficientNetLite0) -> Iterator[Layer]:
         else:
             convs = {"expand": "conv_pw", "depthwise": "conv_dw", "project": "conv_pwl"}
         for j in range(stage.repeats):
-            block = efficientnet_lite.block_name(i, j)
+            block = block_name(i, j)
             for n, (ours, name) in enumerate(convs.items(), 1):
                 yield _layer(f"{block}/{ours}_conv", "conv", f"blocks.{i}.{j}.{name}")
                 yield _layer(f"{block}/{ours}_norm", "norm", f"blocks.{i}.{j}.bn{n}")
@@ -86,7 +86,7 @@ def _resnet(network: ResNet) -> Iterator[Layer]:
     yield _layer("stem_norm", "norm", "bn1")
     for i, size in enumerate(network.stage_sizes):
         for j in range(size):
-            block, theirs = resnet.block_name(i, j), f"layer{i + 1}.{j}"
+            block, theirs = block_name(i, j), f"layer{i + 1}.{j}"
             for n in (1, 2, 3):
                 yield _layer(f"{block}/conv{n}", "conv", f"{theirs}.conv{n}")
                 yield _layer(f"{block}/norm{n}", "norm", f"{theirs}.bn{n}")
@@ -125,7 +125,14 @@ _TABLES: dict[type[nn.Module], Callable[[Any], Iterator[Layer]]] = {
 }
 
 
-def load(variables: PyTree, network: nn.Module, source: str, *, head: bool = False) -> PyTree:
+def load(
+    variables: PyTree,
+    network: nn.Module,
+    source: str,
+    *,
+    head: bool = False,
+    flag: str = "--config.model.weights",
+) -> PyTree:
     """Returns the variables of a network with the weights of a file in their place.
 
     Every tensor of the file is used once; only PyTorch's counters of batches and, unless `head`,
@@ -137,6 +144,7 @@ def load(variables: PyTree, network: nn.Module, source: str, *, head: bool = Fal
       source: the path of a `.safetensors`, or `hf:owner/name[@revision]`, a repository of
         huggingface.co that has a `model.safetensors`.
       head: also load the head, which then must have the file's number of classes.
+      flag: where `source` was given, for messages.
 
     Returns:
       The same structure with NumPy arrays, float32, but for the variables of the submodule "head",
@@ -146,7 +154,8 @@ def load(variables: PyTree, network: nn.Module, source: str, *, head: bool = Fal
       UserError: the file cannot be had or read, or its tensors do not fit the network; every
         missing, left-over, misshapen and non-finite one is listed.
     """
-    tensors = _read(_fetch(source) if source.startswith(_HUB_PREFIX) else source)
+    file = _fetch(source, flag) if source.startswith(_HUB_PREFIX) else source
+    tensors = _read(file, flag)
     filled = traverse_util.flatten_dict(variables)
     missing, misfits, used = [], [], set()
     for layer in _TABLES[type(network)](network):
@@ -173,7 +182,7 @@ def load(variables: PyTree, network: nn.Module, source: str, *, head: bool = Fal
     if problems:
         summary = (
             f"{source} does not fit {type(network).__name__}: give that network's weights as "
-            f"{_FLAG}; {len(missing)} missing, {len(misfits)} misshapen or not finite, "
+            f"{flag}; {len(missing)} missing, {len(misfits)} misshapen or not finite, "
             f"{len(left_over)} left over"
         )
         raise listed(summary, problems, shown=_LISTED)
@@ -199,11 +208,11 @@ def _converted(tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return np.ascontiguousarray(values.transpose(axes))
 
 
-def _read(path: str) -> dict[str, np.ndarray]:
+def _read(path: str, flag: str) -> dict[str, np.ndarray]:
     file = Path(path).expanduser()
     if not file.is_file():
         raise UserError(
-            f"{path}: there is no such file; {_FLAG} is the path of a .safetensors or "
+            f"{path}: there is no such file; {flag} is the path of a .safetensors or "
             f"{_HUB_PREFIX}OWNER/NAME"
         )
     try:
@@ -212,28 +221,28 @@ def _read(path: str) -> dict[str, np.ndarray]:
         if start in (b"PK", b"\x80\x02"):  # a zip archive or a pickle: what torch.save writes
             raise UserError(
                 f"{path} is a PyTorch pickle, which may run any code when it is read: give the "
-                f"same weights as a .safetensors in {_FLAG}"
+                f"same weights as a .safetensors in {flag}"
             )
         with safe_open(file, "numpy") as tensors:
             return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"{path} is not a whole safetensors file ({error}): fetch it again, or give another "
-            f"as {_FLAG}"
+            f"as {flag}"
         ) from error
 
 
-def _fetch(source: str) -> str:
+def _fetch(source: str, flag: str) -> str:
     """The path of the hub's file in its cache on this machine, fetched where it is not there."""
     match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", source.removeprefix(_HUB_PREFIX))
     if match is None:
         raise UserError(
-            f"{source}: {_FLAG} names a repository as {_HUB_PREFIX}OWNER/NAME or "
+            f"{source}: {flag} names a repository as {_HUB_PREFIX}OWNER/NAME or "
             f"{_HUB_PREFIX}OWNER/NAME@REVISION, such as {_HUB_PREFIX}timm/resnet50.a1_in1k"
         )
     repository, revision = match.groups()
     page = f"https://huggingface.co/{repository}/resolve/{revision or 'main'}/{_HUB_FILE}"
-    by_hand = f"fetch {page} yourself and give its path as {_FLAG}"
+    by_hand = f"fetch {page} yourself and give its path as {flag}"
     try:
         import huggingface_hub
     except ImportError as error:

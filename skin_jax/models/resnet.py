@@ -16,16 +16,12 @@ from skin_jax.models.layers import (
     ClassifierHead,
     ClassifierOutput,
     Conv,
+    block_name,
     max_pool,
     normalize,
 )
 
 _EXPANSION = 4
-
-
-def block_name(stage: int, index: int) -> str:
-    """The name of a block's submodule, both counted from 0."""
-    return f"stage{stage}_block{index}"
 
 
 class ResNet(nn.Module):

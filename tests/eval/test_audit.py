@@ -356,7 +356,7 @@ def test_refusals_are_one_sentence(run, folder, workdir, tmp_path, monkeypatch):
     refused("lies in .*generated, whose manifest", out=folder / "quality")
     refused("is not the work folder of a run", workdir=tmp_path)
     refused("is not the work folder of a run", features_from=tmp_path)
-    refused("there is no such file", weights=tmp_path / "absent.safetensors")
+    refused("there is no such file; --weights is", weights=tmp_path / "absent.safetensors")
     refused("there is no folder .*absent", quality=tmp_path / "absent")
     (tmp_path / "empty").mkdir()
     refused("has no manifest", quality=tmp_path / "empty")

@@ -53,10 +53,9 @@ def test_values_are_those_of_torch_fidelity_and_prdc(golden, name):
 def test_fid_in_more_images_than_features_equals_the_closed_form(rng):
     """Commuting covariances: |m - m'|^2 + sum (s - s')^2 over the axes that they share."""
     x = rng.normal(size=(40, 6))
-    y = x * np.array([1.0, 2.0, 0.5, 1.0, 0.0, 3.0]) + 0.3  # one axis without any variance
     x -= x.mean(axis=0)
     x = np.linalg.qr(x)[0]
-    y = x * np.array([1.0, 2.0, 0.5, 1.0, 0.0, 3.0]) + 0.3
+    y = x * np.array([1.0, 2.0, 0.5, 1.0, 0.0, 3.0]) + 0.3  # one axis without any variance
     expected = 6 * 0.3**2 + sum((1 - s) ** 2 for s in (1, 2, 0.5, 1, 0, 3)) / 39
     assert quality.fid(x, y) == pytest.approx(expected, rel=1e-6)
     few = np.concatenate([x, np.zeros((40, 100))], axis=1), np.pad(y, ((0, 0), (0, 100)))
