@@ -5,7 +5,6 @@ import csv
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import socket
@@ -55,7 +54,7 @@ entry.run(main.main)
 class Trainers:
     """The processes of one run; all of them are gone when the block ends."""
 
-    def __init__(self, workdir, *args, processes=1, devices=1, code=None, before=None):
+    def __init__(self, workdir, *args, processes=1, devices=1, code=None):
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
@@ -77,7 +76,6 @@ class Trainers:
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                     text=True,
-                    preexec_fn=before,
                 )
             )
         self.first = self.all[0]
@@ -386,18 +384,21 @@ def test_two_processes_go_on_with_the_run_of_one_and_the_reverse(tmp_path, undis
     assert f"resuming at step {saved(workdir)[-1]} of" in finished(workdir)
 
 
+SMALL_FILES = """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (%d, %d))
+from skin_jax import entry, main
+entry.run(main.main)
+"""
+
+
 def test_a_full_disk_ends_the_run_and_keeps_what_is_saved(tmp_path, undisturbed):
     expected = undisturbed
     workdir = tmp_path / "run"
     first = ["--config.checkpoint.every_steps=4", "--config.num_steps=4"]
     finished(workdir, *first)
     largest = max(p.stat().st_size for p in (workdir / "checkpoints/4").rglob("*") if p.is_file())
-    limit = largest // 2
-
-    def small_files():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    ((status, _, err),) = train(workdir, before=small_files)
+    ((status, _, err),) = train(workdir, code=SMALL_FILES % ((largest // 2,) * 2))
     assert status == errors.FAILURE
     assert f"saving a checkpoint in {workdir / 'checkpoints'} failed" in err
     assert "File too large" in err or "os_error_code='27'" in err

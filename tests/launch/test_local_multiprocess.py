@@ -13,6 +13,14 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "launch/local_multiprocess.sh"
 
+# A job in the background ignores SIGINT, and bash cannot trap what it came to ignore. (A function
+# for the child to call would fork the whole interpreter, which JAX warns of.)
+HEARS_CTRL_C = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
 
 @pytest.fixture
 def launch(tmp_path):
@@ -28,15 +36,13 @@ def launch(tmp_path):
 
     def start(behaviours, *args, count=None, **environment):
         process = subprocess.Popen(
-            [SCRIPT, str(count or len(behaviours)), *args],
+            [sys.executable, "-c", HEARS_CTRL_C, SCRIPT, str(count or len(behaviours)), *args],
             env={key: value for key, value in os.environ.items() if key != "CUDA_VISIBLE_DEVICES"}
             | {"PYTHON": str(python), "BEHAVIOURS": json.dumps(behaviours), **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            # A job in the background ignores SIGINT, and bash cannot trap what it came to ignore.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         started.append(process)
         return process
