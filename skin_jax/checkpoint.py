@@ -25,6 +25,10 @@ SCORE = "val_macro_auc"
 """The metric that chooses the best checkpoint."""
 
 
+GENERATORS = "generators"
+"""The folder, beside `checkpoints`, of the generators that are kept for a choice by hand."""
+
+
 class SaveError(errors.UserError):
     """A checkpoint could not be saved; of several processes perhaps in this one only."""
 
@@ -37,27 +41,26 @@ class _Manager(ocp.CheckpointManager):
 
 
 class Checkpoints:
-    """The checkpoints of one run: the last two, and the best by validation macro AUC.
+    """The checkpoints of one run: the last two, and the best by validation macro AUC; or all.
 
     Each holds the whole state and its digest. Saving is asynchronous; an error of a save is raised
     by the next call. A kill in the middle of a save leaves the earlier checkpoints as they were.
     """
 
-    def __init__(self, directory: Path, *, read_only: bool = False):
+    def __init__(self, directory: Path, *, read_only: bool = False, keep_all: bool = False):
         """Opens, or makes, the folder of checkpoints."""
         policies = checkpoint_managers.preservation_policy
+        last_two_and_best = policies.AnyPreservationPolicy(
+            [
+                policies.LatestN(2),
+                policies.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False),
+            ]
+        )
         self._directory = directory.absolute()
         self._manager = _Manager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=policies.AnyPreservationPolicy(
-                    [
-                        policies.LatestN(2),
-                        policies.BestN(
-                            get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False
-                        ),
-                    ]
-                ),
+                preservation_policy=policies.PreserveAll() if keep_all else last_two_and_best,
                 best_fn=_score,
                 cleanup_tmp_directories=not read_only,
                 read_only=read_only,
@@ -137,10 +140,25 @@ class Checkpoints:
         """The best undamaged state and its step; see `restore_latest`."""
         return self._restore_first(self._best_first(), template)
 
+    def restore(self, step: int, template: PyTree) -> PyTree:
+        """The state of one of `steps()`, in this process alone; see `restore_latest`.
+
+        Raises:
+          UserError: there is none of that step, or it is damaged.
+        """
+        try:
+            return self._restore(step, template)
+        except Exception as error:
+            raise errors.UserError(
+                f"{self._directory / str(step)} cannot be read ({_reason(error)}); restore the "
+                "folder from a copy, or take another step"
+            ) from error
+
     def _best_first(self) -> list[int]:
         """Steps by score, the later of equals first."""
+        steps = self._manager.all_steps()
         return sharding.first_lists(
-            sorted(self.steps(), key=lambda step: (self._read_score(step), step), reverse=True)
+            sorted(steps, key=lambda step: (self._read_score(step), step), reverse=True)
         )
 
     def _restore_first(self, steps: list[int], template: PyTree) -> tuple[PyTree, int] | None:
@@ -224,7 +242,7 @@ def template_of(state: PyTree, placement: jax.sharding.Sharding) -> PyTree:
 
 def _reason(error: Exception) -> str:
     """One line; Orbax's messages begin with what matters and may be pages long."""
-    line = (str(error).strip() or repr(error)).splitlines()[0]
+    line = errors.first_line(error)
     return line if len(line) < 400 else f"{line[:150]} ... {line[-200:]}"
 
 

@@ -3,16 +3,21 @@
 import difflib
 import importlib.util
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from skin_jax.data.lesions import CLASSES
 from skin_jax.errors import UserError
 from skin_jax.files import write_atomically
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _T = TypeVar("_T")
 
@@ -28,6 +33,8 @@ _NEUTRAL = (
     "data.cache_dir",
     "data.pipeline",
     "data.on_bad_image",
+    "data.synthetic",
+    "data.synthetic_allow_foreign",
     "eval_batch_size",
     "sharding",
     "distributed",
@@ -35,7 +42,10 @@ _NEUTRAL = (
     "log",
     "checkpoint",
 )
-"""Keys, or sections, that a resumed run may change: none of them changes a result."""
+"""Keys, or sections, that a resumed run may change: none of them changes a result.
+
+The images themselves, real and generated, must have the digests that they had.
+"""
 
 _LENGTH = ("num_epochs", "num_steps")
 _LOWEST = {
@@ -49,6 +59,8 @@ _LOWEST = {
     "data.image_size": 1,
     "data.demo_images": 0,
     "data.split_seed": 0,
+    "data.synthetic_ratio": 0.0,
+    "data.oversample_to": 1,
     "log.every_steps": 1,
     "checkpoint.every_steps": 1,
     "watchdog_seconds": 0,
@@ -81,6 +93,10 @@ def base() -> ConfigDict:
     config.data.split_seed = 0
     config.data.fold = placeholder(int)  # 0 to 4: cross-validation
     config.data.sampling = "natural"  # "balanced"
+    config.data.oversample_to = placeholder(int)  # repeats images of rarer classes to so many
+    config.data.synthetic = placeholder(str)  # a folder of skin_jax.generate: trained with, too
+    config.data.synthetic_ratio = placeholder(float)  # at most so many for each real image
+    config.data.synthetic_allow_foreign = False  # of a generator fitted on another split
     config.data.on_bad_image = "error"  # "skip"
     config.data.cache_dir = os.path.join("~", ".cache", "skin_jax")
     # "tf", "device", "auto"
@@ -149,6 +165,65 @@ def sgan() -> ConfigDict:
     return config
 
 
+def dcgan() -> ConfigDict:
+    """`base` and the sections of the DCGANs, one a class, with the settings of Radford et al. 2016.
+
+    Paper B takes them as they are; what neither has is marked. A batch holds `batch_size` images of
+    each class, and an epoch is a pass over the largest of the chosen classes.
+    """
+    config = base()
+    config.task = "dcgan"
+    config.classes = CLASSES
+    config.stack = "auto"  # "vmap", "unroll": how the classes share a program
+    config.ema_decay = 0.999  # neither; 0.0: off
+    config.keep_generators_every = 10  # evaluations: what `generate --step` can choose from
+
+    config.model = ConfigDict()
+    config.model.width = 64
+    config.model.noise_size = 100
+
+    config.score = ConfigDict()  # of the generators, at every evaluation
+    config.score.weights = NO_WEIGHTS  # EfficientNet-Lite0's: KID; else sliced Wasserstein distance
+    config.score.images = 500  # generated ones of each class, and as many real ones at most
+
+    config.optimizer = ConfigDict()
+    config.optimizer.learning_rate = 2e-4
+    config.optimizer.b1 = 0.5
+    config.optimizer.b2 = 0.999
+    config.optimizer.schedule = "constant"  # "cosine"
+    config.optimizer.warmup_steps = 0
+
+    config.augment = ConfigDict()  # see skin_jax.augment.Augmentation
+    config.augment.crop = 1.0
+    config.augment.flip = True  # neither: a dermoscopic image has no upper side
+    config.augment.rotate90 = True  # neither
+    config.augment.rotation = 0.0
+    config.augment.blur_sigma = 0.0
+    config.augment.blur_probability = 0.5
+    config.augment.salt_and_pepper = 0.0
+    config.augment.salt_and_pepper_probability = 0.5
+    return config
+
+
+def class_labels(config: ConfigDict) -> "np.ndarray | None":
+    """The classes of a task that has a network for each, int [K], increasing; None for other tasks.
+
+    Raises:
+      UserError: an unknown class, or none at all.
+    """
+    if "classes" not in config:
+        return None
+    names = config.classes
+    if not names or set(names) - set(CLASSES):
+        raise UserError(
+            f"config.classes is {names!r}; it takes names such as ('mel','df') out of "
+            f"{', '.join(CLASSES)}"
+        )
+    import numpy as np  # --help needs none
+
+    return np.array(sorted({CLASSES.index(name) for name in names}))
+
+
 def classifier() -> ConfigDict:
     """`base` and the sections of a classifier, with defaults for fine-tuning.
 
@@ -201,6 +276,9 @@ def for_variant(config: ConfigDict, variant: str) -> ConfigDict:
         if config.task == "sgan":
             config.model.width = 8
             config.loss.pseudo_label_from_epoch = 0  # or they would not begin
+        elif config.task == "dcgan":
+            config.model.width = 8
+            config.score.images = 50
         else:
             config.model.width_multiplier = 0.25
             config.model.weights = NO_WEIGHTS  # those of a whole network do not fit a narrow one
@@ -226,11 +304,13 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def make_paths_absolute(config: ConfigDict) -> None:
     """So that a run can be resumed and looked at from any folder; in place."""
-    if config.data.dir is not None:
-        config.data.dir = str(Path(config.data.dir).expanduser().absolute())
-    weights = config.model.get("weights", NO_WEIGHTS)
-    if weights != NO_WEIGHTS and not weights.startswith(HUB_PREFIX):
-        config.model.weights = str(Path(weights).expanduser().absolute())
+    for key in ("dir", "synthetic"):
+        if config.data[key] is not None:
+            config.data[key] = str(Path(config.data[key]).expanduser().absolute())
+    for section in (config.model, config.get("score", {})):
+        weights = section.get("weights", NO_WEIGHTS)
+        if weights != NO_WEIGHTS and not weights.startswith(HUB_PREFIX):
+            section.weights = str(Path(weights).expanduser().absolute())
 
 
 def write(config: ConfigDict, workdir: Path) -> None:
@@ -285,8 +365,31 @@ def validate(config: ConfigDict) -> None:
             f"config.data.split_fractions is {data.split_fractions}; it takes three numbers, such "
             "as (0.7,0.1,0.2)"
         )
-    if data.dir == "":
-        raise UserError("config.data.dir is empty; give a folder, or leave it out")
+    for key in ("dir", "synthetic"):
+        if data[key] == "":
+            raise UserError(f"config.data.{key} is empty; give a folder, or leave it out")
+    _validate_balancing(data)
+
+
+def _validate_balancing(data: ConfigDict) -> None:
+    """Refuses ways of balancing the classes that say nothing, or two things, together."""
+    if data.synthetic_ratio is not None and data.synthetic is None:
+        raise UserError(
+            "config.data.synthetic_ratio needs generated images; give their folder with "
+            "--config.data.synthetic, or leave it out"
+        )
+    if data.synthetic_ratio == math.inf:
+        raise UserError("config.data.synthetic_ratio is inf; leave it out for all images")
+    if data.oversample_to is not None and data.synthetic is not None:
+        raise UserError(
+            "config.data.oversample_to is the control of config.data.synthetic: it repeats real "
+            "images in the place of generated ones; give one of them"
+        )
+    if data.oversample_to is not None and data.sampling == "balanced":
+        raise UserError(
+            "config.data.oversample_to changes nothing with config.data.sampling='balanced', which "
+            "draws every class equally often; give one of them"
+        )
 
 
 def check_resumable(old: ConfigDict, new: ConfigDict, workdir: Path) -> None:
@@ -298,20 +401,24 @@ def check_resumable(old: ConfigDict, new: ConfigDict, workdir: Path) -> None:
       UserError: names every key that differs, with both values.
     """
     before, after = flatten(old), flatten(new)
-    may_grow = after.get("optimizer.schedule") == "constant"
-    differing = []
-    for key in sorted(before.keys() | after.keys()):
-        if before.get(key) == after.get(key) or _is_neutral(key):
-            continue
+    for key in _LENGTH if after.get("optimizer.schedule") == "constant" else ():
         old_length, new_length = before.get(key), after.get(key)
-        if may_grow and key in _LENGTH and old_length and new_length and old_length < new_length:
-            continue
-        differing.append(f"config.{key}: {before.get(key)!r} there, {after.get(key)!r} now")
-    if differing:
+        if old_length and new_length and old_length < new_length:
+            before[key] = new_length
+    if differing := differences(before, after):
         raise UserError(
             f"{workdir} holds a run with other settings; give them as they were, or take a new "
             "--workdir: " + "; ".join(differing)
         )
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """What differs between two flat configurations and can change a result, one phrase a key."""
+    return [
+        f"config.{key}: {before.get(key)!r} there, {after.get(key)!r} now"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and not _is_neutral(key)
+    ]
 
 
 def _is_neutral(key: str) -> bool:

@@ -50,6 +50,11 @@ def listed(summary: str, problems: Sequence[str], shown: int = 10) -> UserError:
     return UserError("\n".join(lines))
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, as one line: those of libraries may go on for pages."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def warn(message: str) -> None:
     """Says on stderr what the user should know of, where the work goes on."""
     print(f"warning: {message}", file=sys.stderr, flush=True)

@@ -1,24 +1,27 @@
 """What a configuration stands for: its examples, their split, the devices, and the task."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from skin_jax import config as config_lib
 from skin_jax import sharding, tasks
-from skin_jax.data import demo, splits
+from skin_jax.data import demo, splits, synthetic
 from skin_jax.data import pipeline as pipelines
 from skin_jax.data.examples import Examples, write_skipped
-from skin_jax.data.lesions import NUM_CLASSES
+from skin_jax.data.lesions import CLASSES, NUM_CLASSES
 from skin_jax.errors import UserError, warn
 from skin_jax.files import write_atomically
 
 SPLITS_FILE = "splits.csv"
 _DIGEST_FILE = "examples.digest"
+_SYNTHETIC_DIGEST_FILE = "synthetic.digest"
+_MANY_IMAGES = 10**6  # of each class, while nobody knows how many there are
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,23 +30,46 @@ class Experiment:
 
     Attributes:
       config: as given.
-      examples: all of them, with their images.
+      examples: all real ones, with their images; splits and evaluation know no others.
       assignment: "train" | "val" | "test" [N].
       mesh: the devices.
-      pipeline: batches of the examples.
+      synthetic: generated images that are trained with, None where the run has none; a reopened
+        run goes without.
+      training_indices: what the training stream goes through, int64 [n]: places among the examples
+        and, from `len(examples.records)` on, among the generated images. An example may repeat.
+      training_labels: their classes, int32 [n].
+      pipeline: batches of the examples and, after them, of the generated images.
       task: what is trained.
       num_steps: length of the run, a multiple of the steps per dispatch.
-      steps_per_epoch: batches in one pass over the training split.
+      steps_per_epoch: batches in one pass over the training split: as many with generated images
+        and repeated examples as without.
     """
 
     config: ConfigDict
     examples: Examples
     assignment: np.ndarray
+    synthetic: Examples | None
+    training_indices: np.ndarray
+    training_labels: np.ndarray
     mesh: Mesh
     pipeline: pipelines.Pipeline
     task: tasks.Task
     num_steps: int
     steps_per_epoch: float
+
+    @property
+    def placement(self) -> NamedSharding:
+        """Where the state lives: whole on every device, or each class of a stack on one."""
+        if isinstance(self.task, tasks.GeneratesByClass):
+            return sharding.over_batch(self.mesh)
+        return sharding.replicated(self.mesh)
+
+    @property
+    def rows(self) -> int:
+        """Examples in a training batch."""
+        if isinstance(self.task, tasks.GeneratesByClass):
+            return len(self.task.labels) * self.task.per_class
+        return int(self.config.batch_size)
 
     def indices(self, split: str) -> np.ndarray:
         """Indices of the examples of a split, int64 [n]."""
@@ -93,6 +119,9 @@ def start(config: ConfigDict, workdir: Path) -> Experiment:
     resumed = sharding.first_decides(found)
     with sharding.together():
         mesh = _check(config, workdir, resumed)
+        rows = None  # of generated images, read before hours of decoding
+        if config.data.synthetic is not None:
+            rows = synthetic.read(Path(config.data.synthetic))
         examples = load_examples(config)
         if resumed:
             assignment = read_split(examples, workdir)
@@ -104,12 +133,23 @@ def start(config: ConfigDict, workdir: Path) -> Experiment:
                 split_seed=config.data.split_seed,
                 fold=config.data.fold,
             )
-    if not sharding.same_everywhere(examples.digest):
+        generated = None
+        if rows is not None:
+            generated = _load_synthetic(config, rows, examples, assignment)
+            if resumed:
+                _check_digest(
+                    workdir / _SYNTHETIC_DIGEST_FILE,
+                    generated.digest,
+                    "generated images",
+                    "data.synthetic",
+                )
+    digests = [found.digest for found in (examples, generated) if found is not None]
+    if not sharding.same_everywhere(" ".join(digests)):
         raise UserError(
             "the processes of this run do not see the same images; give all of them the same "
-            "contents at --config.data.dir"
+            "contents at --config.data.dir and --config.data.synthetic"
         )
-    experiment = _assemble(config, examples, assignment, mesh)
+    experiment = _assemble(config, examples, assignment, mesh, generated)
     if config.data.split == "official":
         given = {record.official_split for record in examples.records}
         if "test" not in given:
@@ -132,9 +172,12 @@ def _check(config: ConfigDict, workdir: Path, resumed: bool) -> Mesh:
     """Refuses what cannot run, before hours of decoding; makes the paths absolute."""
     config_lib.validate(config)
     config_lib.make_paths_absolute(config)
-    task, _, _ = _build_task(config, np.ones(NUM_CLASSES, int))
+    many = np.full(NUM_CLASSES, _MANY_IMAGES)
+    task, _, _ = _build_task(config, int(many.sum()), many)
     if resumed:
-        config_lib.check_resumable(config_lib.read(workdir), config, workdir)
+        before = config_lib.read(workdir)
+        config_lib.check_resumable(before, config, workdir)
+        _check_same_synthetic(before.data.get("synthetic"), config.data.synthetic, workdir)
     elif (workdir / "checkpoints").exists():
         raise UserError(
             f"{workdir} holds checkpoints but no {config_lib.FILE_NAME}: what they were trained on "
@@ -142,9 +185,29 @@ def _check(config: ConfigDict, workdir: Path, resumed: bool) -> Mesh:
         )
     elif isinstance(task, tasks.Pretrained):
         task.pretrained(jax.eval_shape(task.init, jax.random.key(0)))  # the weights fit
+    if isinstance(task, tasks.GeneratesByClass):
+        return _class_mesh(config.sharding.num_devices, len(task.labels))
     mesh = sharding.make_mesh(config.sharding.num_devices)
     sharding.check_batch_size(config.batch_size, mesh, "batch_size")
     return mesh
+
+
+def _class_mesh(num_devices: int | None, classes: int) -> Mesh:
+    """Devices among which a stack of classes can be shared out evenly, as many as there are."""
+    if jax.process_count() > 1:
+        raise UserError(
+            "a run of several classes' GANs has one process: start one for each share of the "
+            "classes instead, with --config.classes and a --workdir of its own (a class trains the "
+            "same in any of them)"
+        )
+    if num_devices is None:
+        num_devices = max(n for n in range(1, len(jax.devices()) + 1) if classes % n == 0)
+    if classes % num_devices:
+        raise UserError(
+            f"config.sharding.num_devices is {num_devices}, among which {classes} classes cannot "
+            "be shared out evenly; leave it out, or give a divisor"
+        )
+    return sharding.make_mesh(num_devices)
 
 
 def _write(experiment: Experiment, workdir: Path, resumed: bool) -> None:
@@ -155,11 +218,62 @@ def _write(experiment: Experiment, workdir: Path, resumed: bool) -> None:
     if not resumed:
         splits.write(workdir / SPLITS_FILE, examples.records, experiment.assignment)
         write_atomically(workdir / _DIGEST_FILE, examples.digest + "\n")
+        if experiment.synthetic is not None:
+            digest = experiment.synthetic.digest
+            write_atomically(workdir / _SYNTHETIC_DIGEST_FILE, digest + "\n")
     config_lib.write(experiment.config, workdir)  # last: it is what makes the folder a run
+
+
+def _load_synthetic(
+    config: ConfigDict,
+    rows: Sequence[synthetic.Generated],
+    examples: Examples,
+    assignment: np.ndarray,
+) -> Examples:
+    """The generated images that the run is trained with.
+
+    Raises:
+      UserError: they cannot be decoded, or their generator may have seen what this run is
+        evaluated on.
+    """
+    folder = Path(config.data.synthetic)
+    own = synthetic.train_split_digest(splits.members_of(examples.records, assignment, "train"))
+    if foreign := sum(row.train_split != own for row in rows):
+        found = (
+            f"{foreign} of the {len(rows)} images in {folder} are of a generator that was fitted "
+            "on another training split than this run's and may have seen lesions of its "
+            "validation and test splits"
+        )
+        if not config.data.synthetic_allow_foreign:
+            raise UserError(
+                f"{found}, whose scores would then be too high; train the generator on the same "
+                "images with the same --config.data.split, split_fractions, split_seed and fold, "
+                "or take them all the same with --config.data.synthetic_allow_foreign=True"
+            )
+        warn(f"{found}: scores of this run may be too high")
+    real_counts = np.bincount(examples.labels[assignment == "train"], minlength=NUM_CLASSES)
+    taken = synthetic.at_most(rows, real_counts, config.data.synthetic_ratio)
+    return synthetic.load(folder, taken, config.data.image_size)
+
+
+def _check_same_synthetic(before: str | None, now: str | None, workdir: Path) -> None:
+    """Refuses to go on without the generated images of a run, or with some where it had none."""
+    if before is not None and now is None:
+        raise UserError(
+            f"{workdir} holds a run that is trained with generated images; give their folder with "
+            f"--config.data.synthetic (it was {before}), or take a new --workdir"
+        )
+    if before is None and now is not None:
+        raise UserError(
+            f"{workdir} holds a run that is trained without generated images; leave out "
+            "--config.data.synthetic, or take a new --workdir"
+        )
 
 
 def reopen(workdir: Path) -> Experiment:
     """Opens the experiment of a work folder to look at it, on whatever devices are here.
+
+    Generated images that it was trained with are not needed, and left out.
 
     Raises:
       UserError: the folder is not one of a run, or its images are gone or others.
@@ -176,47 +290,97 @@ def read_split(examples: Examples, workdir: Path) -> np.ndarray:
     Raises:
       UserError: its files are gone, or the examples are not those that it was drawn from.
     """
-    path = workdir / _DIGEST_FILE
+    _check_digest(workdir / _DIGEST_FILE, examples.digest, "images", "data.dir")
+    return splits.read(workdir / SPLITS_FILE, examples.records)
+
+
+def _check_digest(path: Path, found: str, what: str, key: str) -> None:
+    """Compares a digest with that in a file of a work folder."""
     try:
         digest = path.read_text().strip()
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); restore it") from None
-    if digest != examples.digest:
+    if digest != found:
         raise UserError(
-            f"the images are not those that {workdir} was trained on (their digest differs); "
-            "give the folder that it had with --config.data.dir, or take a new --workdir"
+            f"the {what} are not those that {path.parent} was trained on (their digest differs); "
+            f"give the folder that it had with --config.{key}, or take a new --workdir"
         )
-    return splits.read(workdir / SPLITS_FILE, examples.records)
 
 
 def reopen_task(workdir: Path) -> tuple[tasks.Task, ConfigDict]:
     """The task of a work folder and its configuration, without its images."""
     config = config_lib.read(workdir)
-    return _build_task(config, splits.class_counts(workdir / SPLITS_FILE, "train"))[0], config
+    counts = splits.class_counts(workdir / SPLITS_FILE, "train")
+    return _build_task(config, int(counts.sum()), counts)[0], config
 
 
 def _assemble(
-    config: ConfigDict, examples: Examples, assignment: np.ndarray, mesh: Mesh
+    config: ConfigDict,
+    examples: Examples,
+    assignment: np.ndarray,
+    mesh: Mesh,
+    generated: Examples | None = None,
 ) -> Experiment:
-    train = examples.labels[assignment == "train"]
+    indices = train = np.flatnonzero(assignment == "train")
+    if (count := config.data.get("oversample_to")) is not None:
+        indices = _repeated(train, examples.labels[train], count)
+    images, labels = examples.images, examples.labels
+    if generated is not None:
+        num_real = len(images)
+        indices = np.concatenate([indices, num_real + np.arange(len(generated.images))])
+        images = np.concatenate([images, generated.images])
+        labels = np.concatenate([labels, generated.labels])
+        # One array holds all, or the real images would be in memory twice.
+        examples = dataclasses.replace(examples, images=images[:num_real])
+        generated = dataclasses.replace(generated, images=images[num_real:])
     task, num_steps, steps_per_epoch = _build_task(
-        config, np.bincount(train, minlength=NUM_CLASSES)
+        config, len(train), np.bincount(labels[indices], minlength=NUM_CLASSES)
     )
     return Experiment(
         config=config,
         examples=examples,
         assignment=assignment,
+        synthetic=generated,
+        training_indices=indices,
+        training_labels=labels[indices],
         mesh=mesh,
-        pipeline=pipelines.make(config.data.pipeline, examples.images, examples.labels, mesh),
+        pipeline=pipelines.make(config.data.pipeline, images, labels, mesh),
         task=task,
         num_steps=num_steps,
         steps_per_epoch=steps_per_epoch,
     )
 
 
-def _build_task(config: ConfigDict, class_counts: np.ndarray) -> tuple[tasks.Task, int, float]:
-    """The task, the length of the run in steps, and the batches in an epoch."""
-    steps_per_epoch = float(class_counts.sum() / config.batch_size)
+def _repeated(indices: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
+    """The examples class by class, those of a class that has fewer than `count` repeated to it."""
+    groups = [indices[labels == c] for c in np.unique(labels)]
+    if all(len(group) >= count for group in groups):
+        raise UserError(
+            f"config.data.oversample_to is {count}, but every class has as many training images: "
+            "none would be repeated; give more, or leave it out"
+        )
+    return np.concatenate([np.resize(group, max(count, len(group))) for group in groups])
+
+
+def _build_task(
+    config: ConfigDict, num_train: int, class_counts: np.ndarray
+) -> tuple[tasks.Task, int, float]:
+    """The task, the length of the run in steps, and the batches in an epoch.
+
+    Args:
+      config: as in `start`.
+      num_train: real training images, which make an epoch where the task takes them all as one.
+      class_counts: int [7], images of each class in the training stream.
+    """
+    labels = config_lib.class_labels(config)
+    if labels is not None:
+        if len(empty := labels[class_counts[labels] == 0]):
+            raise UserError(
+                "config.classes: the training split has no images of "
+                f"{', '.join(CLASSES[label] for label in empty)}; name the others"
+            )
+        num_train = int(class_counts[labels].max())  # of the largest class
+    steps_per_epoch = num_train / config.batch_size
     per_dispatch = config.steps_per_dispatch
     steps = config.num_steps or max(1, round(config.num_epochs * steps_per_epoch))
     num_steps = -(-steps // per_dispatch) * per_dispatch

@@ -1,23 +1,24 @@
 """Generates images of chosen classes with a trained run.
 
-python -m skin_jax.generate --workdir W --out DIR [--classes a,b] [--seed S]
+python -m skin_jax.generate --workdir W --out DIR [--classes a,b] [--seed S] [--step N]
     [--per_class N | --balance_to N | --ratio R]
 
-A semi-supervised GAN draws images of no class in particular. Each is stored as 8 bits, judged by
-the run's own discriminator and put into the class that it finds most likely, if its confidence is
-at least --min_confidence and the class is not full.
+A run with a generator for each class takes the one of the class that had the best score, or, with
+--step, the one that was kept at that step, and so for every class.
 
-Image i is a function of the weights, the seed and i alone. XLA's arithmetic may differ in the last
-bit from one batch size to another, and a pixel by one level, so all images are drawn in batches of
-64 on one device; another kind of processor may still differ that much.
+A semi-supervised GAN, here that of the best checkpoint or of --step, draws images of no class in
+particular. Each is stored as 8 bits, judged by the run's own discriminator and put into the class
+that it finds most likely, if its confidence is at least --min_confidence and the class is not full.
 
-The same command goes on where it was ended. The exit status is 0, 1 (failure), 2 (usage or bad
-input) or 3 (some classes are not full after --max_tries images; what there is stays).
+The same seed gives the same images, however many are asked for and of whatever classes. The same
+command goes on where it was ended. The exit status is 0, 1 (failure), 2 (usage or bad input) or 3
+(some classes are not full after --max_tries images; what there is stays).
 """
 
 import contextlib
 import dataclasses
 import io
+import itertools
 import json
 import math
 import time
@@ -36,31 +37,50 @@ if TYPE_CHECKING:
     import numpy as np
 
     from skin_jax import tasks
+    from skin_jax.candidates import Candidates
     from skin_jax.data.synthetic import Generated
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string("workdir", None, "Folder of a trained run; its best checkpoint is taken.")
+flags.DEFINE_string("workdir", None, "Folder of a trained run.")
 flags.DEFINE_string("out", None, "Folder for the images and their manifest.csv.")
-flags.DEFINE_list("classes", list(CLASSES), "Which classes.")
+flags.DEFINE_list("classes", None, "Which classes (all that the run has).")
+flags.DEFINE_integer("step", None, "Takes the generators of this step (the best ones).", 0)
 flags.DEFINE_integer("per_class", None, "Images of each class (100).", lower_bound=1)
 flags.DEFINE_integer(
     "balance_to", None, "Fill each class up to so many, real training images included.", 1
 )
 flags.DEFINE_float("ratio", None, "Times the real training images of each class.", lower_bound=0.0)
 flags.DEFINE_integer("seed", 0, "Of the noise.", lower_bound=0, upper_bound=2**32 - 1)
-flags.DEFINE_float("min_confidence", 0.5, "The discriminator's, of its class.", 0.0, 1.0)
+flags.DEFINE_float("min_confidence", None, "The discriminator's, of its class (0.5).", 0.0, 1.0)
 flags.DEFINE_integer(
     "max_tries", None, "Ends after so many (50 for each of the fullest class, at least 10,000).", 1
 )
 
 PROGRESS = "generation.json"
 _PER_CLASS = 100
-_BATCH = 64
+_MIN_CONFIDENCE = 0.5
 _GRID = 64
 _SECONDS_BETWEEN_SAVES = 5.0
 
-Draw = Callable[[int], "tuple[np.ndarray, np.ndarray]"]
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where the images of a folder come from.
+
+    Attributes:
+      stream: what is drawn, in order.
+      settings: what makes these images and no others: `seed`, `run` and `train_split`, as in the
+        manifest, and what else decides which of them come. A folder goes on with the same only.
+      max_tries: how much of the stream to look at.
+      walks: class name -> walks through its noise, uint8 [N, S, S, 3], WALK_COLUMNS images each;
+        None where a class has no noise of its own.
+    """
+
+    stream: "Candidates"
+    settings: Mapping[str, Any]
+    max_tries: int
+    walks: "Callable[[str], np.ndarray] | None" = None
 
 
 def main(argv: list[str]) -> None:
@@ -69,7 +89,8 @@ def main(argv: list[str]) -> None:
         raise UserError(f"unexpected argument {argv[1]!r}; see --help")
     if not FLAGS.workdir or not FLAGS.out:
         raise UserError("give both --workdir=DIR and --out=DIR; see --help")
-    if unknown := [name for name in FLAGS.classes or [""] if name not in CLASSES]:
+    chosen = None if FLAGS.classes is None else FLAGS.classes or [""]
+    if unknown := [name for name in chosen or () if name not in CLASSES]:
         raise UserError(f"--classes: unknown class {unknown[0]!r}; known: {', '.join(CLASSES)}")
     given = [name for name in ("per_class", "balance_to", "ratio") if FLAGS[name].value is not None]
     if len(given) > 1:
@@ -81,21 +102,29 @@ def main(argv: list[str]) -> None:
     workdir, out = Path(FLAGS.workdir), Path(FLAGS.out)
 
     # Imported here: they take seconds, and --help needs none of them.
-    from skin_jax import checkpoint, sharding, state, tasks
-    from skin_jax.data import splits, synthetic
-    from skin_jax.eval import runs
+    from skin_jax import tasks
+    from skin_jax.data import splits
     from skin_jax.experiment import SPLITS_FILE, reopen_task
     from skin_jax.files import locked
 
     task, config = reopen_task(workdir)
-    if not (isinstance(task, tasks.Generates) and isinstance(task, tasks.Classifies)):
+    known: Sequence[str] = CLASSES
+    source_of: Callable[[Path, tasks.Task, Mapping[str, int]], Source] = _judged_source
+    if isinstance(task, tasks.GeneratesByClass):
+        source_of, known = _class_source, [CLASSES[label] for label in task.labels]
+        if missing := [name for name in chosen or () if name not in known]:
+            raise UserError(
+                f"--classes: {workdir} has no generator of {missing[0]}; it has those of "
+                f"{', '.join(known)}"
+            )
+    elif not (isinstance(task, tasks.Generates) and isinstance(task, tasks.Classifies)):
         raise UserError(
             f"{workdir} holds a run of the task {config.task!r}, which does not generate images "
             "and sort them into classes"
         )
     wanted = quotas(
         splits.class_counts(workdir / SPLITS_FILE, "train"),
-        FLAGS.classes,
+        known if chosen is None else chosen,
         per_class=FLAGS.per_class,
         balance_to=FLAGS.balance_to,
         ratio=FLAGS.ratio,
@@ -105,14 +134,7 @@ def main(argv: list[str]) -> None:
     own = (out / PROGRESS).exists() or not out.is_dir()
     if not own and any(not path.name.startswith(".") for path in out.iterdir()):
         raise UserError(f"{out} holds other files, and no {PROGRESS}; give a new folder as --out")
-    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", read_only=True)
-    best, step = runs.best_state(task, checkpoints, sharding.make_mesh(1))
-    provenance = {
-        "seed": FLAGS.seed,
-        "step": step,
-        "run": f"{workdir.resolve().name}-{state.digest(best)[:12]}",
-        "train_split": synthetic.train_split_digest(splits.members(workdir / SPLITS_FILE, "train")),
-    }
+    source = source_of(workdir, task, wanted)
     with contextlib.ExitStack() as stack:
         try:
             out.mkdir(parents=True, exist_ok=True)
@@ -121,14 +143,7 @@ def main(argv: list[str]) -> None:
             raise UserError(f"another process is generating into {out}") from None
         except OSError as error:
             raise UserError(f"{out} cannot be written ({error.strerror})") from None
-        fill(
-            out,
-            make_draw(task, best, FLAGS.seed),
-            wanted,
-            provenance,
-            min_confidence=FLAGS.min_confidence,
-            max_tries=FLAGS.max_tries or max(10_000, 50 * max(wanted.values())),
-        )
+        fill(out, source, wanted)
 
 
 def quotas(
@@ -158,65 +173,83 @@ def quotas(
     return {name: count for name, count in wanted.items() if count > 0}
 
 
-def make_draw(task: "tasks.Generates", state: Any, seed: int) -> Draw:
-    """A function i -> images i to i+63, uint8 [64, S, S, 3], and their probabilities [64, 7].
+def _judged_source(workdir: Path, task: "tasks.Task", wanted: Mapping[str, int]) -> Source:
+    """Images that the run draws and judges with one and the same state."""
+    from skin_jax import candidates, sharding, tasks
+    from skin_jax.eval import runs
 
-    The probabilities, float32, are those of the stored pixels. Image i has a key of its own, made
-    of the seed and i.
-
-    Args:
-      task: that classifies, too.
-      state: of the task, on one device.
-      seed: below 2**32.
-    """
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-
-    from skin_jax import tasks
-    from skin_jax.augment import to_uint8
-    from skin_jax.sharding import compiler_options
-
-    assert isinstance(task, tasks.Classifies)
-    key = jax.random.key(seed)
-    any_label = jnp.zeros((1,), jnp.int32)
-
-    def draw(state: Any, indices: jax.Array) -> tuple[jax.Array, jax.Array]:
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
-        images = to_uint8(jax.vmap(lambda k: task.sample(state, k, any_label)[0])(keys))
-        return images, task.predict(state, images)
-
-    # Without the options, a GPU may give other bits the next time.
-    jitted = jax.jit(draw, compiler_options=compiler_options(jax.devices()[0].platform))
-
-    def run(first: int) -> tuple[np.ndarray, np.ndarray]:
-        images, probabilities = jitted(state, np.arange(first, first + _BATCH, dtype=np.uint32))
-        return np.asarray(images), np.asarray(probabilities)
-
-    return run
+    assert isinstance(task, tasks.Generates)
+    mesh, step = sharding.make_mesh(1), FLAGS.step
+    if step is None:
+        state, step = runs.best_of(workdir, task, mesh)
+    else:
+        state = runs.state_at(workdir, task, mesh, step)
+    least = _MIN_CONFIDENCE if FLAGS.min_confidence is None else FLAGS.min_confidence
+    return Source(
+        candidates.judged(task, state, step=step, seed=FLAGS.seed, min_confidence=least),
+        {**_provenance(workdir, state), "step": step, "min_confidence": least},
+        max_tries=FLAGS.max_tries or max(10_000, 50 * max(wanted.values())),
+    )
 
 
-def fill(
-    out: Path,
-    draw: Draw,
-    wanted: Mapping[str, int],
-    provenance: Mapping[str, Any],
-    *,
-    min_confidence: float,
-    max_tries: int,
-) -> None:
-    """Fills the classes in the order of the index, from where the folder stands; says the result.
+def _class_source(workdir: Path, task: "tasks.Task", wanted: Mapping[str, int]) -> Source:
+    """Images of each class by its own generator."""
+    from skin_jax import candidates, sharding, tasks
+    from skin_jax.eval import runs
+
+    assert isinstance(task, tasks.GeneratesByClass)
+    for name in ("min_confidence", "max_tries"):
+        if FLAGS[name].value is not None:
+            raise UserError(
+                f"leave out --{name}: {workdir} has a generator for each class, whose images need "
+                "no judgement; it is for runs of the semi-supervised GAN"
+            )
+    mesh = sharding.make_mesh(1)
+    if FLAGS.step is not None:
+        generators = runs.generators_at(workdir, task, mesh, FLAGS.step)
+        steps = dict.fromkeys(wanted, FLAGS.step)
+    else:
+        generators, taken_at, scored = runs.best_generators(workdir, task, mesh)
+        places = {CLASSES[label]: place for place, label in enumerate(task.labels)}
+        steps = {name: int(taken_at[places[name]]) for name in wanted}
+        if unscored := [name for name in wanted if not scored[places[name]]]:
+            errors.warn(
+                f"{workdir} has no score yet of its generators of {', '.join(unscored)}: the "
+                "newest ones are taken"
+            )
+    sampler = candidates.ClassSampler(task, generators, FLAGS.seed)
+    return Source(
+        candidates.by_class(sampler, steps, wanted),
+        {**_provenance(workdir, generators), "step": steps},
+        max_tries=sum(wanted.values()),
+        walks=sampler.walks,
+    )
+
+
+def _provenance(workdir: Path, weights: Any) -> dict[str, Any]:
+    """The manifest's columns that are the same in every row."""
+    from skin_jax import state
+    from skin_jax.data import splits, synthetic
+    from skin_jax.experiment import SPLITS_FILE
+
+    members = splits.members(workdir / SPLITS_FILE, "train")
+    return {
+        "seed": FLAGS.seed,
+        "run": f"{workdir.resolve().name}-{state.digest(weights)[:12]}",
+        "train_split": synthetic.train_split_digest(members),
+    }
+
+
+def fill(out: Path, source: Source, wanted: Mapping[str, int]) -> None:
+    """Fills the classes in the order of the stream, from where the folder stands; says the result.
 
     Images are written before the progress that counts them, and the manifest comes last. So
     whatever a kill leaves behind is made again, the same.
 
     Args:
       out: a folder of this program, or an empty one.
-      draw: see `make_draw`.
+      source: of the images; a partial folder may go on with more tries.
       wanted: images of each class.
-      provenance: the other columns of the manifest: seed, step, run, train_split.
-      min_confidence: images below it are passed over.
-      max_tries: drawn images to end after; a partial folder may go on with more.
 
     Raises:
       UserError: the folder is one of other settings, or damaged; classes are not full (PARTIAL).
@@ -227,7 +260,8 @@ def fill(
     from skin_jax.data import synthetic
     from skin_jax.files import write_atomically
 
-    settings = {**provenance, "min_confidence": min_confidence, "images": dict(wanted)}
+    settings = {**source.settings, "images": dict(wanted)}
+    shared = {key: settings[key] for key in ("seed", "run", "train_split")}
     tried, rows = _resumed(out, settings)
     counts = Counter(row.label for row in rows)
     if _full(counts, wanted) and (out / synthetic.MANIFEST).exists():
@@ -242,39 +276,42 @@ def fill(
         }
         write_atomically(out / PROGRESS, json.dumps(content) + "\n")
 
-    if tried < max_tries and not _full(counts, wanted):
+    left = 0 if _full(counts, wanted) else max(0, source.max_tries - tried)
+    if left:
         (out / synthetic.MANIFEST).unlink(missing_ok=True)
     save()  # first of all: it makes the folder one of these settings
     saved = time.monotonic()
     total = sum(wanted.values())
     with tqdm(total=total, initial=len(rows), desc="Generating", unit=" images") as bar:
-        while tried < max_tries and not _full(counts, wanted):
-            first = tried // _BATCH * _BATCH
-            images, probabilities = draw(first)
-            for index in range(tried, min(first + _BATCH, max_tries)):
-                scores = probabilities[index - first]
-                name, confidence = CLASSES[scores.argmax()], float(scores.max())
-                if counts[name] >= wanted.get(name, 0) or not confidence >= min_confidence:
-                    continue
-                image = f"{name}/{name}_{provenance['seed']}_{index}.png"
+        for candidate in itertools.islice(source.stream(tried), left):
+            tried += 1
+            if candidate and counts[candidate.label] < wanted.get(candidate.label, 0):
+                name, index = candidate.label, candidate.index
+                image = f"{name}/{name}_{settings['seed']}_{index}.png"
                 encoded = io.BytesIO()
-                Image.fromarray(images[index - first]).save(encoded, format="PNG")
+                Image.fromarray(candidate.pixels).save(encoded, format="PNG")
                 write_atomically(out / image, encoded.getvalue())
                 rows.append(
                     synthetic.Generated(
-                        image=image, label=name, index=index, confidence=confidence, **provenance
+                        image=image,
+                        label=name,
+                        index=index,
+                        confidence=candidate.confidence,
+                        step=candidate.step,
+                        **shared,
                     )
                 )
                 counts[name] += 1
                 bar.update()
-            tried = min(first + _BATCH, max_tries)
             each = " ".join(f"{name} {counts[name]}/{count}" for name, count in wanted.items())
             bar.set_postfix_str(f"{tried} tried: {each}", refresh=False)
+            if _full(counts, wanted):
+                break
             if time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
                 save()
                 saved = time.monotonic()
     save()
-    _write_grids(out, rows)
+    _write_grids(out, rows, source.walks)
     synthetic.write(out, rows)
     if not _full(counts, wanted):
         raise UserError(
@@ -342,10 +379,13 @@ def _resumed(out: Path, settings: Mapping[str, Any]) -> "tuple[int, list[Generat
     return tried, rows
 
 
-def _write_grids(out: Path, rows: "Sequence[Generated]") -> None:
+def _write_grids(
+    out: Path, rows: "Sequence[Generated]", walks: "Callable[[str], np.ndarray] | None"
+) -> None:
     import numpy as np
     from PIL import Image
 
+    from skin_jax.candidates import WALK_COLUMNS
     from skin_jax.data.synthetic import GRIDS
     from skin_jax.eval import figures
 
@@ -354,6 +394,8 @@ def _write_grids(out: Path, rows: "Sequence[Generated]") -> None:
         if shown:
             images = np.stack([np.asarray(Image.open(path)) for path in shown])
             figures.image_grid(out / GRIDS / f"{name}.png", images, columns=8)
+            if walks:
+                figures.image_grid(out / GRIDS / f"{name}_walk.png", walks(name), WALK_COLUMNS)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Losses: pure array functions, means over the batch unless said.
 
-`classification` is that of plain classifiers, whose logits are float [B, n]. The others are those
-of the semi-supervised GAN, whose logits are float [B, n+1]: n classes, then "fake". Two readings of
-paper A (Rashid et al., EMBC 2019) are offered:
+`classification` is that of plain classifiers, whose logits are float [B, n], and
+`binary_cross_entropy` that of GANs whose discriminator has one logit. The others are those of the
+semi-supervised GAN, whose logits are float [B, n+1]: n classes, then "fake". Two readings of paper
+A (Rashid et al., EMBC 2019) are offered:
 
 - "softmax": one softmax over n+1, p(fake) is its last entry (Salimans et al., 2016, eq. 5);
 - "separate": a softmax over the first n, and p(fake) = sigmoid(logit n) ("the remaining n units").
@@ -38,6 +39,20 @@ def classification(
     of_class = jnp.take_along_axis(log_q, labels[:, None], axis=-1)[:, 0]
     smoothed = (1.0 - label_smoothing) * of_class + label_smoothing * jnp.mean(log_q, axis=-1)
     return -jnp.mean(class_weights[labels] * smoothed)
+
+
+def binary_cross_entropy(logits: jax.Array, target: float) -> jax.Array:
+    """-E[t log p + (1 - t) log(1 - p)] with p = sigmoid(logit), float [].
+
+    Both players of a GAN minimise it: D with t = 1 for real and t = 0 for generated images, G with
+    t = 1 for generated ones (Goodfellow et al., 2014, section 3: the non-saturating form).
+
+    Args:
+      logits: float [B].
+      target: t, in [0, 1], of all of them.
+    """
+    true, false = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
+    return -jnp.mean(target * true + (1.0 - target) * false)
 
 
 def log_p_fake(logits: jax.Array, reading: Reading) -> tuple[jax.Array, jax.Array]:

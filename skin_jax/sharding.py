@@ -13,7 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from skin_jax.errors import FAILURE, UserError
+from skin_jax.errors import FAILURE, UserError, first_line
 
 PyTree = Any
 
@@ -93,7 +93,7 @@ def start_distributed(
         raise UserError(
             f"the processes of this run could not be joined at "
             f"{coordinator_address or 'the address that the cluster gives'} "
-            f"({(str(error).strip() or repr(error)).splitlines()[0]})"
+            f"({first_line(error)})"
             + ("; a pod of an indexed job needs the package kubernetes" if pod else "")
             + "; --config.distributed.num_processes=1 trains with this process alone",
             FAILURE,

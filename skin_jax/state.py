@@ -124,6 +124,22 @@ class ClassifierState(State, struct.PyTreeNode):
         return self.network.variables
 
 
+class ClassGansState(struct.PyTreeNode):
+    """The GANs of K classes, and the best generator that each has had.
+
+    Attributes:
+      gans: every leaf [K, ...].
+      best: variables of the generators with the best scores, leaves [K, ...].
+      best_score: float32 [K], the lower the better; inf before the first.
+      best_step: int32 [K].
+    """
+
+    gans: GanState
+    best: PyTree
+    best_score: jax.Array
+    best_step: jax.Array
+
+
 # A donated state must not hold one buffer twice: zeros of its own for each count, copies for EMA.
 def _zero() -> jax.Array:
     return jnp.zeros((), jnp.int32)

@@ -12,12 +12,14 @@ import jax
 import numpy as np
 from clu import parameter_overview
 from flax import serialization
+from jax.sharding import PartitionSpec
 from ml_collections import ConfigDict
 
 from skin_jax import checkpoint, errors, sharding, tasks
 from skin_jax.augment import to_uint8
-from skin_jax.data.pipeline import Order
+from skin_jax.data.pipeline import ClassOrder, Order
 from skin_jax.eval import figures, metrics, report, runs
+from skin_jax.eval.class_gans import ClassGansWatch, by_name
 from skin_jax.eval.inference import make_predictor
 from skin_jax.experiment import Experiment, start
 from skin_jax.files import locked
@@ -69,7 +71,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> None:
             if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
                 raise
             raise errors.UserError(
-                f"another process of this run does not answer ({str(error).splitlines()[0]}); what "
+                f"another process of this run does not answer ({errors.first_line(error)}); what "
                 "is saved is whole: run the same command again in all of them",
                 errors.PEER_DIED,
             ) from error
@@ -95,19 +97,18 @@ def _train_and_evaluate(
     try:
         train(experiment, checkpoints, workdir, preemption)
         checkpoints.wait()
+        found = None
         if isinstance(experiment.task, tasks.Classifies):
             found = runs.evaluate_split(experiment, checkpoints, "test", workdir / "eval" / "test")
-            if found is not None:
-                print(
-                    f"\nbest checkpoint by validation macro AUC: step {found[0].step}; on test:\n"
-                )
-                print(report.table_one(found[0].metrics, found[0].shared_with_train))
-                if experiment.is_demo:
-                    print(f"\n{runs.DEMO_NOTE}")
-            if sharding.is_first():
-                page = runs.write_page(experiment, found[1] if found else (), workdir)
-                print(f"\nfull report: {page}", flush=True)
-            sharding.wait_for_all("the report is written")
+        if found is not None:
+            print(f"\nbest checkpoint by validation macro AUC: step {found[0].step}; on test:\n")
+            print(report.table_one(found[0].metrics, found[0].shared_with_train))
+            if experiment.is_demo:
+                print(f"\n{runs.DEMO_NOTE}")
+        if sharding.is_first():
+            page = runs.write_page(experiment, found[1] if found else (), workdir)
+            print(f"\nfull report: {page}", flush=True)
+        sharding.wait_for_all("the report is written")
     except (OSError, checkpoint.SaveError) as error:
         if jax.process_count() > 1:  # the others do not know of it
             sharding.leave(f"error: {workdir}: {error}", errors.FAILURE)
@@ -139,14 +140,14 @@ def train(
         processes=jax.process_count(),
         devices=experiment.mesh.size,
         real_examples=len(experiment.indices("train")),
-        synthetic_examples=0,
+        synthetic_examples=0 if experiment.synthetic is None else len(experiment.synthetic.records),
     )
     watch = _Watch(experiment, workdir)
     progress = Progress(
         step,
         experiment.num_steps,
         experiment.steps_per_epoch,
-        config.batch_size,
+        experiment.rows,
         experiment.task.headline,
     )
     dispatch = make_dispatch(experiment)
@@ -163,8 +164,8 @@ def train(
             due = _due(experiment, before, step)
             stop = preemption.requested(dispatches)  # asked once: it may change at any moment
             if due.log or due.evaluate or due.save or stop:
-                averages = _averages(pending)
-                _check_finite(averages, step, workdir)
+                averages = _averages(pending, experiment.task)
+                watch.check_finite(averages, step)
                 writer.scalars(
                     step, averages | {"images_per_second": progress.report(step, averages)}
                 )
@@ -172,8 +173,10 @@ def train(
             if due.evaluate or due.save or stop:
                 with watchdog.paused():
                     if due.evaluate:
-                        scores = watch.evaluate(state, step)
+                        state, scores = watch.evaluate(state, step)
                         writer.scalars(step, scores)
+                    if due.keep and isinstance(experiment.task, tasks.GeneratesByClass):
+                        _keep_generators(experiment.task, state, step, workdir)
                     score = scores.get(checkpoint.SCORE) if due.evaluate else None
                     checkpoints.save(step, state, score)
                     if stop:
@@ -199,7 +202,7 @@ def make_dispatch(
         state: PyTree, resident: PyTree, feed: dict[str, jax.Array], rng: jax.Array
     ) -> tuple[PyTree, PyTree]:
         def one(state: PyTree, feed: dict[str, jax.Array]) -> tuple[PyTree, PyTree]:
-            return task.train_step(state, pipeline.gather(resident, feed), rng)
+            return train_step(state, pipeline.gather(resident, feed), rng)
 
         if per_dispatch == 1:
             return one(state, feed)
@@ -209,11 +212,20 @@ def make_dispatch(
             for key, values in stacked.items()
         }
 
-    whole = sharding.replicated(experiment.mesh)
+    train_step = task.train_step
+    if isinstance(task, tasks.GeneratesByClass):
+        # Each device trains its own classes, as if there were no others.
+        train_step = jax.shard_map(
+            train_step,
+            mesh=experiment.mesh,
+            in_specs=(PartitionSpec("data"), PartitionSpec("data"), PartitionSpec()),
+            out_specs=PartitionSpec("data"),
+            check_vma=False,
+        )
     return jax.jit(
         run,
         donate_argnums=0,
-        out_shardings=(whole, whole),
+        out_shardings=(experiment.placement, sharding.replicated(experiment.mesh)),
         compiler_options=sharding.compiler_options(sharding.platform(experiment.mesh)),
     )
 
@@ -222,17 +234,17 @@ def _initial_state(
     experiment: Experiment, checkpoints: checkpoint.Checkpoints, rng: jax.Array
 ) -> tuple[PyTree, int]:
     """The newest good checkpoint and its step, or the state before step 0."""
-    whole = sharding.replicated(experiment.mesh)
+    placement = experiment.placement
     shapes = jax.eval_shape(experiment.task.init, rng)
-    restored = checkpoints.restore_latest(checkpoint.template_of(shapes, whole))
+    restored = checkpoints.restore_latest(checkpoint.template_of(shapes, placement))
     if restored is not None:
         checkpoints.set_aside_after(restored[1])
         done = "  (nothing left to train)" if restored[1] >= experiment.num_steps else ""
         print(f"resuming at step {restored[1]} of {experiment.num_steps}{done}", flush=True)
         return restored
-    state = jax.jit(experiment.task.init, out_shardings=whole)(rng)
+    state = jax.jit(experiment.task.init, out_shardings=placement)(rng)
     if isinstance(experiment.task, tasks.Pretrained):
-        state = sharding.to_global(experiment.task.pretrained(state), whole)
+        state = sharding.to_global(experiment.task.pretrained(state), placement)
     values = int(parameter_overview.count_parameters(serialization.to_state_dict(state)))
     print(f"starting a run of {experiment.num_steps} steps; the state has {values:,} values")
     return state, 0
@@ -241,10 +253,16 @@ def _initial_state(
 def feeds(experiment: Experiment, first_step: int) -> Iterator[dict[str, jax.Array]]:
     """What travels to the device for each dispatch from `first_step` on, to the end of the run."""
     config = experiment.config
-    indices = experiment.indices("train")
-    order = Order(indices, experiment.examples.labels[indices], config.data.sampling, config.seed)
+    indices, labels = experiment.training_indices, experiment.training_labels
+    order: Order | ClassOrder
+    if isinstance(experiment.task, tasks.GeneratesByClass):
+        order = ClassOrder(
+            indices, labels, experiment.task.labels, experiment.task.per_class, config.seed
+        )
+    else:
+        order = Order(indices, labels, config.data.sampling, config.seed)
     return experiment.pipeline.train_feeds(
-        order, config.batch_size, first_step, experiment.num_steps, config.steps_per_dispatch
+        order, experiment.rows, first_step, experiment.num_steps, config.steps_per_dispatch
     )
 
 
@@ -252,6 +270,7 @@ def feeds(experiment: Experiment, first_step: int) -> Iterator[dict[str, jax.Arr
 class _Due:
     log: bool
     evaluate: bool
+    keep: bool  # the generators, for a choice by hand
     save: bool
 
 
@@ -263,38 +282,55 @@ def _due(experiment: Experiment, before: int, step: int) -> _Due:
         return math.floor(before / every) != math.floor(step / every)
 
     last = step >= experiment.num_steps
+    epoch = config.eval_every_steps or experiment.steps_per_epoch
     return _Due(
         log=last or crossed(config.log.every_steps),
-        evaluate=last or crossed(config.eval_every_steps or experiment.steps_per_epoch),
+        evaluate=last or crossed(epoch),
+        keep=crossed(epoch * config.get("keep_generators_every", math.inf)),
         save=crossed(config.checkpoint.every_steps),
     )
 
 
-def _averages(pending: list[PyTree]) -> Scalars:
-    """Means over the dispatches since the last report, in one transfer; counts are the last."""
+def _keep_generators(task: tasks.GeneratesByClass, state: PyTree, step: int, workdir: Path) -> None:
+    """Saves the generators beside the checkpoints, from which none is ever deleted."""
+    kept = checkpoint.Checkpoints(workdir / checkpoint.GENERATORS, keep_all=True)
+    with contextlib.closing(kept):
+        kept.save(step, task.current(state), None)
+
+
+def _averages(pending: list[PyTree], task: tasks.Task) -> Scalars:
+    """Means over the dispatches since the last report, in one transfer; counts are the last.
+
+    What a task has for each of its classes is averaged over these as well, where it is finite;
+    their undone steps add up, and only those of all of them count as steps in a row.
+    """
     rows = jax.device_get(pending)
-    averages = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
-    averages |= {key: float(rows[-1][key]) for key in _COUNTS}
-    return averages
+    averages = {key: np.mean([row[key] for row in rows], axis=0) for key in rows[0]}
+    averages |= {key: rows[-1][key] for key in _COUNTS}
+    if not isinstance(task, tasks.GeneratesByClass):
+        return {key: float(value) for key, value in averages.items()}
+    over_classes: dict[str, Callable[[np.ndarray], Any]]
+    over_classes = {"nonfinite": np.sum, "nonfinite_in_a_row": np.min}
+    return {
+        key: float(over_classes.get(key, _finite_mean)(value)) for key, value in averages.items()
+    } | by_name(averages, task.labels)
 
 
-def _check_finite(values: Scalars, step: int, workdir: Path) -> None:
-    if values["nonfinite_in_a_row"] >= MAX_NONFINITE_IN_A_ROW:
-        raise errors.UserError(
-            f"training diverged: {MAX_NONFINITE_IN_A_ROW} steps in a row before step {step} gave "
-            f"losses or gradients that are not finite; {workdir / 'checkpoints'} holds the last "
-            "good ones; start again in a new --workdir with a lower config.optimizer.learning_rate",
-            errors.FAILURE,
-        )
+def _finite_mean(values: np.ndarray) -> float:
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if len(finite) else math.nan
 
 
 class _Watch:
-    """What is looked at once an epoch: validation scores, and a grid of real and generated."""
+    """What is looked at: finite steps, and once an epoch scores and real and generated images."""
 
     def __init__(self, experiment: Experiment, workdir: Path):
         self._experiment = experiment
         self._workdir = workdir
+        self._frozen: set[str] = set()
         task = experiment.task
+        if isinstance(task, tasks.GeneratesByClass):
+            self._class_gans = ClassGansWatch(experiment)
         if isinstance(task, tasks.Classifies):
             self._predictor = make_predictor(task.predict, experiment.pipeline)
         if isinstance(task, tasks.Generates):
@@ -304,13 +340,40 @@ class _Watch:
                 compiler_options=sharding.compiler_options(sharding.platform(experiment.mesh)),
             )
 
-    def evaluate(self, state: PyTree, step: int) -> Scalars:
-        """Scores on the validation split (none where it is empty); prints them, writes the grid."""
+    def check_finite(self, values: Scalars, step: int) -> None:
+        """Ends a run that has diverged; a class that has is named once, and the others go on."""
+        if values["nonfinite_in_a_row"] >= MAX_NONFINITE_IN_A_ROW:
+            raise errors.UserError(
+                f"training diverged: {MAX_NONFINITE_IN_A_ROW} steps in a row before step {step} "
+                f"gave losses or gradients that are not finite; {self._workdir / 'checkpoints'} "
+                "holds the last good ones; start again in a new --workdir with a lower "
+                "config.optimizer.learning_rate",
+                errors.FAILURE,
+            )
+        for key, value in values.items():
+            count, _, name = key.partition("/")
+            if count == "nonfinite_in_a_row" and name and value >= MAX_NONFINITE_IN_A_ROW:
+                if name not in self._frozen:
+                    errors.warn(
+                        f"step {step}: {MAX_NONFINITE_IN_A_ROW} steps in a row of the GAN of "
+                        f"{name} were not finite; it stays as it was before them, and the others "
+                        "go on"
+                    )
+                self._frozen.add(name)
+
+    def evaluate(self, state: PyTree, step: int) -> tuple[PyTree, Scalars]:
+        """The scores that the task has, after printing them and writing the grid; and the state.
+
+        Of a classifier, scores on the validation split (none where it is empty); of one GAN a
+        class, those of the generators, the best of which the state keeps.
+        """
+        if isinstance(self._experiment.task, tasks.GeneratesByClass):
+            return self._class_gans.look(state, step, self._grid(step))
         if isinstance(self._experiment.task, tasks.Generates):
             self._write_grid(state, step)
         indices = self._experiment.indices("val")
         if not isinstance(self._experiment.task, tasks.Classifies) or len(indices) == 0:
-            return {}
+            return state, {}
         labels = self._experiment.examples.labels[indices]
         probabilities = self._predictor(state, indices, self._experiment.config.eval_batch_size)
         scores = {
@@ -318,7 +381,10 @@ class _Watch:
             "val_balanced_accuracy": metrics.balanced_accuracy(probabilities, labels),
         }
         print("  ".join([f"step {step}", *(f"{key} {v:.3f}" for key, v in scores.items())]))
-        return scores
+        return state, scores
+
+    def _grid(self, step: int) -> Path:
+        return self._workdir / "samples" / f"step_{step}.png"
 
     def _write_grid(self, state: PyTree, step: int) -> None:
         """The same real images and the same noise each time, so that epochs can be compared."""
@@ -329,10 +395,8 @@ class _Watch:
         generated = self._sample(state, jax.random.key(0), labels)
         if not sharding.is_first():
             return
-        folder = self._workdir / "samples"
-        folder.mkdir(exist_ok=True)
         figures.real_and_generated(
-            folder / f"step_{step}.png",
+            self._grid(step),
             self._experiment.examples.images[chosen],
             np.asarray(generated),
             columns=_GRID_COLUMNS,

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from absl import flags
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -21,6 +22,37 @@ def strict_dtypes():
     """For code of ours: a dtype must be asked for. Optax relies on implicit promotion."""
     with jax.numpy_dtype_promotion("strict"):
         yield
+
+
+@pytest.fixture(scope="session")
+def generate():
+    """The entry point, with a registry of its own for flags: other entry points have the same."""
+    own = flags.FlagValues()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flags, "FLAGS", own)
+        for kind in ("string", "integer", "float", "list"):
+            define = getattr(flags, f"DEFINE_{kind}")
+            patch.setattr(
+                flags,
+                f"DEFINE_{kind}",
+                lambda *args, define=define, **kwargs: define(*args, flag_values=own, **kwargs),
+            )
+        from skin_jax import generate
+    return generate
+
+
+@pytest.fixture(scope="session")
+def generate_with(generate):
+    """skin_jax.generate's main() with flags."""
+
+    def main(**chosen: object) -> None:
+        generate.FLAGS.unparse_flags()
+        for name in generate.FLAGS:
+            generate.FLAGS[name].unparse()
+        generate.FLAGS(["generate", *(f"--{name}={value}" for name, value in chosen.items())])
+        generate.main(["generate"])
+
+    return main
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,7 @@ def test_written_configuration_reads_back_equal(tmp_path):
     "changes",
     [
         {"data__dir": "/elsewhere"},
+        {"data__synthetic": "/elsewhere"},
         {"data__pipeline": "device"},
         {"data__cache_dir": "/tmp"},
         {"log__every_steps": 1},
@@ -49,6 +50,8 @@ def test_keys_that_do_not_change_a_result_may_differ_on_resume(tmp_path, changes
         {"num_epochs": 12},
         {"num_steps": 1},
         {"precision": "bf16"},
+        {"data__synthetic_ratio": 0.5},
+        {"data__oversample_to": 100},
         {"steps_per_dispatch": 2},
     ],
 )
@@ -97,6 +100,29 @@ def test_a_folder_without_a_run_and_a_damaged_one_are_told_apart(tmp_path):
         ({"data__on_bad_image": "hide"}, r"config\.data\.on_bad_image is 'hide'"),
         ({"data__split_fractions": ("0.7", "0.1", "0.2")}, r"takes three numbers"),
         ({"data__dir": ""}, r"config\.data\.dir is empty"),
+        ({"data__synthetic": ""}, r"config\.data\.synthetic is empty"),
+        ({"data__oversample_to": 0}, r"config\.data\.oversample_to is 0; it must be at least 1"),
+        ({"data__synthetic_ratio": 1.0}, r"synthetic_ratio needs generated images"),
+        (
+            {"data__synthetic": "g", "data__synthetic_ratio": -1.0},
+            r"config\.data\.synthetic_ratio is -1\.0; it must be at least 0",
+        ),
+        (
+            {"data__synthetic": "g", "data__synthetic_ratio": float("nan")},
+            r"config\.data\.synthetic_ratio is nan",
+        ),
+        (
+            {"data__synthetic": "g", "data__synthetic_ratio": float("inf")},
+            r"config\.data\.synthetic_ratio is inf",
+        ),
+        (
+            {"data__synthetic": "g", "data__oversample_to": 9},
+            r"oversample_to is the control of config\.data\.synthetic.*give one of them",
+        ),
+        (
+            {"data__sampling": "balanced", "data__oversample_to": 9},
+            r"oversample_to changes nothing with .*'balanced'.*give one of them",
+        ),
     ],
 )
 def test_settings_out_of_range_name_their_key(changes, message):
@@ -154,6 +180,15 @@ def test_the_classifiers_start_from_pretrained_weights_that_the_command_line_can
     config.update_from_flattened_dict({"model.weights": "none"})
 
 
+def test_the_config_of_the_plain_network_starts_from_scratch():
+    path = Path(__file__).parents[1] / "configs" / "classifier.py"
+    for variant in ("", "smoke"):
+        config = runpy.run_path(str(path))["get_config"](variant)
+        config_lib.validate(config)
+        assert (config.model.name, config.model.weights) == ("cnn", "none")
+        assert config.optimizer.backbone_multiplier == 1.0
+
+
 def test_unknown_variant_names_the_choices():
     with pytest.raises(UserError, match=r"no variant 'smok' .* ':smoke'"):
         config_lib.for_variant(config_lib.sgan(), "smok")
@@ -163,7 +198,9 @@ def test_paths_become_absolute_but_names_of_weights_stay(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = config_lib.classifier()
     config.data.dir, config.model.weights = "images", "lite0.safetensors"
+    config.data.synthetic = "generated"
     config_lib.make_paths_absolute(config)
+    assert config.data.synthetic == str(tmp_path / "generated")
     assert config.data.dir == str(tmp_path / "images")
     assert config.model.weights == str(tmp_path / "lite0.safetensors")
     for name in ("none", "hf:timm/resnet50.a1_in1k"):
@@ -173,3 +210,4 @@ def test_paths_become_absolute_but_names_of_weights_stay(tmp_path, monkeypatch):
     gan = config_lib.sgan()
     config_lib.make_paths_absolute(gan)
     assert gan.data.dir is None
+    assert gan.data.synthetic is None

@@ -1,20 +1,20 @@
+import itertools
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import flags
 from PIL import Image
 
-from skin_jax import checkpoint, errors, sharding, tasks, train
+from skin_jax import candidates, errors, sharding, tasks, train
 from skin_jax import config as config_lib
-from skin_jax.augment import to_uint8
 from skin_jax.data import demo, splits, synthetic
 from skin_jax.data.lesions import CLASSES
 from skin_jax.errors import UserError
@@ -35,23 +35,6 @@ SMALL = {
 
 
 @pytest.fixture(scope="module")
-def program():
-    """The entry point, with a registry of its own for flags: other entry points have the same."""
-    own = flags.FlagValues()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flags, "FLAGS", own)
-        for kind in ("string", "integer", "float", "list"):
-            define = getattr(flags, f"DEFINE_{kind}")
-            patch.setattr(
-                flags,
-                f"DEFINE_{kind}",
-                lambda *args, define=define, **kwargs: define(*args, flag_values=own, **kwargs),
-            )
-        from skin_jax import generate
-    return generate
-
-
-@pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     config = config_lib.sgan()
     config.update_from_flattened_dict(SMALL)
@@ -63,54 +46,47 @@ def workdir(tmp_path_factory):
 @pytest.fixture(scope="module")
 def best(workdir):
     task, _ = reopen_task(workdir)
-    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", read_only=True)
-    state, step = runs.best_state(task, checkpoints, sharding.make_mesh(1))
-    checkpoints.close()
+    state, step = runs.best_of(workdir, task, sharding.make_mesh(1))
     return task, state, step
 
 
 @pytest.fixture(scope="module")
-def favourite(program, best):
+def favourite(best):
     """What two steps of training taught: the class into which nearly all images fall."""
     task, state, _ = best
-    _, probabilities = program.make_draw(task, state, 0)(0)
+    _, probabilities = candidates.make_draw(task, state, 0)(0)
     return CLASSES[np.bincount(probabilities.argmax(axis=1)).argmax()]
 
 
 @pytest.fixture
-def run(program, workdir):
+def run(generate_with, workdir):
     """main() with flags."""
 
     def main(out: Path, **chosen: object) -> None:
-        chosen = {"workdir": workdir, "out": out, "min_confidence": 0.0} | chosen
-        program.FLAGS.unparse_flags()
-        for name in program.FLAGS:
-            program.FLAGS[name].unparse()
-        program.FLAGS(["generate", *(f"--{name}={value}" for name, value in chosen.items())])
-        program.main(["generate"])
+        generate_with(**{"workdir": workdir, "out": out, "min_confidence": 0.0} | chosen)
 
     return main
 
 
-@pytest.fixture
-def disc(program):
-    """A draw without networks: image i has the class i mod 7 and the confidence that a table says.
+def disc(position: int) -> Iterator[candidates.Candidate | None]:
+    """A stream without networks: image i has the class i mod 7; multiples of 3 are passed over.
 
     Vascular lesions never come.
     """
-
-    def draw(first: int) -> tuple[np.ndarray, np.ndarray]:
-        indices = np.arange(first, first + 64)
-        images = np.random.default_rng(first).integers(0, 256, (64, 8, 8, 3), dtype=np.uint8)
-        confidence = np.where(indices % 3 == 0, 0.4, 0.9).astype(np.float32)
-        probabilities = np.repeat((1 - confidence[:, None]) / 6, 7, axis=1)
-        probabilities[np.arange(64), np.where(indices % 7 == 6, 5, indices % 7)] = confidence
-        return images, probabilities
-
-    return draw
+    for index in itertools.count(position):
+        pixels = np.random.default_rng(index).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        name = CLASSES[min(index % 7, 5)]
+        candidate = candidates.Candidate(name, index, float(np.float32(0.9)), 5, pixels)
+        yield None if index % 3 == 0 else candidate
 
 
-PROVENANCE = {"seed": 1, "step": 5, "run": "tiny-0123", "train_split": "0" * 64}
+SETTINGS = {
+    "seed": 1,
+    "step": 5,
+    "run": "tiny-0123",
+    "train_split": "0" * 64,
+    "min_confidence": 0.5,
+}
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -124,17 +100,17 @@ def pixels(path: Path) -> np.ndarray:
         return np.asarray(image)
 
 
-def test_quotas(program):
+def test_quotas(generate):
     real = np.array([10, 0, 7, 3, 200, 101, 5])
     none = {"per_class": None, "balance_to": None, "ratio": None}
-    assert program.quotas(real, CLASSES, **none) == dict.fromkeys(CLASSES, 100)
-    assert program.quotas(real, ("nv", "df"), **none | {"per_class": 4}) == {"df": 4, "nv": 4}
-    filled = program.quotas(real, ("akiec", "bcc", "mel", "nv"), **none | {"balance_to": 101})
+    assert generate.quotas(real, CLASSES, **none) == dict.fromkeys(CLASSES, 100)
+    assert generate.quotas(real, ("nv", "df"), **none | {"per_class": 4}) == {"df": 4, "nv": 4}
+    filled = generate.quotas(real, ("akiec", "bcc", "mel", "nv"), **none | {"balance_to": 101})
     assert filled == {"akiec": 91, "bcc": 101}  # mel has more, nv as many
-    halves = program.quotas(real, CLASSES, **none | {"ratio": 0.5})
+    halves = generate.quotas(real, CLASSES, **none | {"ratio": 0.5})
     assert halves == {"akiec": 5, "bkl": 4, "df": 2, "mel": 100, "nv": 51, "vasc": 3}
     assert list(halves) == [name for name in CLASSES if name != "bcc"]
-    assert program.quotas(real, CLASSES, **none | {"ratio": 0.0}) == {}
+    assert generate.quotas(real, CLASSES, **none | {"ratio": 0.0}) == {}
 
 
 def test_folder_manifest_and_judgement(run, workdir, best, favourite, tmp_path, capfd):
@@ -173,76 +149,58 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(run, favouri
     assert not np.array_equal(first, other)
 
 
-def test_an_image_is_a_function_of_seed_and_index_alone(program, best):
-    task, state, _ = best
-    images, probabilities = program.make_draw(task, state, 7)(128)
-    for i in (0, 5, 63):
-        key = jax.random.fold_in(jax.random.key(7), 128 + i)
-        alone = to_uint8(task.sample(state, key, jnp.zeros((1,), jnp.int32)))[0]
-        # One level: the arithmetic of a batch of one may differ in the last bit.
-        np.testing.assert_allclose(images[i].astype(int), np.asarray(alone, int), atol=1)
-    assert images.dtype == np.uint8
-    assert images.shape == (64, 32, 32, 3)
-    np.testing.assert_allclose(probabilities.sum(axis=1), 1.0, rtol=1e-5)
-    assert len({image.tobytes() for image in images}) == 64
-
-
-def fill(program, out, draw, wanted, **changes):
+def fill(generate, out, stream, wanted, *, max_tries=1000, **changes):
     out.mkdir(exist_ok=True)
-    options = {"min_confidence": 0.5, "max_tries": 1000} | changes
-    program.fill(out, draw, wanted, PROVENANCE, **options)
+    generate.fill(out, generate.Source(stream, SETTINGS | changes, max_tries), wanted)
 
 
-def test_classes_fill_in_the_order_of_the_index_above_the_confidence(program, disc, tmp_path):
-    fill(program, tmp_path / "out", disc, {"akiec": 3, "df": 2})
+def test_classes_fill_in_the_order_of_the_stream(generate, tmp_path):
+    fill(generate, tmp_path / "out", disc, {"akiec": 3, "df": 2})
     rows = synthetic.read(tmp_path / "out")
     by_class = {name: [r.index for r in rows if r.label == name] for name in ("akiec", "df")}
-    # Multiples of 3 are below the confidence.
     assert by_class == {"akiec": [7, 14, 28], "df": [10, 17]}
     assert {row.confidence for row in rows} == {float(np.float32(0.9))}
-    np.testing.assert_array_equal(pixels(tmp_path / "out" / "df/df_1_10.png"), disc(0)[0][10])
+    expected = next(disc(10))
+    np.testing.assert_array_equal(pixels(tmp_path / "out" / "df/df_1_10.png"), expected.pixels)
 
 
-def test_classes_that_do_not_come_end_with_a_partial_result(program, disc, tmp_path):
+def test_classes_that_do_not_come_end_with_a_partial_result(generate, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(UserError, match="after 100 drawn images") as caught:
-        fill(program, out, disc, {"df": 30, "vasc": 2}, max_tries=100)
+        fill(generate, out, disc, {"df": 30, "vasc": 2}, max_tries=100)
     assert caught.value.exit_code == errors.PARTIAL
     assert "df 9 of 30 (the last is number 94), vasc 0 of 2" in str(caught.value)
     assert len(synthetic.read(out)) == 9
     before = contents(out)
     with pytest.raises(UserError, match="after 100 drawn images"):
-        fill(program, out, disc, {"df": 30, "vasc": 2}, max_tries=100)
+        fill(generate, out, disc, {"df": 30, "vasc": 2}, max_tries=100)
     assert contents(out) == before
 
 
-def test_a_partial_folder_goes_on_with_more_tries(program, disc, tmp_path):
+def test_a_partial_folder_goes_on_with_more_tries(generate, tmp_path):
     out = tmp_path / "out"
 
-    def draw(first):
+    def stream(position):
         assert not (out / "manifest.csv").exists()  # a reader must not take it for finished
-        return disc(first)
+        yield from disc(position)
 
     for tries in (100, 400):
         with pytest.raises(UserError, match=f"after {tries} drawn images"):
-            fill(program, out, draw, {"df": 30, "vasc": 2}, max_tries=tries)
+            fill(generate, out, stream, {"df": 30, "vasc": 2}, max_tries=tries)
         assert len(synthetic.read(out)) == (9 if tries == 100 else 30)
     with pytest.raises(UserError, match="df 30 of 30"):
-        fill(program, tmp_path / "whole", disc, {"df": 30, "vasc": 2}, max_tries=400)
+        fill(generate, tmp_path / "whole", disc, {"df": 30, "vasc": 2}, max_tries=400)
     assert contents(out) == contents(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("after", range(11))
-def test_an_interrupted_folder_ends_as_an_undisturbed_one(
-    program, disc, tmp_path, monkeypatch, after
-):
+def test_an_interrupted_folder_ends_as_an_undisturbed_one(generate, tmp_path, monkeypatch, after):
     """The write after `after` others never happens; half of the file lies there under a name."""
     wanted = {"akiec": 40, "mel": 30}
-    fill(program, tmp_path / "whole", disc, wanted)
-    monkeypatch.setattr(program, "_SECONDS_BETWEEN_SAVES", 0.0 if after % 2 else 1e9)
+    monkeypatch.setattr(generate, "_SECONDS_BETWEEN_SAVES", 0.0 if after % 2 else 1e9)
     from skin_jax import files
 
-    real, left = files.write_atomically, [after * 9]
+    real, left = files.write_atomically, [10**6]
 
     def failing(path, content):
         if left[0] == 0:
@@ -254,54 +212,51 @@ def test_an_interrupted_folder_ends_as_an_undisturbed_one(
 
     monkeypatch.setattr(files, "write_atomically", failing)
     monkeypatch.setattr(synthetic, "write_atomically", failing)
+    fill(generate, tmp_path / "whole", disc, wanted)
+    writes = 10**6 - left[0]
+    left[0] = after * 9
     out = tmp_path / "out"
     interrupted = False
     try:
-        fill(program, out, disc, wanted)
+        fill(generate, out, disc, wanted)
     except KeyboardInterrupt:
         interrupted = True
-    assert interrupted == (after * 9 < 75)
+    assert interrupted == (after * 9 < writes)
     if interrupted:
         with pytest.raises(UserError, match="has no manifest"):
             synthetic.read(out)
     left[0] = 10**6
-    fill(program, out, disc, wanted)
+    fill(generate, out, disc, wanted)
     assert contents(out) == contents(tmp_path / "whole")
 
 
-def test_a_complete_folder_says_so_and_lost_images_come_again(program, disc, tmp_path, capsys):
+def test_a_complete_folder_says_so_and_lost_images_come_again(generate, tmp_path, capsys):
     out = tmp_path / "out"
-    fill(program, out, disc, {"df": 4})
+    fill(generate, out, disc, {"df": 4})
     before = contents(out)
 
-    def never(first):
+    def never(position):
         raise AssertionError("nothing is left to draw")
+        yield
 
     capsys.readouterr()
-    fill(program, out, never, {"df": 4})
+    fill(generate, out, never, {"df": 4})
     assert f"{out} is complete: df 4 of 4" in capsys.readouterr().out
     (out / "manifest.csv").unlink()
-    fill(program, out, never, {"df": 4})
+    fill(generate, out, never, {"df": 4})
     assert contents(out) == before
     (out / "df" / "df_1_10.png").unlink()
-    fill(program, out, disc, {"df": 4})
+    fill(generate, out, disc, {"df": 4})
     assert "1 images of" in capsys.readouterr().err
     assert contents(out) == before
 
 
-def test_a_folder_of_other_settings_is_refused_by_name(program, disc, tmp_path):
+def test_a_folder_of_other_settings_is_refused_by_name(generate, tmp_path):
     out = tmp_path / "out"
-    fill(program, out, disc, {"df": 4})
+    fill(generate, out, disc, {"df": 4})
     before = contents(out)
     with pytest.raises(UserError) as caught:
-        program.fill(
-            out,
-            disc,
-            {"df": 5, "mel": 1},
-            PROVENANCE | {"seed": 2, "step": 6},
-            min_confidence=0.6,
-            max_tries=10,
-        )
+        fill(generate, out, disc, {"df": 5, "mel": 1}, seed=2, step=6, min_confidence=0.6)
     for words in (
         "seed: 1 there, 2 now",
         "step: 5 there, 6 now",
@@ -312,9 +267,9 @@ def test_a_folder_of_other_settings_is_refused_by_name(program, disc, tmp_path):
         assert words in str(caught.value)
     assert "run:" not in str(caught.value)
     assert contents(out) == before
-    (out / program.PROGRESS).write_text('{"settings": ')
+    (out / generate.PROGRESS).write_text('{"settings": ')
     with pytest.raises(UserError, match=r"generation.json is damaged"):
-        fill(program, out, disc, {"df": 4})
+        fill(generate, out, disc, {"df": 4})
 
 
 def test_refusals_are_one_sentence(run, workdir, tmp_path, monkeypatch):
@@ -353,6 +308,15 @@ def test_refusals_are_one_sentence(run, workdir, tmp_path, monkeypatch):
     refused("task 'sgan', which does not generate images")
 
 
+def test_the_checkpoint_of_a_step(run, best, favourite, tmp_path):
+    step = best[2]
+    run(tmp_path / "best", per_class=3, classes=favourite)
+    run(tmp_path / "step", per_class=3, classes=favourite, step=step)
+    assert contents(tmp_path / "step") == contents(tmp_path / "best")
+    with pytest.raises(UserError, match=f"no checkpoint of step 77; there are those of {step}"):
+        run(tmp_path / "absent", per_class=3, step=77)
+
+
 def test_balance_to_reads_the_training_split(run, workdir, favourite, tmp_path):
     real = splits.class_counts(workdir / "splits.csv", "train")[CLASSES.index(favourite)]
     (tmp_path / "out").mkdir()
@@ -363,7 +327,7 @@ def test_balance_to_reads_the_training_split(run, workdir, favourite, tmp_path):
 
 
 def test_killed_and_started_again_on_another_number_of_devices(run, workdir, favourite, tmp_path):
-    """The program itself, ended by kill -9 while it writes."""
+    """The generate itself, ended by kill -9 while it writes."""
     out, whole, count = tmp_path / "out", tmp_path / "whole", 1500
     command = [
         *(sys.executable, "-m", "skin_jax.generate", f"--workdir={workdir}", f"--out={out}"),

@@ -316,7 +316,7 @@ import jax
 from jax.experimental import multihost_utils
 from skin_jax import main, sharding, train
 from skin_jax.experiment import start
-from skin_jax.augment import augment
+from skin_jax.augment import augment, keys_of
 
 def batches(argv):
     config = main._CONFIG.value
@@ -325,7 +325,7 @@ def batches(argv):
     task, whole = experiment.task, sharding.replicated(experiment.mesh)
     def pixels(resident, feed):
         batch = experiment.pipeline.gather(resident, feed)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), batch["position"])
+        keys = keys_of(jax.random.key(0), batch["position"])
         return batch["image"], batch["label"], augment(batch["image"], keys, task.augmentation)
     pixels = jax.jit(pixels, out_shardings=whole)
     for feed in train.feeds(experiment, 0):

@@ -14,13 +14,14 @@ import pytest
 
 from skin_jax import checkpoint, errors, sharding, train
 from skin_jax import config as config_lib
+from skin_jax import experiment as experiment_lib
 from skin_jax import state as state_lib
 from skin_jax.data import demo
 from skin_jax.eval import report, runs
 from skin_jax.experiment import start
 from skin_jax.files import locked
 from skin_jax.models.efficientnet_lite import LITE0, EfficientNetLite0
-from skin_jax.tasks import classifier, sgan
+from skin_jax.tasks import classifier, dcgan, sgan
 
 needs_tf = pytest.mark.skipif(
     not importlib.util.find_spec("tensorflow"), reason="TensorFlow is not installed"
@@ -108,6 +109,102 @@ def test_a_restart_of_a_classifier_changes_no_bit_and_needs_no_weights(tmp_path,
     assert resumed == whole
     assert len(loaded) == 4  # not by the restart
     assert state.ema
+
+
+def class_gans(**changes):
+    config = config_lib.dcgan()
+    small = {
+        "num_steps": 6,
+        "batch_size": 4,
+        "eval_every_steps": 2,
+        "keep_generators_every": 2,
+        "data.demo_images": demo.MIN_IMAGES,
+        "data.image_size": 32,
+        "data.pipeline": "device",
+        "model.width": 4,
+        "model.noise_size": 8,
+        "score.images": 6,
+        "sharding.num_devices": 1,
+        "log.every_steps": 1,
+        "log.tensorboard": False,
+    }
+    config.update_from_flattened_dict(
+        small | {key.replace("__", "."): value for key, value in changes.items()}
+    )
+    config.classes = ("df", "nv")
+    return config
+
+
+def test_a_restart_of_class_gans_changes_no_bit_and_keeps_generators(tmp_path):
+    whole, _ = run(tmp_path / "whole", class_gans())
+    run(tmp_path / "parts", class_gans(num_steps=4))
+    resumed, state = run(tmp_path / "parts", class_gans())
+    assert resumed == whole
+    assert np.isfinite(state.best_score).all()
+    assert set(state.best_step.tolist()) <= {2, 4, 6}
+    for folder in ("whole", "parts"):
+        kept = checkpoint.Checkpoints(tmp_path / folder / checkpoint.GENERATORS, read_only=True)
+        assert kept.steps() == [4]  # of every second evaluation
+        kept.close()
+
+
+def test_classes_on_a_device_each_train_as_on_one_and_go_on_there(tmp_path):
+    run(tmp_path / "one", class_gans(num_steps=4))
+    run(tmp_path / "two", class_gans(num_steps=4, sharding__num_devices=2))
+    names = [f"{key}/{c}" for key in ("d_loss", "g_loss", "g_grad_norm") for c in ("df", "nv")]
+    rows = [
+        [[row[name] for name in names] for row in history(tmp_path / folder) if names[0] in row]
+        for folder in ("one", "two")
+    ]
+    assert len(rows[0]) == 4
+    np.testing.assert_allclose(rows[0], rows[1], rtol=1e-5)
+    _, state = run(tmp_path / "two", class_gans(num_steps=6))
+    np.testing.assert_array_equal(state.gans.step, [6, 6])
+
+
+def test_classes_are_shared_out_evenly_over_the_devices(tmp_path, monkeypatch):
+    config = class_gans(sharding__num_devices=None)
+    config.classes = ("bcc", "df", "nv")
+    assert start(config, tmp_path / "run").mesh.size == 3  # of the four here
+    config.sharding.num_devices = 4
+    with pytest.raises(errors.UserError, match="num_devices is 4, among which 3 classes cannot"):
+        start(config, tmp_path / "other")
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(errors.UserError, match="start one for each share of the classes"):
+        experiment_lib._class_mesh(None, 2)
+
+
+def test_one_class_that_is_never_finite_is_named_once_and_the_others_go_on(
+    tmp_path, monkeypatch, capsys
+):
+    init = dcgan.Dcgan.init
+
+    def broken(task, rng):
+        state = init(task, rng)
+        kernel = state.gans.generator.params["layer2"]["kernel"]
+        state.gans.generator.params["layer2"]["kernel"] = kernel.at[1].set(jnp.inf)
+        return state
+
+    monkeypatch.setattr(dcgan.Dcgan, "init", broken)
+    steps = state_lib.MAX_NONFINITE_IN_A_ROW + 2
+    _, state = run(tmp_path / "run", class_gans(num_steps=steps, eval_every_steps=100))
+    err = capsys.readouterr().err
+    assert err.count("steps in a row of the GAN of nv were not finite") == 1
+    assert "GAN of df" not in err
+    np.testing.assert_array_equal(state.gans.nonfinite, [0, steps])
+    last = [row for row in history(tmp_path / "run") if "d_loss" in row][-1]
+    assert last["d_loss"] == last["d_loss/df"]
+    assert last["d_loss/nv"] is None
+
+
+def test_a_whole_run_of_class_gans_reports_each_class(tmp_path, capsys):
+    train.train_and_evaluate(class_gans(), tmp_path / "run")
+    out = capsys.readouterr().out
+    assert "step 6  swd: df 0." in out
+    assert f"full report: {tmp_path / 'run' / 'report.html'}" in out
+    assert "how far apart its images are" in (tmp_path / "run" / "report.html").read_text()
+    grids = {path.name for path in (tmp_path / "run" / "samples").iterdir()}
+    assert grids == {"step_2.png", "step_4.png", "step_6.png"}
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's

@@ -14,7 +14,7 @@ import collections
 import importlib.util
 import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from skin_jax.errors import UserError
 
 PyTree = Any
 Feed = dict[str, jax.Array]
+_Order = Callable[[np.ndarray], np.ndarray]
 _Block = dict[str, np.ndarray]
 _LOOKAHEAD = 2
 """Feeds that are on their way to the device while the step runs."""
@@ -58,8 +59,7 @@ class Order:
         else:
             groups = [indices[labels == c] for c in range(NUM_CLASSES) if np.any(labels == c)]
         self._groups = groups
-        self._seed = seed
-        self._cache: dict[tuple[int, int], np.ndarray] = {}
+        self._permutation = _Permutations(seed)
 
     def __call__(self, positions: np.ndarray) -> np.ndarray:
         """Example indices, int64 [...], of positions int64 [...]."""
@@ -69,13 +69,61 @@ class Order:
     def _at(self, position: int) -> int:
         groups = len(self._groups)
         cycle, slot = divmod(position, groups)
+        # The stream after those of the groups is the one that orders them.
         group = int(self._permutation(groups, groups, cycle)[slot]) if groups > 1 else 0
         members = self._groups[group]
         epoch, place = divmod(cycle, len(members))
         return int(members[self._permutation(group, len(members), epoch)[place]])
 
-    def _permutation(self, stream: int, size: int, epoch: int) -> np.ndarray:
-        """The permutation of an epoch of one stream; stream number len(groups) orders classes."""
+
+class ClassOrder:
+    """The order of a stack of classes: each batch holds as many examples of each, side by side.
+
+    Each class goes through permutations of its own examples end to end. They depend on the seed
+    and the class, not on which others are in the stack.
+
+    Args:
+      indices: int [N], the examples of the training split.
+      labels: int [N], their classes.
+      classes: int [K], those of the stack, in its order; each with an example at least.
+      per_class: examples of each in a batch.
+      seed: the run's seed.
+    """
+
+    def __init__(
+        self,
+        indices: np.ndarray,
+        labels: np.ndarray,
+        classes: np.ndarray,
+        per_class: int,
+        seed: int,
+    ):
+        self._groups = [(int(c), indices[labels == c]) for c in classes]
+        self._per_class = per_class
+        self._permutation = _Permutations(seed)
+
+    def __call__(self, positions: np.ndarray) -> np.ndarray:
+        """Example indices, int64 [...], of positions int64 [...]."""
+        flat = [self._at(int(p)) for p in positions.reshape(-1)]
+        return np.array(flat, np.int64).reshape(positions.shape)
+
+    def _at(self, position: int) -> int:
+        rest, row = divmod(position, self._per_class)
+        step, place = divmod(rest, len(self._groups))
+        label, members = self._groups[place]
+        epoch, number = divmod(step * self._per_class + row, len(members))
+        return int(members[self._permutation(label, len(members), epoch)[number]])
+
+
+class _Permutations:
+    """The permutation of each epoch of each stream; the last two of a stream are remembered."""
+
+    def __init__(self, seed: int):
+        self._seed = seed
+        self._cache: dict[tuple[int, int], np.ndarray] = {}
+
+    def __call__(self, stream: int, size: int, epoch: int) -> np.ndarray:
+        """A permutation of `size` numbers, a function of the seed, the stream and the epoch."""
         key = (stream, epoch)
         if key not in self._cache:
             stale = [k for k in self._cache if k[0] == stream and k[1] < epoch - 1]
@@ -102,7 +150,7 @@ class Pipeline:
         raise NotImplementedError
 
     def train_feeds(
-        self, order: Order, batch_size: int, first_step: int, num_steps: int, per_dispatch: int
+        self, order: _Order, batch_size: int, first_step: int, num_steps: int, per_dispatch: int
     ) -> Iterator[Feed]:
         """Feeds of steps first_step .. num_steps - 1; leaves [K, B] where per_dispatch K > 1."""
         blocks = _train_blocks(order, batch_size, first_step, num_steps, per_dispatch)
@@ -222,7 +270,7 @@ def _available_memory() -> int:
 
 
 def _train_blocks(
-    order: Order, batch_size: int, first_step: int, num_steps: int, per_dispatch: int
+    order: _Order, batch_size: int, first_step: int, num_steps: int, per_dispatch: int
 ) -> Iterator[_Block]:
     for step in range(first_step, num_steps, per_dispatch):
         shape = (per_dispatch, batch_size) if per_dispatch > 1 else (batch_size,)

@@ -143,6 +143,26 @@ def members(path: Path, side: str) -> list[tuple[str, str]]:
     return [(row["image"], row["label"]) for row in _rows(path) if row["split"] == side]
 
 
+def lesion_ids(path: Path) -> dict[str, str]:
+    """The lesion of each image in what `write` wrote, by image id.
+
+    Raises:
+      UserError: the file is missing or damaged.
+    """
+    return {row["image"]: row["lesion_id"] for row in _rows(path)}
+
+
+def members_of(
+    records: Sequence[Record], assignment: np.ndarray, side: str
+) -> list[tuple[str, str]]:
+    """What `members` gives back once `write` has written the assignment."""
+    return [
+        (record.image_id, lesions.CLASSES[record.label])
+        for record, own in zip(records, assignment, strict=True)
+        if own == side
+    ]
+
+
 def _rows(path: Path) -> list[dict[str, str]]:
     try:
         rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))

@@ -1,19 +1,28 @@
-"""A folder of generated images, and the manifest that says what made each of them.
+"""A folder of generated images: pixels, and the manifest that says what made each of them.
 
 FOLDER/<class>/<class>_<seed>_<index>.png   8-bit RGB
 FOLDER/manifest.csv                         one row an image; written last, so it means "finished"
 FOLDER/grids/<class>.png                    for the eye; no images of a class
+FOLDER/grids/<class>_walk.png               in straight lines from one of its images to the next
 """
 
 import csv
 import hashlib
 import io
+import math
+import os
 import re
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
+
+from skin_jax.data import images
+from skin_jax.data.examples import Examples, Record, digest_of
 from skin_jax.data.images import SUFFIXES
 from skin_jax.data.lesions import CLASSES
 from skin_jax.errors import UserError, listed
@@ -21,6 +30,8 @@ from skin_jax.files import write_atomically
 
 MANIFEST = "manifest.csv"
 GRIDS = "grids"
+
+_MAX_WORKERS = 8
 
 
 @dataclass(frozen=True)
@@ -32,14 +43,17 @@ class Generated:
     label: str
     """Name of its class, one of `lesions.CLASSES`."""
     index: int
-    """Seed and index alone, with the weights, make the image."""
+    """Seed and index alone, with the weights, make the image; where each class has a generator of
+    its own, seed, class and index."""
     confidence: float
-    """The run's own probability of that class for the stored pixels, in [0, 1]."""
+    """The run's own probability of that class for the stored pixels, in [0, 1]; 1 where each class
+    has a generator of its own, which was shown no other."""
     seed: int
     step: int
-    """Of the checkpoint."""
+    """That the generator of the image was taken at."""
     run: str
-    """Which run: the name of its work folder and the first digits of its state's digest."""
+    """Which run: the name of its work folder and the first digits of the digest of its state, or
+    of its classes' generators."""
     train_split: str
     """`train_split_digest` of the images that the generator was fitted on."""
 
@@ -81,10 +95,12 @@ def read(folder: Path) -> list[Generated]:
       One row an image, in the order of the manifest; every file exists.
 
     Raises:
-      UserError: no manifest, other columns; or, all of them in one list: rows that are damaged or
-        repeat, unknown classes, images outside the folder of their label, files without a row
-        and rows without a file.
+      UserError: no folder, no manifest, other columns; or, all of them in one list: rows that are
+        damaged or repeat, unknown classes, images outside the folder of their label, files without
+        a row and rows without a file.
     """
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}; give one that skin_jax.generate has filled")
     path = folder / MANIFEST
     try:
         table = csv.reader(io.StringIO(path.read_text(encoding="utf-8"), newline=""), strict=True)
@@ -116,6 +132,71 @@ def read(folder: Path) -> list[Generated]:
     if problems:
         raise listed(f"{folder} and its {MANIFEST} do not fit", problems)
     return rows
+
+
+def at_most(
+    rows: Sequence[Generated], real_counts: np.ndarray, ratio: float | None
+) -> list[Generated]:
+    """Those of the rows that a run is trained with, sorted by name of the file.
+
+    Args:
+      rows: of `read`.
+      real_counts: int [7], real training images of each class.
+      ratio: times the real images of a class, rounded to the nearest, halves up, as
+        `skin_jax.generate --ratio` has it; the images with the lowest index are taken. None: all.
+    """
+    if ratio is None:
+        return sorted(rows, key=lambda row: row.image)
+    left = Counter(
+        {name: math.floor(ratio * real_counts[i] + 0.5) for i, name in enumerate(CLASSES)}
+    )
+    taken = []
+    for row in sorted(rows, key=lambda row: (row.index, row.image)):
+        if left[row.label] > 0:
+            left[row.label] -= 1
+            taken.append(row)
+    return sorted(taken, key=lambda row: row.image)
+
+
+def load(folder: Path, rows: Sequence[Generated], size: int) -> Examples:
+    """Generated images as examples, each a lesion of its own, in the order of the rows.
+
+    Args:
+      folder: of the manifest.
+      rows: of `read`; there may be none.
+      size: side of the images in pixels; others are resized as real ones are.
+
+    Raises:
+      UserError: names every image that cannot be decoded.
+    """
+    pixels = np.empty((len(rows), size, size, 3), np.uint8)
+
+    def decode(place: int) -> str | None:
+        try:
+            pixels[place] = images.decode(folder / rows[place].image, size)
+        except images.UnreadableImage as error:
+            return f"{rows[place].image}: {error}"
+        return None
+
+    with ThreadPoolExecutor(max(1, min(_MAX_WORKERS, os.cpu_count() or 1))) as pool:
+        found = list(pool.map(decode, range(len(rows))))
+    if problems := [problem for problem in found if problem is not None]:
+        raise listed(f"{folder} holds images that cannot be read", problems)
+    records = tuple(
+        Record(
+            image_id=row.image,
+            label=CLASSES.index(row.label),
+            lesion_id=row.image,
+            age=math.nan,
+            sex="",
+            localization="",
+            confirmation="",
+            official_split="train",
+            path=folder / row.image,
+        )
+        for row in rows
+    )
+    return Examples(records, pixels, digest_of(records, pixels))
 
 
 def _parsed(cells: list[str]) -> tuple[Generated | None, list[str]]:

@@ -14,7 +14,6 @@ given weights, or of the run in DIR3; without either there is the sliced Wassers
 The results go to DIR/eval/quality/<name of GENERATED_DIR>.
 """
 
-import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -183,7 +182,7 @@ def _warn_of_known_images(workdir: Path, other: Path) -> None:
 
 
 def _features_of(workdir: Path, mesh: "Mesh") -> "Extractor":
-    from skin_jax import checkpoint, tasks
+    from skin_jax import tasks
     from skin_jax.eval import runs
     from skin_jax.eval.features import Extractor
     from skin_jax.experiment import reopen_task
@@ -191,10 +190,7 @@ def _features_of(workdir: Path, mesh: "Mesh") -> "Extractor":
     task, config = reopen_task(workdir)
     if not isinstance(task, tasks.Describes):
         raise UserError(f"{workdir}: a run of the task {config.task!r} has no features of images")
-    with contextlib.closing(
-        checkpoint.Checkpoints(workdir / "checkpoints", read_only=True)
-    ) as checkpoints:
-        state, step = runs.best_state(task, checkpoints, mesh)
+    state, step = runs.best_of(workdir, task, mesh)
     return Extractor(
         task.features,
         state,

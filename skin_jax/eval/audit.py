@@ -17,9 +17,8 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from skin_jax.data import images, synthetic
+from skin_jax.data import splits, synthetic
 from skin_jax.data.lesions import CLASSES
-from skin_jax.errors import UserError, listed
 from skin_jax.eval import inference, quality
 from skin_jax.eval.features import Extractor
 from skin_jax.experiment import Experiment
@@ -178,7 +177,7 @@ def real_images(experiment: Experiment) -> Real:
         val_images=examples.images[val],
         val_labels=examples.labels[val],
         train_split=synthetic.train_split_digest(
-            (examples.records[i].image_id, CLASSES[examples.records[i].label]) for i in train
+            splits.members_of(examples.records, experiment.assignment, "train")
         ),
     )
 
@@ -189,23 +188,11 @@ def generated_images(folder: Path, size: int) -> Generated:
     Raises:
       UserError: no such folder, no manifest or one that does not fit, or unreadable images.
     """
-    if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}; give one that skin_jax.generate has filled")
     rows = synthetic.read(folder)
-
-    def decode(row: synthetic.Generated) -> np.ndarray | str:
-        try:
-            return images.decode(folder / row.image, size)
-        except images.UnreadableImage as error:
-            return f"{row.image}: {error}"
-
-    with ThreadPoolExecutor(_workers()) as pool:
-        decoded = list(pool.map(decode, rows))
-    if problems := [found for found in decoded if isinstance(found, str)]:
-        raise listed(f"{folder} holds images that cannot be read", problems)
+    examples = synthetic.load(folder, rows, size)
     return Generated(
-        images=np.stack([found for found in decoded if not isinstance(found, str)]),
-        labels=np.array([CLASSES.index(row.label) for row in rows]),
+        images=examples.images,
+        labels=examples.labels,
         names=[row.image for row in rows],
         train_splits=frozenset(row.train_split for row in rows),
     )

@@ -88,11 +88,13 @@ class Extractor:
         return found
 
 
-def efficientnet_lite0(weights: str, mesh: Mesh) -> Extractor:
+def efficientnet_lite0(weights: str, mesh: Mesh, flag: str = "--weights") -> Extractor:
     """The pooled features, D = 1280, of EfficientNet-Lite0 with given weights, at 128x128.
 
     Args:
       weights: a .safetensors file or an hf: name, see `models.pretrained.load`.
+      mesh: the devices.
+      flag: that named the weights, for messages.
 
     Raises:
       UserError: the weights cannot be read, or do not fit the network.
@@ -106,7 +108,7 @@ def efficientnet_lite0(weights: str, mesh: Mesh) -> Extractor:
         lambda leaf: (
             np.zeros(leaf.shape, leaf.dtype) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
         ),
-        pretrained.load(shapes, network, weights, flag="--weights"),
+        pretrained.load(shapes, network, weights, flag=flag),
     )
 
     def features(variables: PyTree, images: jax.Array) -> jax.Array:

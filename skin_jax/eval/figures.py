@@ -7,6 +7,7 @@ global state and needs no display.
 
 import os
 import pathlib
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,8 @@ _DPI = 200
 _GAP = 2
 _SEPARATOR = 8
 _BINS = 15
+_NAME_COLUMNS = 24
+_MARKERS = ("o", "s", "^", "D")
 
 
 def image_grid(path: PathLike, images: np.ndarray, columns: int) -> None:
@@ -61,6 +64,36 @@ def real_and_generated(
     above, below = _tiled(real, columns), _tiled(generated, columns)
     bar = np.full((_SEPARATOR, above.shape[1], 3), 64, np.uint8)
     _write_image(path, np.concatenate([above, bar, below]))
+
+
+def real_and_generated_by_class(
+    path: PathLike, shown: Mapping[str, tuple[np.ndarray, np.ndarray]]
+) -> None:
+    """Write a row for each class: some of its real images, a dark bar, generated ones.
+
+    Args:
+      shown: class name -> real and generated images, uint8 [N, S, S, 3] and [M, S, S, 3], the same
+        M in every row; the longest row of real images sets the place of the bar.
+    """
+    columns = max(len(real) for real, _ in shown.values())
+    rows = []
+    for real, generated in shown.values():
+        blank = np.full((columns - len(real), *generated.shape[1:]), 255, np.uint8)
+        left = _tiled(np.concatenate([real, blank]), columns)
+        right = _tiled(generated, len(generated))
+        bar = np.full((len(left), _SEPARATOR, 3), 64, np.uint8)
+        rows.append(np.concatenate([left, bar, right], axis=1))
+    grid = np.concatenate(
+        [np.pad(row, ((0, _GAP), (0, 0), (0, 0)), constant_values=255) for row in rows]
+    )
+    figure, axes = _figure((_WIDTH - 0.5) * grid.shape[0] / grid.shape[1] + 0.1)
+    axes.imshow(grid, interpolation="none")
+    centres = (np.arange(len(rows)) + 0.5) * grid.shape[0] / len(rows)
+    axes.set_yticks(centres, [name.upper() for name in shown])
+    axes.set_xticks([])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    _save(figure, path)
 
 
 def class_histogram(path: PathLike, counts: Mapping[str, np.ndarray]) -> None:
@@ -200,9 +233,10 @@ def history(path: PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
 
     Args:
       rows: as `report.read_history` gives them, with "step" and values: names that contain "loss",
-        or begin with "p_fake" or "val_"; others are not drawn. None (not finite) leaves a gap.
+        or begin with "p_fake" or "val_"; others are not drawn, nor those of one class
+        (`class_history`). None (not finite) leaves a gap.
     """
-    keys = sorted({key for row in rows for key in row})
+    keys = sorted({key for row in rows for key in row if "/" not in key})
     panels = {
         "loss": [k for k in keys if "loss" in k and not k.startswith("val_")],
         "mean p(fake)": [k for k in keys if k.startswith("p_fake")],
@@ -220,6 +254,50 @@ def history(path: PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=8, handlelength=3)
     stacked[-1].set_xlabel("step")
+    _save(figure, path)
+
+
+def class_history(path: PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write what GANs of one class each report, against the step: a panel each, a line a class.
+
+    Args:
+      rows: as in `history`, with values named `<name>/<class>`: both losses, D's mean output on
+        real and on generated images, the score, and the diversity.
+    """
+    titles = {
+        "d_loss": "loss of D",
+        "g_loss": "loss of G",
+        "p_real_real": "D(real)",
+        "p_real_generated": "D(generated)",
+        "kid": "KID",
+        "swd": "sliced Wasserstein",
+        "diversity": "diversity",
+    }
+    keys = {key for row in rows for key in row}
+    panels = {
+        title: [(label, key) for label, c in enumerate(CLASSES) if (key := f"{name}/{c}") in keys]
+        for name, title in titles.items()
+    }
+    panels = {title: lines for title, lines in panels.items() if lines}
+    if not panels:
+        raise ValueError("no row holds a value of a class")
+    figure = _empty_figure(0.8 + 1.6 * len(panels))
+    stacked = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
+    for axes, (title, lines) in zip(stacked, panels.items(), strict=True):
+        for label, key in lines:
+            _series(axes, key, rows, COLOURS[CLASSES[label]], _DASHES[label])
+            axes.lines[-1].set(label=CLASSES[label].upper(), linewidth=1.1)
+        axes.set_ylabel(title)
+        axes.spines[["top", "right"]].set_visible(False)
+    stacked[-1].set_xlabel("step")
+    figure.legend(
+        handles=stacked[0].lines,
+        loc="outside lower center",
+        ncols=4,
+        fontsize=8,
+        handlelength=3,
+        frameon=False,
+    )
     _save(figure, path)
 
 
@@ -275,6 +353,139 @@ def closest_pairs(
     _save(figure, path)
 
 
+def forest(
+    path: PathLike,
+    names: Sequence[str],
+    values: np.ndarray,
+    intervals: np.ndarray,
+    *,
+    emphasised: Sequence[bool],
+    marks: Mapping[str, float],
+    label: str,
+) -> None:
+    """Write differences from a control one below the other, each with its interval and in figures.
+
+    Args:
+      names: A of them.
+      values: float [A].
+      intervals: float [A, 2]; NaN for none.
+      emphasised: A; these have a filled diamond, the others an open circle.
+      marks: label -> value at which a dotted line stands.
+      label: of the values' axis.
+    """
+    ticks = [
+        f"{textwrap.fill(name, _NAME_COLUMNS)}\n{_difference(value, interval)}"
+        for name, value, interval in zip(names, values, intervals, strict=True)
+    ]
+    figure, axes = _figure(0.9 + sum(0.12 + 0.15 * (1 + tick.count("\n")) for tick in ticks))
+    axes.axvline(0, color="0.4", linewidth=1)
+    for (mark, value), colour, dash in zip(marks.items(), _LINES[1:], _DASHES[1:], strict=False):
+        axes.axvline(value, color=colour, linestyle=dash, linewidth=1.2, label=mark)
+    for i, (value, (low, high), strong) in enumerate(
+        zip(values, intervals, emphasised, strict=True)
+    ):
+        colour = COLOURS["nv"] if strong else "0.25"
+        axes.plot([low, high], [i, i], color=colour, linewidth=2.2 if strong else 1.4)
+        axes.plot(
+            value,
+            i,
+            "D" if strong else "o",
+            color=colour,
+            markerfacecolor=colour if strong else "white",
+            markersize=6,
+        )
+    axes.set_yticks(range(len(ticks)), ticks, fontsize=8)
+    axes.set(ylim=(len(ticks) - 0.4, -0.6), xlabel=label)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x", color="0.9", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    if marks:
+        figure.legend(loc="outside lower center", fontsize=8, handlelength=3, frameon=False)
+    _save(figure, path)
+
+
+def recalls(
+    path: PathLike, names: Sequence[str], recall: np.ndarray, intervals: np.ndarray
+) -> None:
+    """Write the recall of each class by each arm, a panel a class.
+
+    Args:
+      names: A of them.
+      recall: float [A, 7] in [0, 1]; NaN for none.
+      intervals: float [A, 7, 2].
+    """
+    figure = _empty_figure(0.5 + NUM_CLASSES * (0.2 + 0.12 * len(names)) + 0.19 * len(names))
+    panels = figure.subplots(NUM_CLASSES, sharex=True)
+    for c, axes in enumerate(panels):
+        for i, name in enumerate(names):
+            colour, marker = _LINES[i % len(_LINES)], _MARKERS[i // len(_LINES) % len(_MARKERS)]
+            axes.plot(intervals[i, c], [i, i], color=colour, linewidth=1.4)
+            axes.plot(recall[i, c], i, marker, color=colour, markersize=4.5, label=name)
+        axes.set_ylabel(CLASSES[c].upper(), rotation=0, ha="right", va="center", fontsize=9)
+        axes.set(xlim=(0, 1), ylim=(len(names) - 0.3, -0.7), yticks=[])
+        axes.grid(axis="x", color="0.9", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+    panels[-1].set_xlabel("recall")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(
+        handles,
+        [textwrap.fill(label, 2 * _NAME_COLUMNS) for label in labels],
+        loc="outside lower center",
+        fontsize=8,
+        frameon=False,
+    )
+    _save(figure, path)
+
+
+def ratio_curve(
+    path: PathLike,
+    names: Sequence[str],
+    ratios: np.ndarray,
+    values: np.ndarray,
+    intervals: np.ndarray,
+    label: str,
+) -> None:
+    """Write differences from a control against generated images per real one.
+
+    Args:
+      names: A of them, one a family of arms: those of one name are joined by a line.
+      ratios: float [A], > 0, on a logarithmic axis.
+      values: float [A].
+      intervals: float [A, 2]; NaN for none.
+      label: of the values' axis.
+    """
+    figure, axes = _figure(3.4)
+    axes.axhline(0, color="0.4", linewidth=1)
+    families = list(dict.fromkeys(names))
+    for i, family in enumerate(families):
+        chosen = [k for k in np.argsort(ratios, kind="stable") if names[k] == family]
+        # Side by side, so that intervals at one ratio do not hide one another.
+        places = ratios[chosen] * 1.06 ** (i - (len(families) - 1) / 2)
+        colour, dash = _LINES[i % len(_LINES)], _DASHES[i % len(_DASHES)]
+        axes.plot(
+            places,
+            values[chosen],
+            marker="o",
+            markersize=5,
+            color=colour,
+            linestyle=dash,
+            linewidth=1.2,
+            label=textwrap.fill(family, 2 * _NAME_COLUMNS),
+        )
+        axes.vlines(places, *intervals[chosen].T, color=colour, linewidth=1.6)
+    axes.set_xscale("log")
+    axes.set_xticks(shown := np.unique(ratios), [f"{ratio:g}" for ratio in shown], fontsize=9)
+    axes.set_xticks([], minor=True)
+    axes.margins(x=0.1)
+    axes.set(xlabel="generated images per real one", ylabel=label)
+    axes.spines[["top", "right"]].set_visible(False)
+    if len(families) > 1:
+        figure.legend(loc="outside lower center", fontsize=8, handlelength=3, frameon=False)
+    _save(figure, path)
+
+
 def _empty_figure(height: float) -> "Figure":
     # Matplotlib takes half a second to import, which training without any report does without.
     from matplotlib.figure import Figure
@@ -285,6 +496,13 @@ def _empty_figure(height: float) -> "Figure":
 def _figure(height: float) -> "tuple[Figure, Axes]":
     figure = _empty_figure(height)
     return figure, figure.subplots()
+
+
+def _difference(value: float, interval: np.ndarray) -> str:
+    """Such as "+0.8 (-1.2 to +2.8)"."""
+    if np.isnan(interval).any():
+        return f"{value:+.1f}"
+    return f"{value:+.1f} ({interval[0]:+.1f} to {interval[1]:+.1f})"
 
 
 def _save(figure: "Figure", path: PathLike) -> None:

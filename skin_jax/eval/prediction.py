@@ -1,6 +1,5 @@
 """Predicting image files of any kind with one or several runs, in constant memory."""
 
-import contextlib
 import itertools
 import os
 import tempfile
@@ -14,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from skin_jax import checkpoint, sharding, tasks
+from skin_jax import sharding, tasks
 from skin_jax.data import images
 from skin_jax.data.examples import write_skipped
 from skin_jax.data.lesions import NUM_CLASSES
@@ -262,10 +261,7 @@ def _open(workdir: Path, mesh: Mesh, *, tta: bool, explained: bool) -> _Run:
     task, config = reopen_task(workdir)
     if not isinstance(task, tasks.Classifies):
         raise UserError(f"{workdir}: a run of the task {config.task!r} does not classify images")
-    with contextlib.closing(
-        checkpoint.Checkpoints(workdir / "checkpoints", read_only=True)
-    ) as checkpoints:
-        state, _ = runs.best_state(task, checkpoints, mesh)
+    state, _ = runs.best_of(workdir, task, mesh)
     predict = inference.over_devices(task.predict, mesh)
 
     def probabilities(batch: np.ndarray) -> np.ndarray:

@@ -134,6 +134,16 @@ def nearest(queries: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, np
     return np.clip(distances, 0, 2), indices
 
 
+def mean_distance(features: np.ndarray) -> float:
+    """The mean Euclidean distance between two of the images, features [N, D]; NaN for N < 2."""
+    n = len(features)
+    if n < 2:
+        return float("nan")
+    x = _float64(features)
+    distances = np.sqrt(_squared_distances(x, x))
+    return float((distances.sum() - np.trace(distances)) / (n * (n - 1)))
+
+
 def sliced_wasserstein(a: np.ndarray, b: np.ndarray, seed: int) -> dict[int, float]:
     """Sliced Wasserstein distance between patches, for each level of a Laplacian pyramid.
 

@@ -619,8 +619,19 @@ def _training_sections(
     if history:
         figures.history(folder / "history.png", history)
         picture = Picture(folder / "history.png", "Losses and validation scores during training.")
-        sections.append(Section("Training", [picture]))
+        pictures = [picture]
+        if any("/" in key for row in history for key in row):
+            figures.class_history(folder / "class_history.png", history)
+            caption = (
+                "Each class's GAN: both losses, the discriminator's mean output on real and on "
+                "generated images, the generator's score against the class's training images, and "
+                "how far apart its images are (1: as far as real ones)."
+            )
+            pictures.append(Picture(folder / "class_history.png", caption))
+        sections.append(Section("Training", pictures))
     if real_and_generated is not None:
-        picture = Picture(real_and_generated, "Real images above the bar, generated ones below it.")
+        picture = Picture(
+            real_and_generated, "Real images before the bar, generated ones after it."
+        )
         sections.append(Section("Real and generated images", [picture]))
     return sections

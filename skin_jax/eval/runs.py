@@ -1,10 +1,12 @@
 """Evaluating a run: its best checkpoint on one of its splits, or on another labelled folder."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -38,11 +40,93 @@ def best_state(
     Raises:
       UserError: the run has no checkpoint, or only damaged ones.
     """
-    shapes = jax.eval_shape(task.init, jax.random.key(0))
-    restored = checkpoints.restore_best(checkpoint.template_of(shapes, sharding.replicated(mesh)))
+    restored = checkpoints.restore_best(_template(task, mesh))
     if restored is None:
         raise UserError("this run has no checkpoint yet; train it first with skin_jax.main")
     return restored
+
+
+def best_of(workdir: Path, task: tasks.Task, mesh: Mesh) -> tuple[PyTree, int]:
+    """`best_state` of a work folder, which is only read."""
+    with _checkpoints_of(workdir) as checkpoints:
+        return best_state(task, checkpoints, mesh)
+
+
+def state_at(workdir: Path, task: tasks.Task, mesh: Mesh, step: int) -> PyTree:
+    """The state that a run has a checkpoint of, by its step.
+
+    Raises:
+      UserError: there is none, or it is damaged.
+    """
+    with _checkpoints_of(workdir) as checkpoints:
+        if step not in (steps := checkpoints.steps()):
+            raise _no_such_step(workdir, step, "checkpoint", steps)
+        return checkpoints.restore(step, _template(task, mesh))
+
+
+def best_generators(
+    workdir: Path, task: tasks.Task, mesh: Mesh
+) -> tuple[PyTree, np.ndarray, np.ndarray]:
+    """The generator with the best score of each class so far, the newest where none was scored.
+
+    Args:
+      workdir: of the run.
+      task: that generates by class.
+      mesh: where the generators shall lie.
+
+    Returns:
+      Generators, leaves [K, ...]; the step of each, int [K]; whether it was scored, bool [K].
+
+    Raises:
+      UserError: the run has no checkpoint, or only damaged ones.
+    """
+    assert isinstance(task, tasks.GeneratesByClass)
+    state, step = best_of(workdir, task, mesh)
+    scored = np.isfinite(state.best_score)
+
+    def chosen(best: jax.Array, newest: jax.Array) -> jax.Array:
+        return jnp.where(scored.reshape(-1, *[1] * (best.ndim - 1)), best, newest)
+
+    generators = jax.tree.map(chosen, task.best(state), task.current(state))
+    return generators, np.where(scored, state.best_step, step), scored
+
+
+def generators_at(workdir: Path, task: tasks.Task, mesh: Mesh, step: int) -> PyTree:
+    """The generators of a step, leaves [K, ...], kept for themselves or in a checkpoint.
+
+    Arguments as `best_generators` has them.
+
+    Raises:
+      UserError: there are none, or they are damaged.
+    """
+    assert isinstance(task, tasks.GeneratesByClass)
+    template = _template(task, mesh)
+    with (
+        _checkpoints_of(workdir, checkpoint.GENERATORS) as kept,
+        _checkpoints_of(workdir) as checkpoints,
+    ):
+        if step in kept.steps():
+            return kept.restore(step, task.current(template))
+        if step in checkpoints.steps():
+            return task.current(checkpoints.restore(step, template))
+        steps = sorted({*kept.steps(), *checkpoints.steps()})
+        raise _no_such_step(workdir, step, "generators", steps)
+
+
+def _checkpoints_of(
+    workdir: Path, name: str = "checkpoints"
+) -> "contextlib.closing[checkpoint.Checkpoints]":
+    return contextlib.closing(checkpoint.Checkpoints(workdir / name, read_only=True))
+
+
+def _template(task: tasks.Task, mesh: Mesh) -> PyTree:
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    return checkpoint.template_of(shapes, sharding.replicated(mesh))
+
+
+def _no_such_step(workdir: Path, step: int, what: str, steps: Sequence[int]) -> UserError:
+    there = f"those of {', '.join(map(str, steps))}" if steps else "none"
+    return UserError(f"{workdir} has no {what} of step {step}; there are {there}")
 
 
 def evaluate_split(
@@ -123,13 +207,17 @@ def write_page(experiment: Experiment, evaluation: Sequence[report.Section], wor
     shown = np.concatenate(
         [train[examples.labels[train] == c][:_SAMPLES_PER_CLASS] for c in range(NUM_CLASSES)]
     )
+    counts = {split: experiment.class_counts(split) for split in splits.SPLITS}
+    if experiment.synthetic is not None:
+        labels = experiment.synthetic.labels
+        counts["generated, for training"] = np.bincount(labels, minlength=NUM_CLASSES)
     note = [report.Section("The demo", [report.Text(DEMO_NOTE)])] if experiment.is_demo else []
     return report.write_run_report(
         workdir,
         title=f"skin_jax: {experiment.config.task}" + ", procedural lesions" * experiment.is_demo,
         facts={"steps": experiment.num_steps, **_facts(experiment.config)},
         evaluation=[*note, *evaluation],
-        class_counts={split: experiment.class_counts(split) for split in splits.SPLITS},
+        class_counts=counts,
         history=report.read_history(workdir / HISTORY),
         samples=(examples.images[shown], examples.labels[shown]),
         real_and_generated=grids[-1] if grids else None,
@@ -140,8 +228,9 @@ def _facts(config: ConfigDict) -> dict[str, Any]:
     """The settings, without the folders of this machine: reports are passed on."""
     hidden = ("data.dir", "data.cache_dir", "distributed.coordinator_address")
     facts = {key: value for key, value in flatten(config).items() if key not in hidden}
-    if "model.weights" in facts:
-        facts["model.weights"] = Path(facts["model.weights"]).name
+    for key in ("model.weights", "score.weights", "data.synthetic"):
+        if facts.get(key) is not None:
+            facts[key] = Path(facts[key]).name
     return facts
 
 

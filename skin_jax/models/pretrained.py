@@ -11,7 +11,8 @@ import numpy as np
 from flax import traverse_util
 from safetensors import SafetensorError, safe_open
 
-from skin_jax.errors import UserError, listed
+from skin_jax.config import HUB_PREFIX
+from skin_jax.errors import UserError, first_line, listed
 from skin_jax.models import densenet
 from skin_jax.models.densenet import DenseNet
 from skin_jax.models.efficientnet_lite import EfficientNetLite0
@@ -24,7 +25,6 @@ Kind = Literal["conv", "norm", "dense"]
 HEAD = "head"
 """The submodule of every network that depends on the classes."""
 
-_HUB_PREFIX = "hf:"
 _HUB_FILE = "model.safetensors"
 _LISTED = 40
 
@@ -140,7 +140,7 @@ def load(
 
     Args:
       variables: {"params", "batch_stats"} of arrays or `jax.ShapeDtypeStruct`s.
-      network: an EfficientNetLite0, ResNet or DenseNet, whose variables they are.
+      network: whose variables they are.
       source: the path of a `.safetensors`, or `hf:owner/name[@revision]`, a repository of
         huggingface.co that has a `model.safetensors`.
       head: also load the head, which then must have the file's number of classes.
@@ -151,10 +151,17 @@ def load(
       which are returned as they came unless `head`.
 
     Raises:
-      UserError: the file cannot be had or read, or its tensors do not fit the network; every
-        missing, left-over, misshapen and non-finite one is listed.
+      UserError: the network is always trained from scratch; the file cannot be had or read, or its
+        tensors do not fit the network: every missing, left-over, misshapen and non-finite one is
+        listed.
     """
-    file = _fetch(source, flag) if source.startswith(_HUB_PREFIX) else source
+    if type(network) not in _TABLES:
+        known = ", ".join(sorted(kind.__name__ for kind in _TABLES))
+        raise UserError(
+            f"{flag} is {source}, but a {type(network).__name__} is always trained from scratch "
+            f"(there are weights for {known}); leave it at 'none'"
+        )
+    file = _fetch(source, flag) if source.startswith(HUB_PREFIX) else source
     tensors = _read(file, flag)
     filled = traverse_util.flatten_dict(variables)
     missing, misfits, used = [], [], set()
@@ -213,7 +220,7 @@ def _read(path: str, flag: str) -> dict[str, np.ndarray]:
     if not file.is_file():
         raise UserError(
             f"{path}: there is no such file; {flag} is the path of a .safetensors or "
-            f"{_HUB_PREFIX}OWNER/NAME"
+            f"{HUB_PREFIX}OWNER/NAME"
         )
     try:
         with file.open("rb") as opened:
@@ -234,11 +241,11 @@ def _read(path: str, flag: str) -> dict[str, np.ndarray]:
 
 def _fetch(source: str, flag: str) -> str:
     """The path of the hub's file in its cache on this machine, fetched where it is not there."""
-    match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", source.removeprefix(_HUB_PREFIX))
+    match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", source.removeprefix(HUB_PREFIX))
     if match is None:
         raise UserError(
-            f"{source}: {flag} names a repository as {_HUB_PREFIX}OWNER/NAME or "
-            f"{_HUB_PREFIX}OWNER/NAME@REVISION, such as {_HUB_PREFIX}timm/resnet50.a1_in1k"
+            f"{source}: {flag} names a repository as {HUB_PREFIX}OWNER/NAME or "
+            f"{HUB_PREFIX}OWNER/NAME@REVISION, such as {HUB_PREFIX}timm/resnet50.a1_in1k"
         )
     repository, revision = match.groups()
     page = f"https://huggingface.co/{repository}/resolve/{revision or 'main'}/{_HUB_FILE}"
@@ -252,5 +259,5 @@ def _fetch(source: str, flag: str) -> str:
     try:
         return huggingface_hub.hf_hub_download(repository, _HUB_FILE, revision=revision)
     except Exception as error:  # of many libraries, and for the user they are all the same
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"{source} cannot be fetched ({reason}): {by_hand}") from error

@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from skin_jax.config import choice
-from skin_jax.tasks import classifier, sgan
+from skin_jax.tasks import classifier, dcgan, sgan
 
 PyTree = Any
 
@@ -43,6 +43,38 @@ class Generates(Protocol):
 
     def sample(self, state: Any, rng: jax.Array, labels: jax.Array) -> jax.Array:
         """Images float32 [B, H, W, 3] in [-1, 1]."""
+
+
+@runtime_checkable
+class GeneratesByClass(Protocol):
+    """A task with a generator for each of K classes.
+
+    All arrays of its state have a first axis of K entries, and nothing passes between these: its
+    `train_step` gets some or all of them, with their rows of the batch, and gives metrics [K].
+    """
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The classes, int [K], increasing."""
+
+    @property
+    def per_class(self) -> int:
+        """Images of each class in a batch."""
+
+    def noise(self, keys: jax.Array) -> jax.Array:
+        """A noise vector for each of B typed keys, float32 [B, Z]."""
+
+    def current(self, state: Any) -> Any:
+        """The generators as they are, leaves [K, ...]."""
+
+    def best(self, state: Any) -> Any:
+        """The generators with the best scores so far, leaves [K, ...]."""
+
+    def images_of(self, generators: Any, place: jax.Array | int, noise: jax.Array) -> jax.Array:
+        """Images float32 [B, S, S, 3] in [-1, 1] of the class at a place in `labels`."""
+
+    def scored(self, state: Any, scores: jax.Array) -> Any:
+        """The state in which generators with lower scores [K] than before are the best ones."""
 
 
 @runtime_checkable
@@ -81,6 +113,7 @@ class Pretrained(Protocol):
 TASKS: dict[str, Callable[[ConfigDict, np.ndarray, int, float], Task]] = {
     "sgan": sgan.build,
     "classifier": classifier.build,
+    "dcgan": dcgan.build,
 }
 
 

@@ -15,6 +15,7 @@ from skin_jax import augment, losses, optimizers
 from skin_jax.config import NO_WEIGHTS, at_least, choice
 from skin_jax.errors import UserError
 from skin_jax.models import pretrained
+from skin_jax.models.cnn import Cnn
 from skin_jax.models.densenet import DenseNet
 from skin_jax.models.efficientnet_lite import EfficientNetLite0
 from skin_jax.models.layers import ClassifierOutput
@@ -30,6 +31,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet50": ResNet,
     "densenet121": DenseNet,
     "efficientnet_lite0": EfficientNetLite0,
+    "cnn": Cnn,
 }
 
 # Tags that give each use of the run's key its own stream.
@@ -110,9 +112,7 @@ class Classifier:
         Returns:
           The state after the step (the old one where anything was not finite) and float32 scalars.
         """
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(
-            jax.random.fold_in(rng, _AUGMENT), batch["position"]
-        )
+        keys = augment.keys_of(jax.random.fold_in(rng, _AUGMENT), batch["position"])
         images = augment.augment(batch["image"], keys, self.augmentation)
         dropout_key = jax.random.fold_in(jax.random.fold_in(rng, _DROPOUT), state.step)
 

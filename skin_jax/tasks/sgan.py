@@ -92,9 +92,7 @@ class Sgan:
         Returns:
           The state after the step (the old one where anything was not finite) and float32 scalars.
         """
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(
-            jax.random.fold_in(rng, _AUGMENT), batch["position"]
-        )
+        keys = augment.keys_of(jax.random.fold_in(rng, _AUGMENT), batch["position"])
         real = augment.augment(batch["image"], keys, self.augmentation)
         noise_key = jax.random.fold_in(jax.random.fold_in(rng, _NOISE), state.step)
         noise = jax.random.normal(noise_key, (real.shape[0], self.noise_size))

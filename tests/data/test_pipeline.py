@@ -159,3 +159,25 @@ def test_evaluation_takes_any_batch_size_on_any_number_of_devices(name, devices)
     feeds = [jax.tree.map(np.asarray, feed) for feed in pipeline.eval_feeds(chosen, 5)]
     positions = np.concatenate([feed["position"][feed["mask"] > 0] for feed in feeds])
     np.testing.assert_array_equal(positions, chosen)
+
+
+def class_order(classes, per_class: int = 2, seed: int = 0) -> pipelines.ClassOrder:
+    indices = np.arange(len(IMAGES))
+    return pipelines.ClassOrder(indices, LABELS, np.array(classes), per_class, seed)
+
+
+def test_a_batch_of_a_stack_holds_as_many_of_each_class_side_by_side():
+    stream = class_order([0, 2, 6])(np.arange(6 * 6)).reshape(6, 6)
+    np.testing.assert_array_equal(LABELS[stream], np.tile([0, 0, 2, 2, 6, 6], (6, 1)))
+    np.testing.assert_array_equal(np.sort(stream[:, :2].reshape(-1)), np.arange(12))  # one pass
+    assert len(set(stream[:3, 2:4].reshape(-1))) == 6
+
+
+def test_a_class_of_a_stack_goes_through_its_examples_the_same_alone():
+    together = class_order([0, 2, 5])(np.arange(60)).reshape(10, 3, 2)
+    for place, label in enumerate((0, 2, 5)):
+        alone = class_order([label])(np.arange(20)).reshape(10, 2)
+        np.testing.assert_array_equal(together[:, place], alone)
+    assert not np.array_equal(
+        together, class_order([0, 2, 5], seed=1)(np.arange(60)).reshape(10, 3, 2)
+    )

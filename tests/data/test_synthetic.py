@@ -60,6 +60,8 @@ def test_an_unfinished_folder_has_no_manifest_and_says_so(folder):
     (folder / "manifest.csv").unlink()
     with pytest.raises(UserError, match="or not all of them yet"):
         synthetic.read(folder)
+    with pytest.raises(UserError, match="there is no folder"):
+        synthetic.read(folder / "nowhere")
 
 
 @pytest.mark.parametrize(
@@ -117,12 +119,59 @@ def test_a_manifest_without_rows_or_not_in_utf_8_is_refused(tmp_path):
         synthetic.read(tmp_path)
 
 
+def rows_of(name, indices):
+    return [
+        dataclasses.replace(ROW, image=f"{name}/{name}_3_{i}.png", label=name, index=i)
+        for i in indices
+    ]
+
+
+def test_the_ratio_takes_the_images_with_the_lowest_index_of_each_class():
+    rows = [*rows_of("df", [10, 9, 2, 30]), *rows_of("mel", [4, 1]), *rows_of("vasc", [5])]
+    real = np.zeros(7, int)
+    real[[CLASSES.index("df"), CLASSES.index("mel")]] = [5, 10]
+
+    def taken(ratio):
+        return [row.image.split("_", 1)[1] for row in synthetic.at_most(rows, real, ratio)]
+
+    by_name = ["3_10.png", "3_2.png", "3_30.png", "3_9.png", "3_1.png", "3_4.png", "3_5.png"]
+    assert taken(None) == by_name
+    assert taken(0.5) == ["3_10.png", "3_2.png", "3_9.png", "3_1.png", "3_4.png"]  # 2.5 are 3
+    assert taken(0.1) == ["3_2.png", "3_1.png"]
+    assert taken(0.0) == []
+    assert synthetic.at_most(rows[::-1], real, None) == synthetic.at_most(rows, real, None)
+
+
+def test_images_come_at_the_size_that_is_asked_for(folder):
+    Image.fromarray(np.full((8, 6, 3), 200, np.uint8)).save(folder / ROWS[1].image)
+    examples = synthetic.load(folder, ROWS, 4)
+    assert examples.images.dtype == np.uint8
+    np.testing.assert_array_equal(examples.images[1], np.full((4, 4, 3), 200))
+    np.testing.assert_array_equal(examples.labels, [CLASSES.index("df"), CLASSES.index("mel")])
+    assert [record.image_id for record in examples.records] == [row.image for row in ROWS]
+    assert synthetic.load(folder, [], 4).images.shape == (0, 4, 4, 3)
+
+
+def test_the_digest_is_of_names_labels_and_pixels(folder):
+    digests = {synthetic.load(folder, rows, 4).digest for rows in (ROWS, ROWS[:1], [])}
+    Image.fromarray(np.full((4, 4, 3), 1, np.uint8)).save(folder / ROWS[0].image)
+    assert len(digests | {synthetic.load(folder, ROWS, 4).digest}) == 4
+
+
+def test_every_image_that_cannot_be_decoded_is_named(folder):
+    for row in ROWS:
+        (folder / row.image).write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"(?s)2 problems.*df_3_12\.png: .*mel_3_14\.png: "):
+        synthetic.load(folder, ROWS, 4)
+
+
 def test_digest_of_a_training_split(tmp_path):
     records = [Record(f"i{k}", k % 7, f"l{k}", 50.0, "", "", "", "train") for k in range(14)]
     sides = np.array(["train", "test"] * 7)
     splits.write(tmp_path / "splits.csv", records, sides)
     members = splits.members(tmp_path / "splits.csv", "train")
     assert members == [(f"i{k}", CLASSES[k % 7]) for k in range(0, 14, 2)]
+    assert splits.members_of(records, sides, "train") == members
     digest = synthetic.train_split_digest(members)
     assert digest == synthetic.train_split_digest(reversed(members))
     assert len(digest) == 64

@@ -53,9 +53,7 @@ def other_workdir(tmp_path_factory):
 def of_run(workdir: Path):
     """The task, its best state and its image size."""
     task, config = experiment.reopen_task(workdir)
-    opened = checkpoint.Checkpoints(workdir / "checkpoints", read_only=True)
-    state, _ = runs.best_state(task, opened, sharding.make_mesh(None))
-    opened.close()
+    state, _ = runs.best_of(workdir, task, sharding.make_mesh(None))
     return task, state, config.data.image_size
 
 

@@ -296,7 +296,7 @@ def test_bf16_keeps_parameters_losses_and_probabilities_in_float32(trained):
     assert task.features(trained, BATCH["image"]).dtype == jnp.float32
 
 
-@pytest.mark.parametrize("name", ["resnet50", "densenet121", "efficientnet_lite0"])
+@pytest.mark.parametrize("name", ["resnet50", "densenet121", "efficientnet_lite0", "cnn"])
 def test_every_model_fits_the_task_in_its_smallest_form(name):
     # Shapes alone: compiling them belongs to the tests of the networks.
     task = make(model__name=name, model__width_multiplier=0.25, model__dropout=0.2)

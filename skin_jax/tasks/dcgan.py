@@ -1,0 +1,298 @@
+"""Paper B's task: one DCGAN for each of some classes, all of them trained in one program.
+
+The networks of the classes are stacked: every array of the state has a first axis of one entry a
+class, in the order of `Dcgan.labels`. Nothing passes between the entries, and every random number
+of a class comes from the class itself, not from its place, so that a class trains the same alone.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from skin_jax import augment, losses, optimizers
+from skin_jax.config import at_least, choice, class_labels
+from skin_jax.errors import UserError
+from skin_jax.models.dcgan import Discriminator, Generator, check_image_size
+from skin_jax.state import ClassGansState, GanState, Network, guard, update_ema
+from skin_jax.tasks import settings
+
+PyTree = Any
+Metrics = dict[str, jax.Array]
+Stack = Literal["auto", "vmap", "unroll"]
+
+# Tags that give each use of a class's key its own stream.
+_GENERATOR, _DISCRIMINATOR, _AUGMENT, _NOISE = range(4)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dcgan:
+    """The DCGANs of some classes, closed over their networks.
+
+    Attributes:
+      labels: int [K], the classes, in increasing order.
+      per_class: B, images of each class in a batch.
+      generator: noise to images.
+      discriminator: images to one logit, of "real".
+      image_size: S.
+      noise_size: Z, length of the noise vector, uniform in [-1, 1] (Radford et al. 2016, figure 1).
+      generator_optimizer: of each G.
+      discriminator_optimizer: of each D.
+      augmentation: of the real images.
+      stack: how the classes share a program: "vmap", every operation once for all of them;
+        "unroll", one class after another; "auto", the faster one on the devices at hand.
+      ema_decay: of the generators that are scored and sampled; 0 is off.
+    """
+
+    labels: np.ndarray
+    per_class: int
+    generator: Generator
+    discriminator: Discriminator
+    image_size: int
+    noise_size: int
+    generator_optimizer: optax.GradientTransformation
+    discriminator_optimizer: optax.GradientTransformation
+    augmentation: augment.Augmentation
+    stack: Stack
+    ema_decay: float
+
+    headline = ("d_loss", "g_loss", "p_real_real", "p_real_generated")
+
+    def init(self, rng: jax.Array) -> ClassGansState:
+        """The state before the first step."""
+        noise = jnp.zeros((1, self.noise_size))
+        images = jnp.zeros((1, self.image_size, self.image_size, 3))
+
+        def one(label: jax.Array) -> GanState:
+            key = jax.random.fold_in(rng, label)
+            g = self.generator.init(jax.random.fold_in(key, _GENERATOR), noise, train=True)
+            d = self.discriminator.init(jax.random.fold_in(key, _DISCRIMINATOR), images, train=True)
+            fresh = GanState.create(
+                Network.create(g, self.generator_optimizer),
+                Network.create(d, self.discriminator_optimizer),
+                use_ema=False,
+            )
+            # D is only ever used as it is, so that its average would be for nothing.
+            return fresh.replace(ema={"generator": g} if self.ema_decay > 0 else {})
+
+        gans = jax.vmap(one)(jnp.asarray(self.labels))
+        return ClassGansState(
+            gans=jax.tree.map(jnp.copy, gans),
+            best=jax.tree.map(jnp.copy, gans.generator.variables),
+            best_score=jnp.full(len(self.labels), jnp.inf, jnp.float32),
+            best_step=jnp.zeros(len(self.labels), jnp.int32),
+        )
+
+    def train_step(
+        self, state: ClassGansState, batch: dict[str, jax.Array], rng: jax.Array
+    ) -> tuple[ClassGansState, Metrics]:
+        """One D step and one G step of each class.
+
+        Args:
+          state: before the step, of all K classes or of some (those of one device).
+          batch: image uint8 [K B, S, S, 3] and label int32 [K B], B of each class after another.
+          rng: the run's key; every class and step derives its own from it.
+
+        Returns:
+          The state after the step (the old one of the classes where anything was not finite) and
+          float32 [K] each.
+        """
+
+        def stacked(rows: jax.Array) -> jax.Array:
+            return rows.reshape(-1, self.per_class, *rows.shape[1:])
+
+        images, labels = stacked(batch["image"]), stacked(batch["label"])[:, 0]
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, labels)
+        gans, metrics = self._each(self._step, state.gans, images, keys)
+        return state.replace(gans=gans), metrics
+
+    def _each(self, function: Callable[..., Any], *stacks: PyTree) -> PyTree:
+        """The function of each class's entries, stacked again."""
+
+        def unrolled(*stacks: PyTree) -> PyTree:
+            count = jax.tree.leaves(stacks)[0].shape[0]
+            each = [
+                function(*jax.tree.map(lambda leaf, k=k: leaf[k], stacks)) for k in range(count)
+            ]
+            return jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+
+        vmapped = jax.vmap(function)
+        if self.stack == "auto":
+            return jax.lax.platform_dependent(*stacks, cpu=unrolled, default=vmapped)
+        return (vmapped if self.stack == "vmap" else unrolled)(*stacks)
+
+    def _step(self, state: GanState, images: jax.Array, key: jax.Array) -> tuple[GanState, Metrics]:
+        """`train_step` of one class: image uint8 [B, S, S, 3], the class's key."""
+        positions = state.step * self.per_class + jnp.arange(self.per_class)
+        real = augment.augment(
+            images,
+            augment.keys_of(jax.random.fold_in(key, _AUGMENT), positions),
+            self.augmentation,
+        )
+        noise_key = jax.random.fold_in(jax.random.fold_in(key, _NOISE), state.step)
+        noise = self.noise(jax.random.split(noise_key, self.per_class))
+
+        generated, pull_back, g_stats = jax.vjp(
+            lambda params: self._generate(params, state.generator.batch_stats, noise),
+            state.generator.params,
+            has_aux=True,
+        )
+        d, d_metrics = self._discriminator_step(state.discriminator, real, generated)
+
+        def g_objective(generated: jax.Array) -> jax.Array:
+            logits, _ = self._discriminate(d.params, d.batch_stats, generated)
+            return losses.binary_cross_entropy(logits, 1.0)
+
+        g_loss, cotangent = jax.value_and_grad(g_objective)(generated)
+        (g_grads,) = pull_back(cotangent)
+        g = state.generator.updated(g_grads, g_stats, self.generator_optimizer)
+
+        step = state.step + 1
+        new = state.replace(
+            step=step,
+            generator=g,
+            discriminator=d,
+            ema=update_ema(state.ema, {"generator": g.variables}, step, self.ema_decay),
+        )
+        metrics = {**d_metrics, "g_loss": g_loss, "g_grad_norm": optax.tree.norm(g_grads)}
+        new = guard(state, new, (metrics, g.batch_stats, d.batch_stats))
+        return new, metrics | new.counts
+
+    def _discriminator_step(
+        self, network: Network, real: jax.Array, generated: jax.Array
+    ) -> tuple[Network, Metrics]:
+        """One optimiser step of D; real and generated images pass it separately.
+
+        Running statistics come from the real pass alone.
+        """
+        generated = jax.lax.stop_gradient(generated)
+
+        def loss_of(params: PyTree) -> tuple[jax.Array, tuple[Metrics, PyTree]]:
+            on_real, stats = self._discriminate(params, network.batch_stats, real)
+            on_generated, _ = self._discriminate(params, network.batch_stats, generated)
+            loss = losses.binary_cross_entropy(on_real, 1.0)
+            loss += losses.binary_cross_entropy(on_generated, 0.0)
+            metrics = {
+                "p_real_real": jnp.mean(jax.nn.sigmoid(on_real)),
+                "p_real_generated": jnp.mean(jax.nn.sigmoid(on_generated)),
+            }
+            return loss, (metrics, stats)
+
+        (loss, (metrics, stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(network.params)
+        metrics |= {"d_loss": loss, "d_grad_norm": optax.tree.norm(grads)}
+        return network.updated(grads, stats, self.discriminator_optimizer), metrics
+
+    def noise(self, keys: jax.Array) -> jax.Array:
+        """A noise vector for each of B typed keys: float32 [B, Z], uniform in [-1, 1]."""
+        return jax.vmap(
+            lambda key: jax.random.uniform(key, (self.noise_size,), minval=-1.0, maxval=1.0)
+        )(keys)
+
+    def current(self, state: ClassGansState) -> PyTree:
+        """Variables of the generators [K, ...] now (averaged where EMA is on)."""
+        return state.gans.averaged["generator"]
+
+    def best(self, state: ClassGansState) -> PyTree:
+        """Variables of the generators with the best scores so far, leaves [K, ...]."""
+        return state.best
+
+    def images_of(self, generators: PyTree, place: jax.Array | int, noise: jax.Array) -> jax.Array:
+        """Images float32 [B, S, S, 3] in [-1, 1] of one class.
+
+        Args:
+          generators: `current(state)`, or `best(state)`.
+          place: of the class in `labels`.
+          noise: float32 [B, Z].
+        """
+        variables = jax.tree.map(lambda leaf: leaf[place], generators)
+        images = self.generator.apply(variables, noise, train=False)
+        assert isinstance(images, jax.Array)
+        return images
+
+    def scored(self, state: ClassGansState, scores: jax.Array) -> ClassGansState:
+        """The state in which generators with a better score than ever before are the best ones.
+
+        Args:
+          state: after some step.
+          scores: float32 [K] of its generators, the lower the better; NaN is never the best.
+        """
+        better = scores < state.best_score
+
+        def chosen(new: jax.Array, old: jax.Array) -> jax.Array:
+            return jnp.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+        return state.replace(
+            best=jax.tree.map(chosen, self.current(state), state.best),
+            best_score=chosen(scores, state.best_score),
+            best_step=chosen(state.gans.step, state.best_step),
+        )
+
+    def _generate(
+        self, params: PyTree, batch_stats: PyTree, noise: jax.Array
+    ) -> tuple[jax.Array, PyTree]:
+        images, updates = self.generator.apply(
+            {"params": params, "batch_stats": batch_stats},
+            noise,
+            train=True,
+            mutable=["batch_stats"],
+        )
+        return images, updates["batch_stats"]
+
+    def _discriminate(
+        self, params: PyTree, batch_stats: PyTree, images: jax.Array
+    ) -> tuple[jax.Array, PyTree]:
+        logits, updates = self.discriminator.apply(
+            {"params": params, "batch_stats": batch_stats},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+        )
+        return logits, updates["batch_stats"]
+
+
+def build(
+    config: ConfigDict, class_counts: np.ndarray, num_steps: int, steps_per_epoch: float
+) -> Dcgan:
+    """The task of a configuration.
+
+    Args:
+      config: with the sections of `skin_jax.config.dcgan`.
+      class_counts: int [n], images of each class in the training split.
+      num_steps: length of the run.
+      steps_per_epoch: of no use to this task.
+
+    Raises:
+      UserError: a setting outside its choices, or a class without images.
+    """
+    del steps_per_epoch
+    labels = class_labels(config)
+    assert labels is not None
+    size = config.data.image_size
+    try:
+        check_image_size(size)
+    except ValueError as error:
+        raise UserError(f"config.data.image_size: {error}") from None
+    choice(config.data.sampling, ("natural",), "data.sampling")  # every batch holds all classes
+    at_least(config.model.width, 1, "model.width")
+    at_least(config.model.noise_size, 1, "model.noise_size")
+    at_least(config.score.images, 2, "score.images")
+    at_least(config.keep_generators_every, 1, "keep_generators_every")
+    dtype = settings.compute_dtype(config.precision)
+    return Dcgan(
+        labels=labels,
+        per_class=config.batch_size,
+        generator=Generator(size, config.model.width, dtype=dtype),
+        discriminator=Discriminator(config.model.width, dtype=dtype),
+        image_size=size,
+        noise_size=config.model.noise_size,
+        generator_optimizer=optimizers.make(config.optimizer, num_steps),
+        discriminator_optimizer=optimizers.make(config.optimizer, num_steps),
+        augmentation=settings.augmentation(config.augment),
+        stack=choice(config.stack, ("auto", "vmap", "unroll"), "stack"),
+        ema_decay=settings.share(config.ema_decay, "ema_decay"),
+    )
