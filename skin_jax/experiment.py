@@ -256,6 +256,21 @@ def _load_synthetic(
     return synthetic.load(folder, taken, config.data.image_size)
 
 
+def fitted_on(workdir: Path) -> str:
+    """What the networks of a run were fitted on, for the manifest of the images that they generate.
+
+    Returns:
+      `synthetic.train_split_digest` of its training split. Where foreign generated images were
+      among them, their digest counts too: nobody knows what their generator had seen, so that no
+      run may take the result for a generator of its own training split.
+    """
+    members = splits.members(workdir / SPLITS_FILE, "train")
+    data = config_lib.read(workdir).data
+    if data.get("synthetic") is not None and data.get("synthetic_allow_foreign"):
+        members = [*members, ((workdir / _SYNTHETIC_DIGEST_FILE).read_text().strip(), "foreign")]
+    return synthetic.train_split_digest(members)
+
+
 def _check_same_synthetic(before: str | None, now: str | None, workdir: Path) -> None:
     """Refuses to go on without the generated images of a run, or with some where it had none."""
     if before is not None and now is None:

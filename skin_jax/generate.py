@@ -229,14 +229,12 @@ def _class_source(workdir: Path, task: "tasks.Task", wanted: Mapping[str, int]) 
 def _provenance(workdir: Path, weights: Any) -> dict[str, Any]:
     """The manifest's columns that are the same in every row."""
     from skin_jax import state
-    from skin_jax.data import splits, synthetic
-    from skin_jax.experiment import SPLITS_FILE
+    from skin_jax.experiment import fitted_on
 
-    members = splits.members(workdir / SPLITS_FILE, "train")
     return {
         "seed": FLAGS.seed,
         "run": f"{workdir.resolve().name}-{state.digest(weights)[:12]}",
-        "train_split": synthetic.train_split_digest(members),
+        "train_split": fitted_on(workdir),
     }
 
 

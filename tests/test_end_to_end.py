@@ -12,6 +12,8 @@ import pytest
 
 from skin_jax import errors
 
+pytestmark = pytest.mark.xdist_group("end_to_end")  # one worker makes the fixtures, once
+
 ROOT = Path(__file__).parents[1]
 TINY = [
     "--config.num_steps=12",
@@ -191,7 +193,9 @@ def test_a_missing_configuration_and_a_missing_workdir_are_named(tmp_path):
     assert call(None).returncode == errors.BAD_INPUT
 
 
-@pytest.mark.parametrize("module", ["skin_jax.main", "skin_jax.eval", "skin_jax.prepare"])
+@pytest.mark.parametrize(
+    "module", ["skin_jax.main", "skin_jax.eval", "skin_jax.prepare", "skin_jax.study"]
+)
 def test_help_says_how_without_loading_jax(module):
     code = (
         "import runpy, sys; sys.argv = ['x', '--help']\n"

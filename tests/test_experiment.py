@@ -16,7 +16,7 @@ from skin_jax.data import demo, splits, synthetic
 from skin_jax.data.lesions import CLASSES
 from skin_jax.errors import UserError
 from skin_jax.eval import runs
-from skin_jax.experiment import reopen, start
+from skin_jax.experiment import fitted_on, reopen, start
 
 needs_tf = pytest.mark.skipif(
     not importlib.util.find_spec("tensorflow"), reason="TensorFlow is not installed"
@@ -231,6 +231,13 @@ def test_foreign_images_are_taken_with_a_warning_where_that_is_asked_for(
     error = capsys.readouterr().err
     assert "warning: 2 of the 21 images" in error
     assert "may be too high" in error
+    # What such a run generates is foreign to every run, also to one of the same split.
+    assert fitted_on(workdir) != own_split
+
+
+def test_a_run_is_fitted_on_its_own_training_split(folder, workdir, own_split):
+    start(tiny(data__synthetic=folder), workdir)
+    assert fitted_on(workdir) == own_split
 
 
 def test_a_folder_that_fits_gives_no_warning(folder, workdir, capsys):

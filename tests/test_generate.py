@@ -21,6 +21,8 @@ from skin_jax.errors import UserError
 from skin_jax.eval import runs
 from skin_jax.experiment import reopen_task
 
+pytestmark = pytest.mark.xdist_group("generate")  # one worker makes the fixtures, once
+
 SMALL = {
     "num_steps": 2,
     "batch_size": 8,

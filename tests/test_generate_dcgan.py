@@ -18,6 +18,8 @@ from skin_jax.errors import UserError
 from skin_jax.eval import runs
 from skin_jax.experiment import reopen_task, start
 
+pytestmark = pytest.mark.xdist_group("generate_dcgan")  # one worker makes the fixtures, once
+
 NAMES = ("bcc", "df", "mel")
 SMALL = {
     "classes": NAMES,

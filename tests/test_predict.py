@@ -11,6 +11,8 @@ from skin_jax import config as config_lib
 from skin_jax.data.lesions import CLASSES
 from skin_jax.eval import tables
 
+pytestmark = pytest.mark.xdist_group("prediction")  # one worker makes the fixtures, once
+
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):

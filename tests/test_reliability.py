@@ -124,7 +124,7 @@ def saved(workdir) -> list[int]:
     return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory):
     """A run of one process that nothing happened to."""
     workdir = tmp_path_factory.mktemp("one") / "run"
@@ -132,7 +132,7 @@ def undisturbed(tmp_path_factory):
     return workdir
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def undisturbed_pair(tmp_path_factory):
     """A run of two processes with two devices each that nothing happened to."""
     workdir = tmp_path_factory.mktemp("pair") / "run"
@@ -427,7 +427,7 @@ def test_folders_that_vanish_while_it_trains_change_nothing(tmp_path, class_fold
     assert "Traceback" not in err
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def class_folders(tmp_path_factory):
     from PIL import Image
 

@@ -197,7 +197,9 @@ def test_one_class_that_is_never_finite_is_named_once_and_the_others_go_on(
     assert last["d_loss/nv"] is None
 
 
-def test_a_whole_run_of_class_gans_reports_each_class(tmp_path, capsys):
+def test_from_class_gans_to_a_classifier_that_trains_with_their_images(
+    tmp_path, capsys, generate_with
+):
     train.train_and_evaluate(class_gans(), tmp_path / "run")
     out = capsys.readouterr().out
     assert "step 6  swd: df 0." in out
@@ -205,6 +207,21 @@ def test_a_whole_run_of_class_gans_reports_each_class(tmp_path, capsys):
     assert "how far apart its images are" in (tmp_path / "run" / "report.html").read_text()
     grids = {path.name for path in (tmp_path / "run" / "samples").iterdir()}
     assert grids == {"step_2.png", "step_4.png", "step_6.png"}
+
+    generate_with(workdir=tmp_path / "run", out=tmp_path / "generated", per_class=3)
+    config = config_lib.classifier()
+    common = tiny(num_steps=2).to_dict()
+    for section in ("model", "loss", "optimizer", "augment", "task", "ema_decay"):
+        del common[section]
+    config.update(common)
+    config.model.name, config.model.width_multiplier = "cnn", 0.1
+    config.optimizer.warmup_steps = 0
+    config.data.synthetic = str(tmp_path / "generated")
+    train.train_and_evaluate(config, tmp_path / "classifier")
+    first = history(tmp_path / "classifier")[0]
+    assert first["synthetic_examples"] == 6
+    page = (tmp_path / "classifier" / "report.html").read_text()
+    assert "generated, for training" in page
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's

@@ -18,6 +18,8 @@ from skin_jax.errors import UserError
 from skin_jax.eval import audit, audit_report, features, quality
 from skin_jax.experiment import reopen, reopen_task
 
+pytestmark = pytest.mark.xdist_group("audit")  # one worker makes the fixtures, once
+
 SMALL = {
     "num_steps": 2,
     "batch_size": 8,

@@ -13,6 +13,8 @@ from skin_jax.eval import class_gans, features, quality
 from skin_jax.experiment import start
 from skin_jax.tasks.dcgan import Dcgan
 
+pytestmark = pytest.mark.xdist_group("class_gans")  # one worker makes the fixtures, once
+
 
 def experiment_in(folder, **changes):
     config = config_lib.dcgan()

@@ -19,6 +19,8 @@ from skin_jax.data.lesions import CLASSES
 from skin_jax.errors import UserError
 from skin_jax.eval import prediction, runs, tables
 
+pytestmark = pytest.mark.xdist_group("prediction")  # one worker makes the fixtures, once
+
 
 def run(folder: Path, **changes) -> Path:
     """The work folder of a run whose weights are as initialised, but three times as large."""

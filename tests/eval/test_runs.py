@@ -11,6 +11,8 @@ from skin_jax.errors import UserError
 from skin_jax.eval import runs, tables
 from skin_jax.experiment import reopen, reopen_task
 
+pytestmark = pytest.mark.xdist_group("runs")  # one worker makes the fixtures, once
+
 SMALL = {
     "num_steps": 2,
     "batch_size": 8,
