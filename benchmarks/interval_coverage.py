@@ -134,7 +134,7 @@ resamples of lesions within classes) on each. Coverage is the share of intervals
 truth; its own standard error is {np.sqrt(0.95 * 0.05 / repetitions):.1%} (1.5 % for 200). The last
 column is the plain percentile bootstrap on the same sets: too narrow where classes have few
 lesions or high recall, which is why the package draws n - 1 lesions of n and adds two imagined ones
-of half weight (see `_bootstrap` in `skin_jax/eval/metrics.py` for the sources). Where classes of
+of half weight (see `bootstrap` in `skin_jax/eval/metrics.py` for the sources). Where classes of
 four or five lesions are nearly always right, these intervals err on the wide side.
 
 {rows}

@@ -173,6 +173,7 @@ def dcgan() -> ConfigDict:
     """
     config = base()
     config.task = "dcgan"
+    config.eval_every_steps = 250  # the same for any choice of classes: it decides on the best ones
     config.classes = CLASSES
     config.stack = "auto"  # "vmap", "unroll": how the classes share a program
     config.ema_decay = 0.999  # neither; 0.0: off
@@ -302,8 +303,27 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def make_paths_absolute(config: ConfigDict) -> None:
-    """So that a run can be resumed and looked at from any folder; in place."""
+def without_folders(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat settings without the folders of this machine: reports are passed on."""
+    hidden = ("data.dir", "data.cache_dir", "distributed.coordinator_address")
+    shown = {key: value for key, value in flat.items() if key not in hidden}
+    for key in ("model.weights", "score.weights", "data.synthetic"):
+        if shown.get(key) is not None:
+            shown[key] = Path(shown[key]).name
+    return shown
+
+
+def normalize(config: ConfigDict) -> None:
+    """Writes settings that mean the same in the same way, in place.
+
+    Paths become absolute, so that a run can be resumed and looked at from any folder, and classes
+    are named in their order.
+
+    Raises:
+      UserError: an unknown class.
+    """
+    if (labels := class_labels(config)) is not None:
+        config.classes = tuple(CLASSES[label] for label in labels)
     for key in ("dir", "synthetic"):
         if config.data[key] is not None:
             config.data[key] = str(Path(config.data[key]).expanduser().absolute())
@@ -369,6 +389,11 @@ def validate(config: ConfigDict) -> None:
         if data[key] == "":
             raise UserError(f"config.data.{key} is empty; give a folder, or leave it out")
     _validate_balancing(data)
+    if data.oversample_to is not None and "classes" in config:
+        raise UserError(
+            "config.data.oversample_to changes nothing for a network of each class, whose batches "
+            "are of its own images; leave it out"
+        )
 
 
 def _validate_balancing(data: ConfigDict) -> None:

@@ -9,13 +9,14 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
+from skin_jax import checkpoint, sharding, tasks
 from skin_jax import config as config_lib
-from skin_jax import sharding, tasks
 from skin_jax.data import demo, splits, synthetic
 from skin_jax.data import pipeline as pipelines
 from skin_jax.data.examples import Examples, write_skipped
 from skin_jax.data.lesions import CLASSES, NUM_CLASSES
 from skin_jax.errors import UserError, warn
+from skin_jax.eval import features
 from skin_jax.files import write_atomically
 
 SPLITS_FILE = "splits.csv"
@@ -171,24 +172,27 @@ def start(config: ConfigDict, workdir: Path) -> Experiment:
 def _check(config: ConfigDict, workdir: Path, resumed: bool) -> Mesh:
     """Refuses what cannot run, before hours of decoding; makes the paths absolute."""
     config_lib.validate(config)
-    config_lib.make_paths_absolute(config)
+    config_lib.normalize(config)
     many = np.full(NUM_CLASSES, _MANY_IMAGES)
-    task, _, _ = _build_task(config, int(many.sum()), many)
+    task, _, _ = _build_task(config, many, many)
     if resumed:
         before = config_lib.read(workdir)
         config_lib.check_resumable(before, config, workdir)
         _check_same_synthetic(before.data.get("synthetic"), config.data.synthetic, workdir)
-    elif (workdir / "checkpoints").exists():
+    elif any((workdir / name).exists() for name in ("checkpoints", checkpoint.GENERATORS)):
         raise UserError(
-            f"{workdir} holds checkpoints but no {config_lib.FILE_NAME}: what they were trained on "
-            "is not known; restore the file, or take a new --workdir"
+            f"{workdir} holds checkpoints or generators but no {config_lib.FILE_NAME}: what they "
+            "were trained on is not known; restore the file, or take a new --workdir"
         )
     elif isinstance(task, tasks.Pretrained):
         task.pretrained(jax.eval_shape(task.init, jax.random.key(0)))  # the weights fit
-    if isinstance(task, tasks.GeneratesByClass):
-        return _class_mesh(config.sharding.num_devices, len(task.labels))
-    mesh = sharding.make_mesh(config.sharding.num_devices)
-    sharding.check_batch_size(config.batch_size, mesh, "batch_size")
+    if not isinstance(task, tasks.GeneratesByClass):
+        mesh = sharding.make_mesh(config.sharding.num_devices)
+        sharding.check_batch_size(config.batch_size, mesh, "batch_size")
+        return mesh
+    mesh = _class_mesh(config.sharding.num_devices, len(task.labels))
+    if not resumed and config.score.weights != config_lib.NO_WEIGHTS:
+        features.efficientnet_lite0(config.score.weights, mesh, "--config.score.weights")
     return mesh
 
 
@@ -202,12 +206,13 @@ def _class_mesh(num_devices: int | None, classes: int) -> Mesh:
         )
     if num_devices is None:
         num_devices = max(n for n in range(1, len(jax.devices()) + 1) if classes % n == 0)
-    if classes % num_devices:
+    mesh = sharding.make_mesh(num_devices)
+    if classes % mesh.size:
         raise UserError(
             f"config.sharding.num_devices is {num_devices}, among which {classes} classes cannot "
             "be shared out evenly; leave it out, or give a divisor"
         )
-    return sharding.make_mesh(num_devices)
+    return mesh
 
 
 def _write(experiment: Experiment, workdir: Path, resumed: bool) -> None:
@@ -326,7 +331,7 @@ def reopen_task(workdir: Path) -> tuple[tasks.Task, ConfigDict]:
     """The task of a work folder and its configuration, without its images."""
     config = config_lib.read(workdir)
     counts = splits.class_counts(workdir / SPLITS_FILE, "train")
-    return _build_task(config, int(counts.sum()), counts)[0], config
+    return _build_task(config, counts, counts)[0], config
 
 
 def _assemble(
@@ -349,7 +354,9 @@ def _assemble(
         examples = dataclasses.replace(examples, images=images[:num_real])
         generated = dataclasses.replace(generated, images=images[num_real:])
     task, num_steps, steps_per_epoch = _build_task(
-        config, len(train), np.bincount(labels[indices], minlength=NUM_CLASSES)
+        config,
+        np.bincount(labels[train], minlength=NUM_CLASSES),
+        np.bincount(labels[indices], minlength=NUM_CLASSES),
     )
     return Experiment(
         config=config,
@@ -378,15 +385,16 @@ def _repeated(indices: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray
 
 
 def _build_task(
-    config: ConfigDict, num_train: int, class_counts: np.ndarray
+    config: ConfigDict, real_counts: np.ndarray, class_counts: np.ndarray
 ) -> tuple[tasks.Task, int, float]:
     """The task, the length of the run in steps, and the batches in an epoch.
 
     Args:
       config: as in `start`.
-      num_train: real training images, which make an epoch where the task takes them all as one.
+      real_counts: int [7], real training images of each class, which make an epoch.
       class_counts: int [7], images of each class in the training stream.
     """
+    epoch = real_counts.sum()
     labels = config_lib.class_labels(config)
     if labels is not None:
         if len(empty := labels[class_counts[labels] == 0]):
@@ -394,8 +402,8 @@ def _build_task(
                 "config.classes: the training split has no images of "
                 f"{', '.join(CLASSES[label] for label in empty)}; name the others"
             )
-        num_train = int(class_counts[labels].max())  # of the largest class
-    steps_per_epoch = num_train / config.batch_size
+        epoch = real_counts[labels].max()
+    steps_per_epoch = float(epoch / config.batch_size)
     per_dispatch = config.steps_per_dispatch
     steps = config.num_steps or max(1, round(config.num_epochs * steps_per_epoch))
     num_steps = -(-steps // per_dispatch) * per_dispatch

@@ -111,7 +111,7 @@ class Progress:
             self._first = (step, now)  # the first report holds the compilation: no estimate yet
         elif step > self._first[0]:
             per_step = (now - self._first[1]) / (step - self._first[0])
-            left = f"  {_duration(per_step * (self._num_steps - step))} left"
+            left = f"  {duration(per_step * (self._num_steps - step))} left"
         self._step, self._mark = step, now
         if values.get("nonfinite"):
             left += f"  ({values['nonfinite']:.0f} steps undone: not finite)"
@@ -124,7 +124,8 @@ class Progress:
         return rate
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Such as "2h05m" or "3m07s"; less than nothing is "0m00s"."""
     minutes, s = divmod(round(max(seconds, 0)), 60)
     hours, m = divmod(minutes, 60)
     return f"{hours}h{m:02d}m" if hours else f"{m}m{s:02d}s"

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from skin_jax import checkpoint, errors, sharding, tasks
 from skin_jax.augment import to_uint8
 from skin_jax.data.pipeline import ClassOrder, Order
 from skin_jax.eval import figures, metrics, report, runs
-from skin_jax.eval.class_gans import ClassGansWatch, by_name
+from skin_jax.eval.class_gans import ClassGansWatch, best_generators, by_name
 from skin_jax.eval.inference import make_predictor
 from skin_jax.experiment import Experiment, start
 from skin_jax.files import locked
@@ -95,18 +95,25 @@ def _train_and_evaluate(
     experiment = start(config, workdir)
     checkpoints = checkpoint.Checkpoints(workdir / "checkpoints")
     try:
-        train(experiment, checkpoints, workdir, preemption)
+        state = train(experiment, checkpoints, workdir, preemption)
         checkpoints.wait()
         found = None
+        sections: Sequence[report.Section] = ()
         if isinstance(experiment.task, tasks.Classifies):
             found = runs.evaluate_split(experiment, checkpoints, "test", workdir / "eval" / "test")
+        elif isinstance(experiment.task, tasks.GeneratesByClass):
+            table = best_generators(experiment, state)
+            sections = (report.Section("The best generators", [table]),)
+            print(f"\nthe best generator of each class:\n\n{report.pipes(table)}")
+            print(f"\ndraw from them with skin_jax.generate --workdir={workdir} --out=FOLDER")
         if found is not None:
+            sections = found[1]
             print(f"\nbest checkpoint by validation macro AUC: step {found[0].step}; on test:\n")
             print(report.table_one(found[0].metrics, found[0].shared_with_train))
             if experiment.is_demo:
                 print(f"\n{runs.DEMO_NOTE}")
         if sharding.is_first():
-            page = runs.write_page(experiment, found[1] if found else (), workdir)
+            page = runs.write_page(experiment, sections, workdir)
             print(f"\nfull report: {page}", flush=True)
         sharding.wait_for_all("the report is written")
     except (OSError, checkpoint.SaveError) as error:
@@ -283,10 +290,13 @@ def _due(experiment: Experiment, before: int, step: int) -> _Due:
 
     last = step >= experiment.num_steps
     epoch = config.eval_every_steps or experiment.steps_per_epoch
+    every = config.get("keep_generators_every")
     return _Due(
         log=last or crossed(config.log.every_steps),
         evaluate=last or crossed(epoch),
-        keep=crossed(epoch * config.get("keep_generators_every", math.inf)),
+        # Whole numbers of epochs, so that none is kept that is not evaluated.
+        keep=bool(every)
+        and math.floor(before / epoch) // every != math.floor(step / epoch) // every,
         save=crossed(config.checkpoint.every_steps),
     )
 

@@ -199,15 +199,15 @@ def test_paths_become_absolute_but_names_of_weights_stay(tmp_path, monkeypatch):
     config = config_lib.classifier()
     config.data.dir, config.model.weights = "images", "lite0.safetensors"
     config.data.synthetic = "generated"
-    config_lib.make_paths_absolute(config)
+    config_lib.normalize(config)
     assert config.data.synthetic == str(tmp_path / "generated")
     assert config.data.dir == str(tmp_path / "images")
     assert config.model.weights == str(tmp_path / "lite0.safetensors")
     for name in ("none", "hf:timm/resnet50.a1_in1k"):
         config.model.weights = name
-        config_lib.make_paths_absolute(config)
+        config_lib.normalize(config)
         assert config.model.weights == name
     gan = config_lib.sgan()
-    config_lib.make_paths_absolute(gan)
+    config_lib.normalize(gan)
     assert gan.data.dir is None
     assert gan.data.synthetic is None

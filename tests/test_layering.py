@@ -62,7 +62,14 @@ def test_tensorflow_is_imported_in_one_place_and_only_inside_a_function():
 
 @pytest.mark.parametrize(
     "room",
-    ["models/", "losses.py", "augment.py", "eval/metrics.py", "eval/quality.py"],
+    [
+        "models/",
+        "losses.py",
+        "augment.py",
+        "eval/metrics.py",
+        "eval/comparison.py",
+        "eval/quality.py",
+    ],
     ids=lambda r: r.strip("/"),
 )
 def test_pure_rooms_know_no_configuration_no_files_and_no_tensorflow(room):
@@ -80,6 +87,8 @@ def test_a_config_dict_stops_where_the_architecture_says():
     allowed = {
         "skin_jax/config.py",
         "skin_jax/main.py",
+        "skin_jax/study.py",
+        "skin_jax/plan.py",
         "skin_jax/train.py",
         "skin_jax/experiment.py",
         "skin_jax/optimizers.py",

@@ -1,5 +1,6 @@
 """The loop: resuming, devices, divergence, preemption, evaluation; tiny networks, demo data."""
 
+import dataclasses
 import functools
 import importlib.util
 import json
@@ -135,10 +136,11 @@ def class_gans(**changes):
     return config
 
 
-def test_a_restart_of_class_gans_changes_no_bit_and_keeps_generators(tmp_path):
-    whole, _ = run(tmp_path / "whole", class_gans())
-    run(tmp_path / "parts", class_gans(num_steps=4))
-    resumed, state = run(tmp_path / "parts", class_gans())
+@pytest.mark.parametrize("per_dispatch", [1, 2])
+def test_a_restart_of_class_gans_changes_no_bit_and_keeps_generators(tmp_path, per_dispatch):
+    whole, _ = run(tmp_path / "whole", class_gans(steps_per_dispatch=per_dispatch))
+    run(tmp_path / "parts", class_gans(steps_per_dispatch=per_dispatch, num_steps=4))
+    resumed, state = run(tmp_path / "parts", class_gans(steps_per_dispatch=per_dispatch))
     assert resumed == whole
     assert np.isfinite(state.best_score).all()
     assert set(state.best_step.tolist()) <= {2, 4, 6}
@@ -146,6 +148,61 @@ def test_a_restart_of_class_gans_changes_no_bit_and_keeps_generators(tmp_path):
         kept = checkpoint.Checkpoints(tmp_path / folder / checkpoint.GENERATORS, read_only=True)
         assert kept.steps() == [4]  # of every second evaluation
         kept.close()
+
+
+def test_a_class_trains_and_is_chosen_alone_as_among_others(tmp_path):
+    _, both = run(tmp_path / "both", class_gans())
+    config = class_gans()
+    config.classes = ("df",)
+    _, alone = run(tmp_path / "alone", config)
+    np.testing.assert_allclose(both.best_score[:1], alone.best_score, rtol=1e-4)
+    np.testing.assert_array_equal(both.best_step[:1], alone.best_step)
+
+
+def test_class_gans_see_training_images_of_their_class_alone(tmp_path):
+    (tmp_path / "run").mkdir()
+    experiment = start(class_gans(), tmp_path / "run")
+    train_images = set(experiment.indices("train").tolist())
+    seen = []
+    for feed in train.feeds(experiment, 0):
+        labels = experiment.examples.labels[np.asarray(feed["index"])]
+        np.testing.assert_array_equal(labels, [3] * 4 + [5] * 4)
+        np.testing.assert_array_equal(labels, feed["label"])
+        seen += np.asarray(feed["index"]).tolist()
+    assert len(seen) == 6 * 8
+    assert set(seen) <= train_images
+
+
+def test_generators_are_kept_at_evaluations_alone(tmp_path):
+    """An epoch of 31 images in batches of 24: ten of them end between two steps."""
+    (tmp_path / "run").mkdir()
+    experiment = start(class_gans(eval_every_steps=None), tmp_path / "run")
+    odd = dataclasses.replace(experiment, steps_per_epoch=31 / 24, num_steps=10_000)
+    due = [train._due(odd, step - 1, step) for step in range(1, 9_999)]
+    kept = [d for d in due if d.keep]
+    assert all(d.evaluate for d in kept)
+    assert len(kept) == sum(d.evaluate for d in due) // 2
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"score__weights": "absent.safetensors"}, "--config.score.weights"),
+        ({"sharding__num_devices": 0}, "config.sharding.num_devices is 0, but JAX sees 4 cpu"),
+        ({"data__oversample_to": 50}, "config.data.oversample_to changes nothing for a network"),
+    ],
+)
+def test_class_gans_that_cannot_run_leave_nothing_behind(tmp_path, change, words):
+    (tmp_path / "run").mkdir()
+    with pytest.raises(errors.UserError, match=words):
+        start(class_gans(**change), tmp_path / "run")
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_generators_of_an_unknown_run_are_not_taken_for_ones_own(tmp_path):
+    (tmp_path / "run" / checkpoint.GENERATORS).mkdir(parents=True)
+    with pytest.raises(errors.UserError, match="checkpoints or generators but no config"):
+        start(class_gans(), tmp_path / "run")
 
 
 def test_classes_on_a_device_each_train_as_on_one_and_go_on_there(tmp_path):
@@ -203,6 +260,8 @@ def test_from_class_gans_to_a_classifier_that_trains_with_their_images(
     train.train_and_evaluate(class_gans(), tmp_path / "run")
     out = capsys.readouterr().out
     assert "step 6  swd: df 0." in out
+    assert "the best generator of each class:" in out
+    assert f"skin_jax.generate --workdir={tmp_path / 'run'}" in out
     assert f"full report: {tmp_path / 'run' / 'report.html'}" in out
     assert "how far apart its images are" in (tmp_path / "run" / "report.html").read_text()
     grids = {path.name for path in (tmp_path / "run" / "samples").iterdir()}

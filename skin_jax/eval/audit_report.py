@@ -10,6 +10,7 @@ import numpy as np
 
 from skin_jax.data.lesions import CLASSES
 from skin_jax.eval import audit, figures, inference, quality, report
+from skin_jax.eval.metrics import plain
 from skin_jax.files import write_atomically
 
 JSON_FILE = "quality.json"
@@ -82,12 +83,8 @@ def _own(real: audit.Real, generated: audit.Generated) -> bool:
     return generated.train_splits == {real.train_split}
 
 
-def _plain(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
-
-
 def _spread_json(spread: audit.Spread) -> dict[str, float | None]:
-    return {"mean": _plain(spread.mean), "sd": _plain(spread.sd)}
+    return {"mean": plain(spread.mean), "sd": plain(spread.sd)}
 
 
 def _group_json(group: audit.Group) -> dict[str, Any]:
@@ -116,12 +113,12 @@ def _copies_json(
     return {
         "distance": "cosine, the smallest over the training images and the 8 orientations",
         "val_images": len(real.val_images),
-        "threshold": _plain(copies.threshold),
+        "threshold": plain(copies.threshold),
         "groups": {
             name: {
-                "share_under_threshold": _plain(copies.share(theirs)),
-                "median_distance": _plain(_median(copies.distances[theirs])),
-                "val_median_distance": _plain(_median(copies.val_distances[val])),
+                "share_under_threshold": plain(copies.share(theirs)),
+                "median_distance": plain(_median(copies.distances[theirs])),
+                "val_median_distance": plain(_median(copies.val_distances[val])),
             }
             for name, theirs, val in _members(real, generated)
         },

@@ -1,5 +1,6 @@
 """What is looked at once an epoch while one GAN a class trains: pictures, scores, collapse."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from skin_jax.augment import to_uint8
 from skin_jax.config import NO_WEIGHTS
 from skin_jax.data.lesions import CLASSES
 from skin_jax.errors import warn
-from skin_jax.eval import features, figures, quality
+from skin_jax.eval import features, figures, quality, report
+from skin_jax.eval.audit import PATCHED_IMAGES
 from skin_jax.experiment import Experiment
 from skin_jax.sharding import compiler_options, platform, replicated
 
@@ -24,6 +26,7 @@ ones differ by: mean distance of all pairs."""
 
 _REAL_COLUMNS, _GENERATED_COLUMNS = 4, 8
 _CHUNK = 100  # images generated at once
+_NOISE = 2**32 - 1  # a stream of noise that `skin_jax.generate` has for no seed and no class
 _POOLED = 8  # side of the pixels that stand in for features where there are no weights
 
 
@@ -45,6 +48,7 @@ class ClassGansWatch:
         assert isinstance(task, tasks.GeneratesByClass)
         self._task, self._placement = task, experiment.placement
         self._count = config.score.images
+        self._collapsed: list[str] = []
         self._extract = None
         if config.score.weights != NO_WEIGHTS:
             self._extract = features.efficientnet_lite0(
@@ -99,18 +103,22 @@ class ClassGansWatch:
             values |= {f"{self.measure}/{name}": score, f"diversity/{name}": diversity}
         each = "  ".join(f"{name} {score:.3f}" for name, score in zip(shown, scores, strict=True))
         print(f"step {step}  {self.measure}: {each}", flush=True)
-        if collapsed := [name for name in shown if values[f"diversity/{name}"] < COLLAPSED]:
+        collapsed = [name for name in shown if values[f"diversity/{name}"] < COLLAPSED]
+        if collapsed and collapsed != self._collapsed:
             warn(
                 f"step {step}: the images of {', '.join(collapsed)} are nearly all the same (they "
                 f"differ by less than {COLLAPSED:.0%} of what real ones differ by): the GAN has "
                 "collapsed, if this is not the beginning of the run"
             )
+        self._collapsed = collapsed
         figures.real_and_generated_by_class(grid, shown)
         state = self._scored(state, jax.device_put(np.array(scores, np.float32), self._placement))
         return state, values
 
     def _generated(self, generators: PyTree, place: int, label: int) -> np.ndarray:
-        keys = jax.random.split(jax.random.fold_in(jax.random.key(0), label), self._count)
+        # Images that a generator was chosen by would be no fair sample of what it draws.
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), _NOISE), label)
+        keys = jax.random.split(key, self._count)
         chunks = [
             # Always one size, so that it compiles once.
             np.asarray(
@@ -131,12 +139,33 @@ class ClassGansWatch:
     def _compare(self, place: int, generated: np.ndarray) -> tuple[float, float]:
         """Score and diversity of a class's images; NaN where there are too few real ones."""
         described, real = self._describe(generated), self._described[place]
-        diversity = quality.mean_distance(described) / quality.mean_distance(real)
+        apart = quality.mean_distance(real)
+        diversity = quality.mean_distance(described) / apart if apart else math.nan
         if self._extract is not None:
             return quality.kid(real, described), diversity
-        both = min(len(generated), len(self._real[place]))
+        both = min(len(generated), len(self._real[place]), PATCHED_IMAGES)
         levels = quality.sliced_wasserstein(self._real[place][:both], generated[:both], seed=0)
         return float(np.mean(list(levels.values()))), diversity
+
+
+def best_generators(experiment: Experiment, state: PyTree) -> report.Table:
+    """The step and the score of each class's best generator, and its real training images."""
+    task = experiment.task
+    assert isinstance(task, tasks.GeneratesByClass)
+    counts = experiment.class_counts("train")
+    measure = "KID" if experiment.config.score.weights != NO_WEIGHTS else "sliced Wasserstein"
+    rows = [
+        (
+            CLASSES[label],
+            str(counts[label]),
+            str(step) if np.isfinite(score) else "n/a",
+            f"{score:.3f}" if np.isfinite(score) else "n/a",
+        )
+        for label, step, score in zip(
+            task.labels, np.asarray(state.best_step), np.asarray(state.best_score), strict=True
+        )
+    ]
+    return report.Table(("class", "training images", "step", measure), rows)
 
 
 def by_name(values: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[str, float]:

@@ -359,23 +359,25 @@ def forest(
     values: np.ndarray,
     intervals: np.ndarray,
     *,
+    notes: Sequence[str],
     emphasised: Sequence[bool],
     marks: Mapping[str, float],
     label: str,
 ) -> None:
-    """Write differences from a control one below the other, each with its interval and in figures.
+    """Write differences from a control one below the other, each with its interval.
 
     Args:
       names: A of them.
       values: float [A].
       intervals: float [A, 2]; NaN for none.
+      notes: A; below the names.
       emphasised: A; these have a filled diamond, the others an open circle.
       marks: label -> value at which a dotted line stands.
       label: of the values' axis.
     """
     ticks = [
-        f"{textwrap.fill(name, _NAME_COLUMNS)}\n{_difference(value, interval)}"
-        for name, value, interval in zip(names, values, intervals, strict=True)
+        f"{textwrap.fill(name, _NAME_COLUMNS)}\n{note}"
+        for name, note in zip(names, notes, strict=True)
     ]
     figure, axes = _figure(0.9 + sum(0.12 + 0.15 * (1 + tick.count("\n")) for tick in ticks))
     axes.axvline(0, color="0.4", linewidth=1)
@@ -411,19 +413,21 @@ def recalls(
     """Write the recall of each class by each arm, a panel a class.
 
     Args:
-      names: A of them.
+      names: A of them; a line stands at the recalls of the first.
       recall: float [A, 7] in [0, 1]; NaN for none.
       intervals: float [A, 7, 2].
     """
     figure = _empty_figure(0.5 + NUM_CLASSES * (0.2 + 0.12 * len(names)) + 0.19 * len(names))
     panels = figure.subplots(NUM_CLASSES, sharex=True)
+    lowest = np.floor(10 * np.nanmin(intervals)) / 10 - 0.01
     for c, axes in enumerate(panels):
         for i, name in enumerate(names):
             colour, marker = _LINES[i % len(_LINES)], _MARKERS[i // len(_LINES) % len(_MARKERS)]
             axes.plot(intervals[i, c], [i, i], color=colour, linewidth=1.4)
             axes.plot(recall[i, c], i, marker, color=colour, markersize=4.5, label=name)
         axes.set_ylabel(CLASSES[c].upper(), rotation=0, ha="right", va="center", fontsize=9)
-        axes.set(xlim=(0, 1), ylim=(len(names) - 0.3, -0.7), yticks=[])
+        axes.axvline(recall[0, c], color="0.6", linewidth=1, zorder=0)
+        axes.set(xlim=(lowest, 1.01), ylim=(len(names) - 0.3, -0.7), yticks=[])
         axes.grid(axis="x", color="0.9", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right", "left"]].set_visible(False)
@@ -496,13 +500,6 @@ def _empty_figure(height: float) -> "Figure":
 def _figure(height: float) -> "tuple[Figure, Axes]":
     figure = _empty_figure(height)
     return figure, figure.subplots()
-
-
-def _difference(value: float, interval: np.ndarray) -> str:
-    """Such as "+0.8 (-1.2 to +2.8)"."""
-    if np.isnan(interval).any():
-        return f"{value:+.1f}"
-    return f"{value:+.1f} ({interval[0]:+.1f} to {interval[1]:+.1f})"
 
 
 def _save(figure: "Figure", path: PathLike) -> None:

@@ -63,12 +63,12 @@ class Metrics:
     @property
     def macro(self) -> dict[str, float]:
         """Means over the classes where the value is defined; NaN where none is."""
-        return {name: _nanmean(getattr(self, name)) for name in _MACRO}
+        return {name: nanmean(getattr(self, name)) for name in _MACRO}
 
     def to_json(self, *, split: str | None = None, step: int | None = None) -> dict[str, Any]:
         """Return the content of `metrics.json`: plain numbers, None for every undefined value."""
         per_class = {
-            name: {key: _plain(getattr(self, key)[i]) for key in _PER_CLASS}
+            name: {key: plain(getattr(self, key)[i]) for key in _PER_CLASS}
             | {"support": int(self.support[i])}
             for i, name in enumerate(CLASSES)
         }
@@ -77,13 +77,13 @@ class Metrics:
             "num_examples": self.num_examples,
             "step": step,
             "classes": list(CLASSES),
-            "balanced_accuracy": _plain(self.balanced_accuracy),
-            "accuracy": _plain(self.accuracy),
-            "macro": {name: _plain(value) for name, value in self.macro.items()},
+            "balanced_accuracy": plain(self.balanced_accuracy),
+            "accuracy": plain(self.accuracy),
+            "macro": {name: plain(value) for name, value in self.macro.items()},
             "per_class": per_class,
             "confusion_matrix": self.confusion.tolist(),
-            "ece": _plain(self.ece),
-            "ci95": {name: [_plain(v) for v in bounds] for name, bounds in self.ci95.items()},
+            "ece": plain(self.ece),
+            "ci95": {name: [plain(v) for v in bounds] for name, bounds in self.ci95.items()},
         }
 
 
@@ -129,7 +129,7 @@ def evaluate(
     The predicted class is the first largest score. Precision, recall, F1 = 2TP / (2TP + FP + FN)
     and specificity are one class against the rest. Balanced accuracy is the mean recall over the
     classes present. The calibration error (Guo et al., ICML 2017) compares the largest score with
-    the hit rate in 15 bins of equal width. For the intervals see `_bootstrap`.
+    the hit rate in 15 bins of equal width. For the intervals see `bootstrap`.
 
     The ISIC challenge's scorer counts a tied maximum as wrong and leaves ISIC_0035068 out; here the
     first of the tied classes is predicted (`Metrics.tied` counts them) and every image counts.
@@ -150,8 +150,8 @@ def evaluate(
     predicted = probabilities.argmax(axis=1)
     largest = probabilities.max(axis=1)
     confusion = _confusion(labels, predicted)
-    rows = _lesion_rows(labels, predicted, lesion_ids)
-    intervals, recall_intervals = _bootstrap(rows, resamples, seed)
+    rows = lesion_rows(labels, predicted, lesion_ids)
+    intervals, recall_intervals = bootstrap(rows, resamples, seed)
     precision, recall, f1, specificity = _one_against_rest(confusion)
     return Metrics(
         num_examples=len(labels),
@@ -159,7 +159,7 @@ def evaluate(
         lesions=np.array([len(r) for r in rows]),
         lesions_known=lesion_ids is not None,
         tied=int(((probabilities == largest[:, None]).sum(axis=1) > 1).sum()),
-        balanced_accuracy=_nanmean(recall),
+        balanced_accuracy=nanmean(recall),
         accuracy=float(np.trace(confusion) / confusion.sum()),
         ece=_calibration_error(largest, predicted == labels),
         precision=precision,
@@ -183,13 +183,13 @@ def macro_auc(probabilities: np.ndarray, labels: np.ndarray) -> float:
     Raises:
       ValueError: as `evaluate`.
     """
-    return _nanmean(_aucs(*_checked(probabilities, labels)))
+    return nanmean(_aucs(*_checked(probabilities, labels)))
 
 
 def balanced_accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Mean recall over the classes present; arguments and errors as `evaluate`."""
     probabilities, labels = _checked(probabilities, labels)
-    return _nanmean(_one_against_rest(_confusion(labels, probabilities.argmax(axis=1)))[1])
+    return nanmean(_one_against_rest(_confusion(labels, probabilities.argmax(axis=1)))[1])
 
 
 def confident_mistakes(probabilities: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
@@ -230,7 +230,7 @@ def sensitivity_at_specificity(
     threshold = float(negatives[int(np.ceil(specificity * len(negatives) - 1e-9)) - 1])
     positive, called = np.asarray(test_labels, bool), np.asarray(test_scores) > threshold
     return OperatingPoint(
-        specificity, threshold, _nanmean(called[positive]), _nanmean(~called[~positive])
+        specificity, threshold, nanmean(called[positive]), nanmean(~called[~positive])
     )
 
 
@@ -299,21 +299,22 @@ def _confusion(labels: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     return pairs.reshape(NUM_CLASSES, NUM_CLASSES)
 
 
-def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """Elementwise quotient, NaN where the denominator is 0."""
+def quotient(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """Elementwise numerator / denominator, broadcast, NaN where the denominator is 0."""
     out = np.full(np.broadcast(numerator, denominator).shape, np.nan)
     return np.divide(numerator, denominator, out=out, where=denominator != 0)
 
 
-def _nanmean(values: np.ndarray) -> float:
+def nanmean(values: np.ndarray) -> float:
     """Mean of what is defined, NaN (and no warning) where nothing is."""
     values = np.asarray(values, np.float64)
-    return float(_row_nanmeans(values[None])[0])
+    return float(row_nanmeans(values[None])[0])
 
 
-def _row_nanmeans(values: np.ndarray) -> np.ndarray:
+def row_nanmeans(values: np.ndarray) -> np.ndarray:
+    """Means [...] of what is defined along the last axis, as `nanmean`."""
     defined = ~np.isnan(values)
-    return _ratio(np.where(defined, values, 0.0).sum(axis=-1), defined.sum(axis=-1))
+    return quotient(np.where(defined, values, 0.0).sum(axis=-1), defined.sum(axis=-1))
 
 
 def _one_against_rest(confusion: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -323,10 +324,10 @@ def _one_against_rest(confusion: np.ndarray) -> tuple[np.ndarray, ...]:
     total = true.sum(axis=-1, keepdims=True)
     rejected = total - true - called + hits
     return (
-        _ratio(hits, called),
-        _ratio(hits, true),
-        _ratio(2 * hits, true + called),
-        _ratio(rejected, total - true),
+        quotient(hits, called),
+        quotient(hits, true),
+        quotient(2 * hits, true + called),
+        quotient(rejected, total - true),
     )
 
 
@@ -361,12 +362,17 @@ def _average_precisions(probabilities: np.ndarray, labels: np.ndarray) -> np.nda
     )
 
 
-def _lesion_rows(
+def lesion_rows(
     labels: np.ndarray, predicted: np.ndarray, lesion_ids: Sequence[str] | None
 ) -> list[np.ndarray]:
     """For each class int [lesions, 7]: how many images of each of its lesions got each prediction.
 
     A lesion whose images carry several labels, which neither data set has, counts once for each.
+    The order of the lesions depends on labels and lesions alone, not on the predictions.
+
+    Args:
+      labels, predicted: int [N] in 0..6.
+      lesion_ids: N ids; None: each image is a lesion.
     """
     if lesion_ids is None:
         lesions = np.arange(len(labels))
@@ -383,8 +389,8 @@ def _lesion_rows(
     return rows
 
 
-def _bootstrap(
-    rows: Sequence[np.ndarray], resamples: int, seed: int
+def bootstrap(
+    rows: Sequence[np.ndarray], resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[dict[str, Interval], tuple[Interval, ...]]:
     """95 % intervals by resampling lesions within each class.
 
@@ -397,7 +403,13 @@ def _bootstrap(
     it would add up, so there the distribution is moved back to lie around the estimate.
 
     Args:
-      rows: for each class int [lesions, 7], as `_lesion_rows` gives it.
+      rows: for each class [lesions, 7], as `lesion_rows` gives it, or means of such rows over
+        several runs on the same images.
+      resamples: 0 leaves the intervals out (NaN).
+      seed: of the draws.
+
+    Returns:
+      Intervals of balanced accuracy, accuracy and macro F1 by name, and those of the seven recalls.
     """
     if not resamples:
         undefined = (float("nan"), float("nan"))
@@ -428,29 +440,41 @@ def _summaries(confusions: np.ndarray, defined: np.ndarray) -> dict[str, np.ndar
     _, recall, f1, _ = _one_against_rest(confusions)
     hits = np.trace(confusions, axis1=-2, axis2=-1)
     return {
-        "balanced_accuracy": _row_nanmeans(recall),
-        "accuracy": _ratio(hits, confusions.sum(axis=(-2, -1))),
-        "macro_f1": _row_nanmeans(np.nan_to_num(f1[:, defined])),
+        "balanced_accuracy": row_nanmeans(recall),
+        "accuracy": quotient(hits, confusions.sum(axis=(-2, -1))),
+        "macro_f1": row_nanmeans(np.nan_to_num(f1[:, defined])),
         "recall": recall,
     }
 
 
 def _draw(rows: np.ndarray, label: int, resamples: int, rng: np.random.Generator) -> np.ndarray:
     """Resample one class's confusion row: float [resamples, 7], each summing to its images."""
-    n, images = len(rows), rows.sum()
-    if not n:
+    images = rows.sum()
+    if not len(rows):
         return np.zeros((resamples, NUM_CLASSES))
-    # Lesions with the same predictions are interchangeable, so drawing how often each pattern
-    # comes up costs a few numbers a resample instead of one a lesion.
-    patterns, counts = np.unique(rows, axis=0, return_counts=True)
-    size = images / n
     right = np.eye(NUM_CLASSES)[label]
     wrong = rows.sum(axis=0) * (1 - right)
     wrong = (wrong if wrong.any() else 1 - right) / (wrong.sum() or NUM_CLASSES - 1)
-    pool = np.concatenate([patterns, [size * right, size * wrong]])
-    weights = np.concatenate([counts, [0.5, 0.5]]) / (n + 1)
-    totals = rng.multinomial(max(n - 1, 1), weights, size=resamples) @ pool
+    imagined = images / len(rows) * np.stack([right, wrong])
+    totals = resampled_totals(rows, imagined, resamples, rng)
     return totals * (images / totals.sum(axis=1, keepdims=True))
+
+
+def resampled_totals(
+    rows: np.ndarray, imagined: np.ndarray, resamples: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Sums [resamples, K] over n - 1 lesions drawn from n, each imagined one having half weight.
+
+    Args:
+      rows: [n, K], n > 0, what each lesion adds.
+      imagined: [M, K], what the imagined ones would add; for the reasons see `bootstrap`.
+    """
+    # Lesions that add the same are interchangeable, so drawing how often each pattern comes up
+    # costs a few numbers a resample instead of one a lesion.
+    patterns, counts = np.unique(rows, axis=0, return_counts=True)
+    weights = np.concatenate([counts, np.full(len(imagined), 0.5)])
+    drawn = rng.multinomial(max(len(rows) - 1, 1), weights / weights.sum(), size=resamples)
+    return drawn @ np.concatenate([patterns, imagined])
 
 
 def _interval(estimate: float, values: np.ndarray) -> Interval:
@@ -461,5 +485,6 @@ def _interval(estimate: float, values: np.ndarray) -> Interval:
     return float(min(low, estimate)), float(max(high, estimate))
 
 
-def _plain(value: float) -> float | None:
+def plain(value: float) -> float | None:
+    """The number for JSON: None where it is not defined."""
     return None if np.isnan(value) else float(value)

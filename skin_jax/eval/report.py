@@ -319,12 +319,12 @@ def _html_block(block: Text | Table | Picture) -> str:
 
 def _block_text(block: Text | Table | Picture) -> str:
     if isinstance(block, Table):
-        return _pipes(block)
+        return pipes(block)
     assert isinstance(block, Text)
     return textwrap.fill(block.text, _COLUMNS)
 
 
-def _pipes(table: Table) -> str:
+def pipes(table: Table) -> str:
     """Lay a table out with aligned pipes: readable on a terminal, a table in Markdown."""
     cells = [
         [c.replace("|", "\\|").replace("\n", " ") for c in r] for r in (table.header, *table.rows)
@@ -346,11 +346,13 @@ def _pipes(table: Table) -> str:
     return "\n".join([lines[0], rule + "|", *lines[1:]])
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """Three decimals, or "n/a"."""
     return UNDEFINED if np.isnan(value) else f"{value:.3f}"
 
 
-def _span(interval: Interval) -> str:
+def span(interval: Interval) -> str:
+    """Such as "0.643 to 0.756", or "n/a"."""
     return UNDEFINED if np.isnan(interval[0]) else f"{interval[0]:.3f} to {interval[1]:.3f}"
 
 
@@ -360,9 +362,9 @@ def _table_one_blocks(metrics: Metrics, shared_with_train: int | None) -> list[T
         [
             (
                 name,
-                _number(metrics.precision[i]),
-                _number(metrics.recall[i]),
-                _number(metrics.f1[i]),
+                number(metrics.precision[i]),
+                number(metrics.recall[i]),
+                number(metrics.f1[i]),
                 str(metrics.support[i]),
                 str(metrics.lesions[i]) if metrics.lesions_known else UNDEFINED,
                 *("{:.2f} {:.2f} {:.3f}".format(*PAPER_A["table_one"][name]).split()),
@@ -375,20 +377,20 @@ def _table_one_blocks(metrics: Metrics, shared_with_train: int | None) -> list[T
         [
             (
                 "mean F1",
-                _number(metrics.macro["f1"]),
-                _span(metrics.ci95["macro_f1"]),
+                number(metrics.macro["f1"]),
+                span(metrics.ci95["macro_f1"]),
                 f"{PAPER_A['mean_f1']:.3f}",
             ),
             (
                 "balanced accuracy",
-                _number(metrics.balanced_accuracy),
-                _span(metrics.ci95["balanced_accuracy"]),
+                number(metrics.balanced_accuracy),
+                span(metrics.ci95["balanced_accuracy"]),
                 f"{_PAPER_MEAN_RECALL} or {_PAPER_TABLE_TWO}",
             ),
             (
                 "accuracy",
-                _number(metrics.accuracy),
-                _span(metrics.ci95["accuracy"]),
+                number(metrics.accuracy),
+                span(metrics.ci95["accuracy"]),
                 "not given",
             ),
         ],
@@ -471,7 +473,7 @@ def _evaluation_sections(folder: pathlib.Path, evaluation: Evaluation) -> list[S
         Section(
             "Calibration",
             [
-                Text(f"Expected calibration error (15 bins): {_number(metrics.ece)}."),
+                Text(f"Expected calibration error (15 bins): {number(metrics.ece)}."),
                 Picture(
                     folder / "reliability.png",
                     "How often the predicted class is right, against how sure the model was.",
@@ -490,15 +492,15 @@ def _scores_table(metrics: Metrics) -> Table:
     rows = [
         (
             f"{name} ({FULL_NAMES[name]})",
-            _number(metrics.specificity[i]),
-            _number(metrics.auc[i]),
-            _number(metrics.average_precision[i]),
-            _span(metrics.recall_ci95[i]),
+            number(metrics.specificity[i]),
+            number(metrics.auc[i]),
+            number(metrics.average_precision[i]),
+            span(metrics.recall_ci95[i]),
         )
         for i, name in enumerate(CLASSES)
     ]
     macro = metrics.macro
-    rows.append(("mean", "", _number(macro["auc"]), _number(macro["average_precision"]), ""))
+    rows.append(("mean", "", number(macro["auc"]), number(macro["average_precision"]), ""))
     return Table(
         ("class", "specificity", "AUC", "average precision", "recall, 95 % interval"), rows
     )
@@ -510,9 +512,9 @@ def _melanoma_blocks(points: Sequence[OperatingPoint]) -> list[Text | Table]:
     rows = [
         (
             f"{point.wished_specificity:.0%}",
-            _number(point.threshold),
-            _number(point.sensitivity),
-            _number(point.specificity),
+            number(point.threshold),
+            number(point.sensitivity),
+            number(point.specificity),
         )
         for point in points
     ]
@@ -528,9 +530,9 @@ def _subgroup_blocks(groups: Sequence[Subgroup]) -> list[Text | Table]:
             f"{group.attribute}: {group.value}",
             str(group.metrics.num_examples),
             f"{group.num_lesions}{' (few)' if group.few else ''}",
-            _estimate(group.metrics.balanced_accuracy, group.metrics.ci95["balanced_accuracy"]),
+            estimate(group.metrics.balanced_accuracy, group.metrics.ci95["balanced_accuracy"]),
             *(
-                _estimate(group.metrics.recall[i], group.metrics.recall_ci95[i])
+                estimate(group.metrics.recall[i], group.metrics.recall_ci95[i])
                 + ("*" if 0 < group.metrics.lesions[i] < FEW_LESIONS else "")
                 for i in range(len(CLASSES))
             ),
@@ -548,7 +550,8 @@ def _subgroup_blocks(groups: Sequence[Subgroup]) -> list[Text | Table]:
     return [Text(note), *([Text(warning)] if few else []), Table(header, rows)]
 
 
-def _estimate(value: float, interval: Interval) -> str:
+def estimate(value: float, interval: Interval) -> str:
+    """Such as "0.70 (0.64-0.76)", without an interval where that is not defined."""
     if np.isnan(value):
         return UNDEFINED
     return f"{value:.2f}" if np.isnan(interval[0]) else f"{value:.2f} ({_short(interval)})"

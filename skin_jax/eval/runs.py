@@ -9,10 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from skin_jax import checkpoint, sharding, tasks
-from skin_jax.config import flatten
+from skin_jax.config import flatten, without_folders
 from skin_jax.data import pipeline as pipelines
 from skin_jax.data import splits
 from skin_jax.data.examples import Examples
@@ -215,7 +214,7 @@ def write_page(experiment: Experiment, evaluation: Sequence[report.Section], wor
     return report.write_run_report(
         workdir,
         title=f"skin_jax: {experiment.config.task}" + ", procedural lesions" * experiment.is_demo,
-        facts={"steps": experiment.num_steps, **_facts(experiment.config)},
+        facts={"steps": experiment.num_steps, **without_folders(flatten(experiment.config))},
         evaluation=[*note, *evaluation],
         class_counts=counts,
         history=report.read_history(workdir / HISTORY),
@@ -224,19 +223,12 @@ def write_page(experiment: Experiment, evaluation: Sequence[report.Section], wor
     )
 
 
-def _facts(config: ConfigDict) -> dict[str, Any]:
-    """The settings, without the folders of this machine: reports are passed on."""
-    hidden = ("data.dir", "data.cache_dir", "distributed.coordinator_address")
-    facts = {key: value for key, value in flatten(config).items() if key not in hidden}
-    for key in ("model.weights", "score.weights", "data.synthetic"):
-        if facts.get(key) is not None:
-            facts[key] = Path(facts[key]).name
-    return facts
-
-
 def _classifier(task: tasks.Task) -> tasks.Classifies:
     if not isinstance(task, tasks.Classifies):
-        raise UserError("a run of this task does not classify images")
+        raise UserError(
+            "a run of this task does not classify images; skin_jax.generate draws from it, and "
+            "skin_jax.eval --quality compares what it draws with real images"
+        )
     return task
 
 

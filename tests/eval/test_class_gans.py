@@ -1,11 +1,14 @@
 """What is watched while one GAN a class trains; generators here are stand-ins with known images."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
+from skin_jax import candidates
 from skin_jax import config as config_lib
 from skin_jax.data import demo
 from skin_jax.errors import UserError
@@ -84,13 +87,46 @@ def test_a_collapsed_class_is_named_and_no_other(experiment, state, monkeypatch,
     assert "step 7  swd: df 0." in captured.out
 
 
+def test_a_collapse_is_said_once_until_it_changes(experiment, monkeypatch, tmp_path, capsys):
+    init = functools.partial(experiment.task.init, jax.random.key(0))
+    stand_in(monkeypatch, experiment, same="nv")
+    watch = class_gans.ClassGansWatch(experiment)
+    for _ in range(2):
+        watch.look(init(), 1, tmp_path / "grid.png")
+    assert capsys.readouterr().err.count("nearly all the same") == 1
+    stand_in(monkeypatch, experiment, same="df")
+    again = class_gans.ClassGansWatch(experiment)
+    again._collapsed = watch._collapsed
+    again.look(init(), 2, tmp_path / "grid.png")
+    assert "the images of df are nearly all the same" in capsys.readouterr().err
+
+
+def test_a_class_of_equal_real_images_has_no_diversity(experiment, state, monkeypatch, tmp_path):
+    watch = class_gans.ClassGansWatch(experiment)
+    watch._described[0][:] = 0
+    _, values = watch.look(state, 1, tmp_path / "grid.png")
+    assert np.isnan(values["diversity/df"])
+    assert np.isfinite(values["diversity/nv"])
+
+
+def test_generators_are_not_chosen_by_images_that_are_generated_later(experiment, state):
+    watch = class_gans.ClassGansWatch(experiment)
+    label = int(experiment.task.labels[0])
+    generators = jax.tree.map(lambda x: 5 * x, experiment.task.current(state))
+    sampler = candidates.ClassSampler(experiment.task, generators, seed=0)
+    later = sampler.batch("df", 0)
+    chosen_by = watch._generated(generators, 0, label)
+    assert not any((later == image).all(axis=(1, 2, 3)).any() for image in chosen_by)
+
+
 def test_the_picture_has_a_row_for_each_class(experiment, state, monkeypatch, tmp_path):
     stand_in(monkeypatch, experiment)
     class_gans.ClassGansWatch(experiment).look(state, 1, tmp_path / "samples/step_1.png")
     with Image.open(tmp_path / "samples/step_1.png") as picture:
         pixels = np.asarray(picture.convert("L"), int)
-    dark = (pixels < 80).mean(axis=0).max()
-    assert dark > 0.5  # the bar between real and generated images
+    bar = (pixels < 80).mean(axis=0).argmax()  # between real and generated images
+    white = (pixels[:, bar] > 250).astype(int)
+    assert (np.diff(white) == -1).sum() == 2  # it begins anew in each row
 
 
 def test_the_state_keeps_the_generators_that_scored_best(experiment, state, tmp_path):

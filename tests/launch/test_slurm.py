@@ -181,6 +181,14 @@ sys.exit(143)
     assert cluster.requeued() == []
 
 
+def test_the_study_takes_its_shard(cluster, tmp_path):
+    study = ["--config=configs/study_augmentation.py", f"--workdir={tmp_path / 'study'}"]
+    job = cluster.sbatch(STUDY, *study, "--dry_run", **ARRAY_TASK, SLURM_NTASKS="1")
+    out, err = job.communicate(timeout=120)
+    assert job.returncode == 0, err
+    assert re.search(r"\| runs +\| 12 of 50 +\|", out)
+
+
 @pytest.mark.parametrize(
     ("environment", "shard"),
     [
