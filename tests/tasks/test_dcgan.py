@@ -67,7 +67,7 @@ def test_the_order_in_which_classes_are_named_changes_nothing():
 
 
 def test_classes_start_from_weights_of_their_own():
-    kernel = make("bcc", "df").init(RNG).gans.generator.params["layer1"]["kernel"]
+    kernel = jax.jit(make("bcc", "df").init)(RNG).gans.generator.params["layer1"]["kernel"]
     assert np.abs(kernel[0] - kernel[1]).max() > 0.01
 
 
@@ -75,8 +75,8 @@ def test_losses_are_those_of_goodfellow_et_al():
     """D's on both halves and G's through the new D, by hand from the networks' outputs."""
     plain = {f"augment__{key}": False for key in ("flip", "rotate90")}
     task = make("mel", **plain)
-    state = task.init(RNG)
-    new, metrics = task.train_step(state, batch(task, 0), RNG)
+    state = jax.jit(task.init)(RNG)
+    new, metrics = jax.jit(task.train_step)(state, batch(task, 0), RNG)
     one = jax.tree.map(lambda leaf: leaf[0], state.gans)
     after = jax.tree.map(lambda leaf: leaf[0], new.gans)
     key = jax.random.fold_in(jax.random.fold_in(RNG, 4), dcgan._NOISE)
@@ -124,12 +124,12 @@ def test_a_class_that_is_not_finite_stands_still_and_the_others_go_on():
 
 
 def test_the_best_generator_of_each_class_is_kept_on_its_own():
-    task = make("bcc", "df")
-    state, _ = trained("bcc", "df", steps=3)
+    task = make("bcc", "df", stack="vmap")
+    state, _ = trained("bcc", "df", stack="vmap", steps=3)
     state = task.scored(state, jnp.array([0.5, 0.7]))
     np.testing.assert_array_equal(state.best_step, [3, 3])
     first = jax.tree.map(np.asarray, task.best(state))
-    state, _ = task.train_step(state, batch(task, 3), RNG)
+    state, _ = jax.jit(task.train_step)(state, batch(task, 3), RNG)
     state = task.scored(state, jnp.array([0.6, 0.2]))
     np.testing.assert_allclose(state.best_score, [0.5, 0.2])
     np.testing.assert_array_equal(state.best_step, [3, 4])
@@ -143,8 +143,8 @@ def test_the_best_generator_of_each_class_is_kept_on_its_own():
 
 
 def test_images_of_a_class_come_from_its_own_averaged_generator():
-    task = make("bcc", "df")
-    state, _ = trained("bcc", "df", steps=3)
+    task = make("bcc", "df", stack="vmap")
+    state, _ = trained("bcc", "df", stack="vmap", steps=3)
     noise = task.noise(jax.random.split(RNG, 5))
     generators = task.current(state)
     for place in range(2):
