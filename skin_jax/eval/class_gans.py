@@ -104,9 +104,9 @@ class ClassGansWatch:
         each = "  ".join(f"{name} {score:.3f}" for name, score in zip(shown, scores, strict=True))
         print(f"step {step}  {self.measure}: {each}", flush=True)
         collapsed = [name for name in shown if values[f"diversity/{name}"] < COLLAPSED]
-        if collapsed and collapsed != self._collapsed:
+        if fresh := [name for name in collapsed if name not in self._collapsed]:
             warn(
-                f"step {step}: the images of {', '.join(collapsed)} are nearly all the same (they "
+                f"step {step}: the images of {', '.join(fresh)} are nearly all the same (they "
                 f"differ by less than {COLLAPSED:.0%} of what real ones differ by): the GAN has "
                 "collapsed, if this is not the beginning of the run"
             )

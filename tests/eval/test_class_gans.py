@@ -87,18 +87,20 @@ def test_a_collapsed_class_is_named_and_no_other(experiment, state, monkeypatch,
     assert "step 7  swd: df 0." in captured.out
 
 
-def test_a_collapse_is_said_once_until_it_changes(experiment, monkeypatch, tmp_path, capsys):
+def test_a_collapse_is_said_once_and_a_recovery_is_none(experiment, monkeypatch, tmp_path, capsys):
     init = functools.partial(experiment.task.init, jax.random.key(0))
     stand_in(monkeypatch, experiment, same="nv")
     watch = class_gans.ClassGansWatch(experiment)
     for _ in range(2):
         watch.look(init(), 1, tmp_path / "grid.png")
     assert capsys.readouterr().err.count("nearly all the same") == 1
-    stand_in(monkeypatch, experiment, same="df")
-    again = class_gans.ClassGansWatch(experiment)
-    again._collapsed = watch._collapsed
-    again.look(init(), 2, tmp_path / "grid.png")
-    assert "the images of df are nearly all the same" in capsys.readouterr().err
+    watch._collapsed = ["df", "nv"]  # df recovers
+    watch.look(init(), 2, tmp_path / "grid.png")
+    assert not capsys.readouterr().err
+    assert watch._collapsed == ["nv"]
+    watch._collapsed = []
+    watch.look(init(), 3, tmp_path / "grid.png")
+    assert "step 3: the images of nv are nearly all the same" in capsys.readouterr().err
 
 
 def test_a_class_of_equal_real_images_has_no_diversity(experiment, state, monkeypatch, tmp_path):
