@@ -113,9 +113,9 @@ def augment(images: jax.Array, keys: jax.Array, options: Augmentation) -> jax.Ar
     return x
 
 
-def keys_of(rng: jax.Array, positions: jax.Array) -> jax.Array:
-    """A key for each of [B] positions uint32 of the training stream, made of it and `rng` alone."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(rng, positions)
+def keys_of(rng: jax.Array, numbers: jax.Array) -> jax.Array:
+    """A key for each of [B] whole numbers (positions, indices), made of it and `rng` alone."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(rng, numbers)
 
 
 def per_example(image: jax.Array, key: jax.Array, options: Augmentation) -> jax.Array:

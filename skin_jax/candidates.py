@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from skin_jax import tasks
-from skin_jax.augment import to_uint8
+from skin_jax.augment import keys_of, to_uint8
 from skin_jax.data.lesions import CLASSES
 from skin_jax.sharding import compiler_options
 
@@ -97,7 +97,7 @@ def make_draw(
     any_label = jnp.zeros((1,), jnp.int32)
 
     def draw(state: PyTree, indices: jax.Array) -> tuple[jax.Array, jax.Array]:
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
+        keys = keys_of(key, indices)
         images = to_uint8(jax.vmap(lambda k: task.sample(state, k, any_label)[0])(keys))
         return images, task.predict(state, images)
 
@@ -128,9 +128,7 @@ class ClassSampler:
             lambda generators, place, noise: to_uint8(task.images_of(generators, place, noise))
         )
         self._noise = _jit(
-            lambda label, indices: task.noise(
-                jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, label), indices)
-            )
+            lambda label, indices: task.noise(keys_of(jax.random.fold_in(key, label), indices))
         )
 
     def batch(self, name: str, first: int) -> np.ndarray:

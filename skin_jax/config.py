@@ -122,6 +122,20 @@ def base() -> ConfigDict:
     return config
 
 
+def _turned_and_mirrored() -> ConfigDict:
+    """Fields of `augment.Augmentation`; a dermoscopic image has no upper side. The rest is off."""
+    section = ConfigDict()
+    section.crop = 1.0
+    section.flip = True
+    section.rotate90 = True
+    section.rotation = 0.0
+    section.blur_sigma = 0.0
+    section.blur_probability = 0.5
+    section.salt_and_pepper = 0.0
+    section.salt_and_pepper_probability = 0.5
+    return section
+
+
 def sgan() -> ConfigDict:
     """`base` and the sections of the semi-supervised GAN, with the defaults of paper A.
 
@@ -153,15 +167,11 @@ def sgan() -> ConfigDict:
     config.optimizer.schedule = "constant"  # "cosine"
     config.optimizer.warmup_steps = 0
 
-    config.augment = ConfigDict()  # see skin_jax.augment.Augmentation
+    config.augment = _turned_and_mirrored()
     config.augment.crop = 0.8
-    config.augment.flip = True
-    config.augment.rotate90 = True
     config.augment.rotation = 15.0
     config.augment.blur_sigma = 1.0
-    config.augment.blur_probability = 0.5
     config.augment.salt_and_pepper = 0.01
-    config.augment.salt_and_pepper_probability = 0.5
     return config
 
 
@@ -194,15 +204,7 @@ def dcgan() -> ConfigDict:
     config.optimizer.schedule = "constant"  # "cosine"
     config.optimizer.warmup_steps = 0
 
-    config.augment = ConfigDict()  # see skin_jax.augment.Augmentation
-    config.augment.crop = 1.0
-    config.augment.flip = True  # neither: a dermoscopic image has no upper side
-    config.augment.rotate90 = True  # neither
-    config.augment.rotation = 0.0
-    config.augment.blur_sigma = 0.0
-    config.augment.blur_probability = 0.5
-    config.augment.salt_and_pepper = 0.0
-    config.augment.salt_and_pepper_probability = 0.5
+    config.augment = _turned_and_mirrored()  # neither
     return config
 
 
@@ -251,15 +253,9 @@ def classifier() -> ConfigDict:
     config.optimizer.schedule = "cosine"  # "constant"
     config.optimizer.warmup_steps = 100
 
-    config.augment = ConfigDict()  # see skin_jax.augment.Augmentation
+    config.augment = _turned_and_mirrored()
     config.augment.crop = 0.7
-    config.augment.flip = True
-    config.augment.rotate90 = True
     config.augment.rotation = 30.0
-    config.augment.blur_sigma = 0.0
-    config.augment.blur_probability = 0.5
-    config.augment.salt_and_pepper = 0.0
-    config.augment.salt_and_pepper_probability = 0.5
     return config
 
 

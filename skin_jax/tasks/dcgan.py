@@ -19,11 +19,11 @@ from skin_jax import augment, losses, optimizers
 from skin_jax.config import at_least, choice, class_labels
 from skin_jax.errors import UserError
 from skin_jax.models.dcgan import Discriminator, Generator, check_image_size
-from skin_jax.state import ClassGansState, GanState, Network, guard, update_ema
+from skin_jax.state import ClassGansState, GanState, Network
 from skin_jax.tasks import settings
+from skin_jax.tasks.gan import Metrics, adversarial_step, in_training
 
 PyTree = Any
-Metrics = dict[str, jax.Array]
 Stack = Literal["auto", "vmap", "unroll"]
 
 # Tags that give each use of a class's key its own stream.
@@ -107,7 +107,7 @@ class Dcgan:
             return rows.reshape(-1, self.per_class, *rows.shape[1:])
 
         images, labels = stacked(batch["image"]), stacked(batch["label"])[:, 0]
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, labels)
+        keys = augment.keys_of(rng, labels)
         gans, metrics = self._each(self._step, state.gans, images, keys)
         return state.replace(gans=gans), metrics
 
@@ -137,31 +137,18 @@ class Dcgan:
         noise_key = jax.random.fold_in(jax.random.fold_in(key, _NOISE), state.step)
         noise = self.noise(jax.random.split(noise_key, self.per_class))
 
-        generated, pull_back, g_stats = jax.vjp(
-            lambda params: self._generate(params, state.generator.batch_stats, noise),
-            state.generator.params,
-            has_aux=True,
-        )
-        d, d_metrics = self._discriminator_step(state.discriminator, real, generated)
-
-        def g_objective(generated: jax.Array) -> jax.Array:
-            logits, _ = self._discriminate(d.params, d.batch_stats, generated)
+        def objective(generated: jax.Array, d: Network) -> jax.Array:
+            logits, _ = in_training(self.discriminator, d.params, d.batch_stats, generated)
             return losses.binary_cross_entropy(logits, 1.0)
 
-        g_loss, cotangent = jax.value_and_grad(g_objective)(generated)
-        (g_grads,) = pull_back(cotangent)
-        g = state.generator.updated(g_grads, g_stats, self.generator_optimizer)
-
-        step = state.step + 1
-        new = state.replace(
-            step=step,
-            generator=g,
-            discriminator=d,
-            ema=update_ema(state.ema, {"generator": g.variables}, step, self.ema_decay),
+        return adversarial_step(
+            state,
+            lambda params: in_training(self.generator, params, state.generator.batch_stats, noise),
+            lambda generated: self._discriminator_step(state.discriminator, real, generated),
+            objective,
+            self.generator_optimizer,
+            self.ema_decay,
         )
-        metrics = {**d_metrics, "g_loss": g_loss, "g_grad_norm": optax.tree.norm(g_grads)}
-        new = guard(state, new, (metrics, g.batch_stats, d.batch_stats))
-        return new, metrics | new.counts
 
     def _discriminator_step(
         self, network: Network, real: jax.Array, generated: jax.Array
@@ -173,8 +160,10 @@ class Dcgan:
         generated = jax.lax.stop_gradient(generated)
 
         def loss_of(params: PyTree) -> tuple[jax.Array, tuple[Metrics, PyTree]]:
-            on_real, stats = self._discriminate(params, network.batch_stats, real)
-            on_generated, _ = self._discriminate(params, network.batch_stats, generated)
+            on_real, stats = in_training(self.discriminator, params, network.batch_stats, real)
+            on_generated, _ = in_training(
+                self.discriminator, params, network.batch_stats, generated
+            )
             loss = losses.binary_cross_entropy(on_real, 1.0)
             loss += losses.binary_cross_entropy(on_generated, 0.0)
             metrics = {
@@ -231,28 +220,6 @@ class Dcgan:
             best_score=chosen(scores, state.best_score),
             best_step=chosen(state.gans.step, state.best_step),
         )
-
-    def _generate(
-        self, params: PyTree, batch_stats: PyTree, noise: jax.Array
-    ) -> tuple[jax.Array, PyTree]:
-        images, updates = self.generator.apply(
-            {"params": params, "batch_stats": batch_stats},
-            noise,
-            train=True,
-            mutable=["batch_stats"],
-        )
-        return images, updates["batch_stats"]
-
-    def _discriminate(
-        self, params: PyTree, batch_stats: PyTree, images: jax.Array
-    ) -> tuple[jax.Array, PyTree]:
-        logits, updates = self.discriminator.apply(
-            {"params": params, "batch_stats": batch_stats},
-            images,
-            train=True,
-            mutable=["batch_stats"],
-        )
-        return logits, updates["batch_stats"]
 
 
 def build(

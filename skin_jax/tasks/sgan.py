@@ -16,12 +16,12 @@ from skin_jax import augment, losses, optimizers
 from skin_jax.config import at_least, choice
 from skin_jax.errors import UserError
 from skin_jax.models.sgan import Discriminator, DiscriminatorOutput, Generator, check_image_size
-from skin_jax.state import GanState, Network, guard, update_ema
+from skin_jax.state import GanState, Network
 from skin_jax.tasks import settings
+from skin_jax.tasks.gan import Metrics, adversarial_step, in_training
 from skin_jax.tasks.gradcam import grad_cam
 
 PyTree = Any
-Metrics = dict[str, jax.Array]
 GeneratorLoss = Literal["minimax", "non_saturating", "feature_matching"]
 
 # Tags that give each use of the run's key its own stream.
@@ -97,34 +97,20 @@ class Sgan:
         noise_key = jax.random.fold_in(jax.random.fold_in(rng, _NOISE), state.step)
         noise = jax.random.normal(noise_key, (real.shape[0], self.noise_size))
 
-        generated, pull_back, g_stats = jax.vjp(
-            lambda params: self._generate(params, state.generator.batch_stats, noise),
-            state.generator.params,
-            has_aux=True,
-        )
-        d, d_metrics = self.discriminator_step(
-            state.discriminator, real, batch["label"], generated, state.step
-        )
-        judge = state.discriminator if self.simultaneous else d
-        g_loss, cotangent = jax.value_and_grad(self.generator_objective)(generated, real, judge)
-        (g_grads,) = pull_back(cotangent)
-        g = state.generator.updated(g_grads, g_stats, self.generator_optimizer)
+        def objective(generated: jax.Array, d: Network) -> jax.Array:
+            judge = state.discriminator if self.simultaneous else d
+            return self.generator_objective(generated, real, judge)
 
-        step = state.step + 1
-        new = state.replace(
-            step=step,
-            generator=g,
-            discriminator=d,
-            ema=update_ema(
-                state.ema,
-                {"generator": g.variables, "discriminator": d.variables},
-                step,
-                self.ema_decay,
+        return adversarial_step(
+            state,
+            lambda params: in_training(self.generator, params, state.generator.batch_stats, noise),
+            lambda generated: self.discriminator_step(
+                state.discriminator, real, batch["label"], generated, state.step
             ),
+            objective,
+            self.generator_optimizer,
+            self.ema_decay,
         )
-        metrics = {**d_metrics, "g_loss": g_loss, "g_grad_norm": optax.tree.norm(g_grads)}
-        new = guard(state, new, (metrics, g.batch_stats, d.batch_stats))
-        return new, metrics | new.counts
 
     def discriminator_step(
         self,
@@ -148,8 +134,10 @@ class Sgan:
         generated = jax.lax.stop_gradient(generated)
 
         def loss_of(params: PyTree) -> tuple[jax.Array, tuple[Metrics, PyTree]]:
-            on_real, stats = self._discriminate(params, network.batch_stats, real)
-            on_generated, _ = self._discriminate(params, network.batch_stats, generated)
+            on_real, stats = in_training(self.discriminator, params, network.batch_stats, real)
+            on_generated, _ = in_training(
+                self.discriminator, params, network.batch_stats, generated
+            )
             log_fake_real, log_true_real = losses.log_p_fake(on_real.logits, self.reading)
             log_fake_generated, _ = losses.log_p_fake(on_generated.logits, self.reading)
             parts = {
@@ -179,9 +167,11 @@ class Sgan:
         self, generated: jax.Array, real: jax.Array, judge: Network
     ) -> jax.Array:
         """G's loss as a function of its images, float32 []; D's statistics are left alone."""
-        on_generated, _ = self._discriminate(judge.params, judge.batch_stats, generated)
+        on_generated, _ = in_training(
+            self.discriminator, judge.params, judge.batch_stats, generated
+        )
         if self.generator_loss == "feature_matching":
-            on_real, _ = self._discriminate(judge.params, judge.batch_stats, real)
+            on_real, _ = in_training(self.discriminator, judge.params, judge.batch_stats, real)
             return losses.feature_matching(on_real.features, on_generated.features)
         objective = losses.minimax if self.generator_loss == "minimax" else losses.non_saturating
         return objective(on_generated.logits, self.reading)
@@ -232,33 +222,11 @@ class Sgan:
         assert isinstance(images, jax.Array)
         return images
 
-    def _generate(
-        self, params: PyTree, batch_stats: PyTree, noise: jax.Array
-    ) -> tuple[jax.Array, PyTree]:
-        images, updates = self.generator.apply(
-            {"params": params, "batch_stats": batch_stats},
-            noise,
-            train=True,
-            mutable=["batch_stats"],
-        )
-        return images, updates.get("batch_stats", {})
-
     def _judge(self, variables: PyTree, images: jax.Array) -> DiscriminatorOutput:
         """The discriminator's output for uint8 images, with running statistics."""
         output = self.discriminator.apply(variables, augment.to_float(images), train=False)
         assert isinstance(output, DiscriminatorOutput)
         return output
-
-    def _discriminate(
-        self, params: PyTree, batch_stats: PyTree, images: jax.Array
-    ) -> tuple[DiscriminatorOutput, PyTree]:
-        output, updates = self.discriminator.apply(
-            {"params": params, "batch_stats": batch_stats},
-            images,
-            train=True,
-            mutable=["batch_stats"],
-        )
-        return output, updates.get("batch_stats", {})
 
 
 def build(
