@@ -7,14 +7,15 @@ One CNN (configs/classifier.py) with the same number of steps in every arm; the 
 the images of rarer classes come from. Each fold has DCGANs of its own, fitted on that fold's
 training images, which fill every class up to `balance_to` images; oversampling repeats real images
 to the same counts. `conventional`, which crops, flips and turns, is what the others are compared
-with, and all but `original` do the same.
+with, and all but `original` do the same. `dcgan` differs from it in two things, equal classes and
+generated images; from `oversampled` in the generated images alone.
 
 --config.balance_to=N changes both ways of balancing, --config.every_arm.num_steps=N the length of
 all runs, --config.steps.dcgan.overrides.num_steps=N that of the GANs. The variant `:ratios` adds
 exploratory arms with a quarter of a generated image to two for each real one; `:smoke` tries
 everything on procedural lesions in a few minutes.
 
-What to expect: 50 runs and 5 GANs; `--dry_run` has the steps and, once some are done, the hours.
+What to expect: 60 runs and 5 GANs; `--dry_run` has the steps and, once some are done, the hours.
 """
 
 from ml_collections import ConfigDict
@@ -38,7 +39,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config = study(load(classifier))
     config.control = "conventional"
     config.confirmatory = "dcgan"
-    config.claims = ("B",)
+    config.isolating = "oversampled"
+    config.claims = ("A", "B")
     config.balance_to = 1000
     config.data.image_size = 64
     config.every_arm.num_steps = 2000
@@ -56,6 +58,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config.arms.original = arm(classifier, "no augmentation", WITHOUT)
     config.arms.conventional = arm(classifier, "conventional augmentation")
     config.arms.sampling = arm(classifier, "class-balanced sampling", {"data.sampling": "balanced"})
+    config.arms.weighted = arm(
+        classifier, "class-weighted loss", {"loss.class_weights": "balanced"}
+    )
     config.arms.oversampled = arm(classifier, "real images repeated")
     config.arms.oversampled.overrides.data.oversample_to = config.get_ref("balance_to")
     config.arms.dcgan = arm(classifier, "images of DCGANs", needs="balanced")
@@ -67,6 +72,5 @@ def get_config(variant: str = "") -> ConfigDict:
                 f"images of DCGANs, {ratio:g} for each real one",
                 {"data.synthetic_ratio": ratio},
                 needs="plenty",
-                ratio=ratio,
             )
     return config

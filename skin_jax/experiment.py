@@ -20,7 +20,7 @@ from skin_jax.eval import features
 from skin_jax.files import write_atomically
 
 SPLITS_FILE = "splits.csv"
-_DIGEST_FILE = "examples.digest"
+DIGEST_FILE = "examples.digest"
 _SYNTHETIC_DIGEST_FILE = "synthetic.digest"
 _MANY_IMAGES = 10**6  # of each class, while nobody knows how many there are
 
@@ -222,7 +222,7 @@ def _write(experiment: Experiment, workdir: Path, resumed: bool) -> None:
         warn(f"{len(examples.skipped)} unreadable images are left out: {workdir}/skipped.csv")
     if not resumed:
         splits.write(workdir / SPLITS_FILE, examples.records, experiment.assignment)
-        write_atomically(workdir / _DIGEST_FILE, examples.digest + "\n")
+        write_atomically(workdir / DIGEST_FILE, examples.digest + "\n")
         if experiment.synthetic is not None:
             digest = experiment.synthetic.digest
             write_atomically(workdir / _SYNTHETIC_DIGEST_FILE, digest + "\n")
@@ -310,7 +310,7 @@ def read_split(examples: Examples, workdir: Path) -> np.ndarray:
     Raises:
       UserError: its files are gone, or the examples are not those that it was drawn from.
     """
-    _check_digest(workdir / _DIGEST_FILE, examples.digest, "images", "data.dir")
+    _check_digest(workdir / DIGEST_FILE, examples.digest, "images", "data.dir")
     return splits.read(workdir / SPLITS_FILE, examples.records)
 
 

@@ -35,7 +35,7 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None
 
 
 @contextlib.contextmanager
-def locked(path: Path, *, waiting_for: str | None = None) -> Iterator[bool]:
+def locked(path: Path, *, waiting_for: str | None = None) -> Iterator[int | None]:
     """Lets one process at a time in; the lock goes with its process, also with a killed one.
 
     Args:
@@ -43,7 +43,8 @@ def locked(path: Path, *, waiting_for: str | None = None) -> Iterator[bool]:
       waiting_for: what is said when another process is in, before waiting for it.
 
     Yields:
-      Whether the file system can lock at all.
+      The lock's file descriptor; a child process that inherits it keeps others out as long as it
+      lives, whatever becomes of this process. None where the file system cannot lock.
 
     Raises:
       BlockingIOError: another process is in, and `waiting_for` is None.
@@ -59,9 +60,9 @@ def locked(path: Path, *, waiting_for: str | None = None) -> Iterator[bool]:
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
             warn(f"{path} cannot be locked ({error.strerror})")
-            yield False
+            yield None
             return
-        yield True
+        yield file.fileno()
 
 
 def _umask() -> int:

@@ -2,7 +2,7 @@
 
 W/jobs/<job>/log.txt         what the job printed
 W/jobs/<job>/attempts.jsonl  when it was started and how it ended: what costs are estimated from
-W/jobs/<job>/lock            held while it runs
+W/jobs/<job>/lock            held by whoever runs it, and by the job itself
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from typing import Any
 
 from skin_jax import errors
 from skin_jax.files import locked
-from skin_jax.metric_writer import HISTORY, duration
+from skin_jax.metric_writer import HISTORY, duration, read_history
 from skin_jax.plan import Job, Plan
 
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
@@ -37,18 +37,33 @@ class Result:
     skipped: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def folder_of(plan: Plan, job: Job) -> Path:
+@dataclasses.dataclass(frozen=True)
+class Attempt:
+    """A part of a job that was made in one go.
+
+    Attributes:
+      seconds: from its start to its end, or to the last line of its metrics.jsonl.
+      units: steps, or folders of images, that were made.
+      code: `Plan.code` of the study that started it.
+    """
+
+    seconds: float
+    units: int
+    code: str
+
+
+def folder_of(workdir: Path, name: str) -> Path:
     """Where the study keeps what it knows of a job."""
-    return plan.workdir / "jobs" / job.name
+    return workdir / "jobs" / name
 
 
 def steps_done(job: Job) -> int:
     """Optimiser steps of a job so far, as its metrics.jsonl has them."""
-    if not job.steps:
-        return 0
-    from skin_jax.eval.report import read_history  # its figures and metrics take seconds to import
+    return _last_step(job.folder / HISTORY) if job.steps else 0
 
-    return max((row["step"] for row in read_history(job.folder / HISTORY)[-1:]), default=0)
+
+def _last_step(history: Path) -> int:
+    return max((row["step"] for row in read_history(history)[-1:]), default=0)
 
 
 def last_words(log: Path) -> str:
@@ -77,9 +92,9 @@ class Costs:
         seconds: dict[str, float] = {}
         units: dict[str, int] = {}
         for job in plan.jobs.values():
-            for spent, done in _attempts(plan, job):
-                seconds[job.group] = seconds.get(job.group, 0.0) + spent
-                units[job.group] = units.get(job.group, 0) + done
+            for attempt in attempts(plan.workdir, job.name):
+                seconds[job.group] = seconds.get(job.group, 0.0) + attempt.seconds
+                units[job.group] = units.get(job.group, 0) + attempt.units
         self._per_unit = {group: seconds[group] / units[group] for group in seconds}
 
     def per_unit(self, group: str) -> float | None:
@@ -103,25 +118,30 @@ class Costs:
         return f"{known}an unknown time of {groups} (not measured yet)"
 
 
-def _attempts(plan: Plan, job: Job) -> Iterator[tuple[float, int]]:
-    """Seconds and units of each attempt that got anywhere."""
+def attempts(workdir: Path, name: str) -> list[Attempt]:
+    """Those at a job of a study's folder that got anywhere, in order."""
+    found: list[Attempt] = []
     start: dict[str, Any] | None = None
-    for row in _rows(plan, job):
+
+    def add(start: dict[str, Any], end: float, units: int) -> None:
+        if units > start["units"] and end > start["time"]:
+            found.append(Attempt(end - start["time"], units - start["units"], start["code"]))
+
+    for row in _rows(workdir, name):
         if row["event"] == "end" and start:
-            if (done := row["units"] - start["units"]) > 0:
-                yield row["time"] - start["time"], done
+            add(start, row["time"], row["units"])
             start = None
         elif row["event"] == "start":
             start = row
     if start:  # it runs, or was killed together with the study
+        history = workdir / name / HISTORY
         with contextlib.suppress(OSError):
-            spent = (job.folder / HISTORY).stat().st_mtime - start["time"]
-            if (done := steps_done(job) - start["units"]) > 0 and spent > 0:
-                yield spent, done
+            add(start, history.stat().st_mtime, _last_step(history))
+    return found
 
 
-def _rows(plan: Plan, job: Job) -> list[dict[str, Any]]:
-    path = folder_of(plan, job) / "attempts.jsonl"
+def _rows(workdir: Path, name: str) -> list[dict[str, Any]]:
+    path = folder_of(workdir, name) / "attempts.jsonl"
     rows = []
     for line in path.read_text().splitlines() if path.exists() else ():
         with contextlib.suppress(json.JSONDecodeError):  # cut by a kill
@@ -133,7 +153,8 @@ class Runner:
     """Makes runs and what they need, one after another, sharing the folder with other processes.
 
     What another process is making is left to it, and waited for at the end; what fails is reported
-    and ends nothing but what needs it. SIGTERM and Ctrl-C are passed on to the job.
+    and ends nothing but what needs it. What a signal or a watchdog ended goes on once more at once.
+    SIGTERM and Ctrl-C are passed on to the job.
     """
 
     def __init__(self, plan: Plan, runs: Sequence[str]):
@@ -184,8 +205,10 @@ class Runner:
         for job in self._open:
             if bad := [need for need in job.needs if need in lost]:
                 self._result.skipped[job.name] = f"it needs {bad[0]}"
-            elif any(self._plan.jobs[need].missing() for need in job.needs):
-                continue
+            elif gone := [need for need in job.needs if self._plan.jobs[need].missing()]:
+                if any(other.name in gone for other in self._open):
+                    continue
+                self._result.skipped[job.name] = f"{gone[0]} was there and is gone"
             elif job.missing() and not self._try(job):
                 self._waiting.append(job.name)
                 continue
@@ -195,32 +218,51 @@ class Runner:
 
     def _try(self, job: Job) -> bool:
         """Makes a job, unless another process does."""
-        folder = folder_of(self._plan, job)
         with contextlib.ExitStack() as stack:
             try:
-                stack.enter_context(locked(folder / "lock"))
-                # A job whose study was killed may go on alone; it holds the lock of its own.
-                if (job.folder / ".lock").exists():
-                    with locked(job.folder / ".lock"):
-                        pass
+                lock = stack.enter_context(locked(folder_of(self._plan.workdir, job.name) / "lock"))
             except BlockingIOError:
                 return False
             if job.missing() and not self._failed_elsewhere(job):
-                self._make(job, folder)
+                self._make(job, lock)
         return True
 
     def _failed_elsewhere(self, job: Job) -> bool:
         """Whether another process has failed at it since this call began: once is enough."""
-        ends = [row for row in _rows(self._plan, job) if row["event"] == "end"]
+        ends = [row for row in _rows(self._plan.workdir, job.name) if row["event"] == "end"]
         if ends and ends[-1]["time"] > self._began and ends[-1]["failure"]:
             self._result.failed[job.name] = ends[-1]["failure"]
         return job.name in self._result.failed
 
-    def _make(self, job: Job, folder: Path) -> None:
-        log = folder / "log.txt"
-        self._say(job, f"begins; it prints to {log}")
-        _append(folder, event="start", time=time.time(), units=steps_done(job))
+    def _make(self, job: Job, lock: int | None) -> None:
+        self._say(
+            job, f"begins; it prints to {folder_of(self._plan.workdir, job.name) / 'log.txt'}"
+        )
         began = time.monotonic()
+        status, failure = self._attempt(job, lock, began)
+        if failure and (status == errors.STANDS_STILL or status < 0):
+            self._say(job, f"{failure}; it goes on")
+            status, failure = self._attempt(job, lock, began)
+        spent = duration(time.monotonic() - began)
+        if failure:
+            self._result.failed[job.name] = failure
+            self._say(job, f"FAILED after {spent}: {failure}")
+        else:
+            others = [other for other in self._open if other is not job]
+            left = f"; left: {Costs(self._plan).left(others)}" if others else ""
+            self._say(job, f"finished in {spent}{left}")
+
+    def _attempt(self, job: Job, lock: int | None, began: float) -> tuple[int, str]:
+        """Starts a job's process and waits for it: its status, and why it failed if it did."""
+        folder = folder_of(self._plan.workdir, job.name)
+        log = folder / "log.txt"
+        _append(
+            folder,
+            event="start",
+            time=time.time(),
+            units=steps_done(job),
+            code=self._plan.code,
+        )
         with log.open("ab") as output:
             output.write(f"$ {shlex.join(job.command)}\n".encode())
             output.flush()
@@ -232,6 +274,8 @@ class Runner:
                 env={_CACHE: str((self._plan.workdir / "xla_cache").absolute())} | os.environ,
                 # Ctrl-C of a terminal goes to its whole group; the job gets it from here, once.
                 start_new_session=True,
+                # A job whose study was killed goes on alone: with the lock, nobody joins it.
+                pass_fds=() if lock is None else (lock,),
             )
         try:
             if self._asked is not None:  # while it was started
@@ -253,14 +297,7 @@ class Runner:
             failure=failure,
         )
         self._end_if_asked(f"{job.name} ended with status {status}")
-        spent = duration(time.monotonic() - began)
-        if failure:
-            self._result.failed[job.name] = failure
-            self._say(job, f"FAILED after {spent}: {failure}")
-        else:
-            others = [other for other in self._open if other is not job]
-            left = f"; left: {Costs(self._plan).left(others)}" if others else ""
-            self._say(job, f"finished in {spent}{left}")
+        return status, failure
 
     def _watch(self, job: Job, child: "subprocess.Popen[bytes]", log: Path, began: float) -> None:
         said, said_at = "", time.monotonic()
@@ -345,7 +382,7 @@ def table(plan: Plan, jobs: Sequence[Job]) -> tuple[Sequence[str], list[list[str
                 ", ".join(plan.jobs[need].group for need in first.needs),
                 str(len(members)),
                 str(len(members) - len(missing)),
-                str(sum(bool(_rows(plan, job)) for job in missing)),
+                str(sum(bool(_rows(plan.workdir, job.name)) for job in missing)),
                 f"{first.steps:,}" if first.steps else "",
                 f"{first.images:,}" if first.images else "",
                 "not yet" if per_unit is None else f"{per_unit:.3g} {unit}",

@@ -1,11 +1,12 @@
 """Where training reports to: metrics.jsonl, TensorBoard, and one progress line at a time."""
 
+import contextlib
 import json
 import math
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ class MetricWriter:
             self._events = RecordWriter((folder / name).open("wb"))
             self._event(event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"))
 
-    def start(self, step: int, **facts: int) -> None:
+    def start(self, step: int, **facts: int | str) -> None:
         """The line that begins each start and restart."""
         self._line({"event": "start", "step": step, **facts})
 
@@ -73,6 +74,37 @@ class MetricWriter:
         if self._events is not None:
             self._events.write(event.SerializeToString())
             self._events.flush()
+
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """Reads the rows of a `metrics.jsonl` that still count, in order, without the start lines.
+
+    A run that is killed and resumed at step N writes again what came after N: rows of later steps
+    above a start line are superseded. A line cut off by the kill is left out.
+
+    Returns:
+      Dicts with "step" and values, float or None (not finite); none where there is no such file.
+    """
+    rows: list[dict[str, Any]] = []
+    for row in _rows(path):
+        if "event" in row:
+            rows = [kept for kept in rows if kept["step"] <= row["step"]]
+        else:
+            rows.append(row)
+    return rows
+
+
+def read_starts(path: Path) -> list[dict[str, Any]]:
+    """Reads the start lines of a `metrics.jsonl`; none where there is no such file."""
+    return [row for row in _rows(path) if "event" in row]
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        # A cut line has no end, so the start line of the resumed run is glued to it.
+        start = line.rfind('{"event"')
+        with contextlib.suppress(json.JSONDecodeError):
+            yield json.loads(line[max(start, 0) :])
 
 
 class Progress:

@@ -9,9 +9,11 @@ W/plan.json                     what the study is; arms, folds and seeds may be 
 W/runs/<arm>/fold<f>_seed<s>/   work folder of a run
 W/steps/<step>/fold<f>/         work folder of a GAN, or a folder of generated images
 W/jobs/<job>/                   what `skin_jax.jobs` knows of each of them
+W/xla_cache/                    compiled programs, which the jobs share
 """
 
 import dataclasses
+import hashlib
 import json
 import re
 import runpy
@@ -56,6 +58,7 @@ _OWN = (  # set by the study, or not to be chosen where folds are
     "data.synthetic_allow_foreign",
 )
 _OF_ARMS = ("data.sampling", "data.oversample_to", "data.synthetic_ratio")
+_ROLES = ("control", "confirmatory", "isolating")
 _OPTIONS = ("per_class", "balance_to", "ratio", "seed", "min_confidence", "max_tries")
 _MORE_OF_THE_SAME = "max_tries"  # may be raised: a partial folder goes on
 _GENERATION = "generation.json"  # of skin_jax.generate: settings and progress
@@ -72,6 +75,7 @@ def study(arms: ConfigDict) -> ConfigDict:
     config.seeds = (0, 1)
     config.control = placeholder(str)  # the arm that the others are compared with
     config.confirmatory = placeholder(str)  # the arm that the study is to confirm; others explore
+    config.isolating = placeholder(str)  # that arm but for its generated images: their own effect
     config.claims = ()  # of the papers "A" and "B", to be set beside the results
     shared = _unchanged(config_lib.base(), (*_OWN, *_OF_ARMS))
     for key in _SHARED:
@@ -88,7 +92,6 @@ def arm(
     overrides: Mapping[str, Any] | None = None,
     *,
     needs: str | None = None,
-    ratio: float | None = None,
 ) -> ConfigDict:
     """One arm of a study: runs of `skin_jax.main`.
 
@@ -97,11 +100,10 @@ def arm(
       title: in tables.
       overrides: dotted key -> value.
       needs: name of the step whose generated images are trained with.
-      ratio: generated images for each real one, for a curve over it.
     """
     section = _of_file(file, overrides, (*_OWN, "seed"))
-    section.update(title=title, needs=placeholder(str), ratio=placeholder(float))
-    section.update(needs=needs, ratio=ratio)
+    section.update(title=title, needs=placeholder(str))
+    section.update(needs=needs)
     return section
 
 
@@ -220,12 +222,14 @@ class Plan:
     Attributes:
       workdir: of the study.
       record: what `plan.json` keeps of it.
+      code: SHA-256 of the package's sources, which a run may depend on.
       jobs: name -> job; each after those that it needs.
       runs: names of the arms' runs, seed by seed, fold by fold, so that early results are paired.
     """
 
     workdir: Path
     record: dict[str, Any]
+    code: str
     jobs: Mapping[str, Job]
     runs: tuple[str, ...]
 
@@ -260,6 +264,7 @@ def make(config: ConfigDict, workdir: Path) -> Plan:
     """
     _check(config)
     arms = {name: _Resolved.of(config, name, is_arm=True) for name in config.arms}
+    _check_lengths(arms)
     needed = {section.needs for section in config.arms.values() if section.needs}
     needed |= {config.steps[name].source for name in needed}
     steps = {
@@ -296,6 +301,7 @@ def make(config: ConfigDict, workdir: Path) -> Plan:
     record = {
         "control": config.control,
         "confirmatory": config.confirmatory,
+        "isolating": config.isolating,
         "folds": list(config.folds),
         "seeds": list(config.seeds),
         "claims": list(config.claims),
@@ -304,13 +310,30 @@ def make(config: ConfigDict, workdir: Path) -> Plan:
         "arms": {
             name: {
                 "title": config.arms[name].title,
-                "ratio": config.arms[name].ratio,
                 "settings": resolved.settings.to_dict() | {"needs": config.arms[name].needs},
             }
             for name, resolved in arms.items()
         },
     }
-    return Plan(workdir, record, jobs, tuple(runs))
+    return Plan(workdir, record, _code(), jobs, tuple(runs))
+
+
+def _code() -> str:
+    digest, package = hashlib.sha256(), Path(__file__).parent
+    for path in sorted(package.rglob("*.py")):
+        digest.update(f"{path.relative_to(package)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _check_lengths(arms: "Mapping[str, _Resolved]") -> None:
+    """Refuses arms of which one learns longer than another."""
+    steps = {name: arm.steps for name, arm in arms.items()}
+    if len(set(steps.values())) > 1:
+        raise UserError(
+            "arms are compared after equally many steps, but here they have "
+            + ", ".join(f"{name} {count}" for name, count in steps.items())
+            + "; give --config.every_arm.num_steps=N, and none to an arm of its own"
+        )
 
 
 def run_name(arm: str, fold: int, seed: int) -> str:
@@ -358,6 +381,12 @@ class _Resolved:
         config_lib.normalize(settings)
         return cls(section.file, overrides, settings, is_arm)
 
+    @property
+    def steps(self) -> int:
+        """Optimiser steps: whole dispatches."""
+        dispatch = self.settings.steps_per_dispatch
+        return -(-self.settings.num_steps // dispatch) * dispatch
+
     def job(
         self,
         workdir: Path,
@@ -373,7 +402,6 @@ class _Resolved:
         if needs is not None:
             own["data.synthetic"] = str(workdir / needs)
         settings, folder = self.settings, workdir / name
-        steps = -(-settings.num_steps // settings.steps_per_dispatch) * settings.steps_per_dispatch
         classes = len(settings.classes) if "classes" in settings else 1
         return Job(
             name=name,
@@ -387,8 +415,8 @@ class _Resolved:
                 *(f"--config.{key}={_flag(value)}" for key, value in own.items()),
             ),
             proofs=RUN_PROOFS if self.is_arm else TRAINING_PROOFS,
-            steps=steps,
-            images=steps * settings.batch_size * classes,
+            steps=self.steps,
+            images=self.steps * settings.batch_size * classes,
         )
 
 
@@ -446,6 +474,14 @@ def _check(config: ConfigDict) -> None:
     if config.confirmatory is not None:
         others = tuple(name for name in config.arms if name != config.control)
         config_lib.choice(config.confirmatory, others, "confirmatory")
+    if config.isolating is not None:
+        others = tuple(n for n in config.arms if n not in (config.control, config.confirmatory))
+        config_lib.choice(config.isolating, others, "isolating")
+        if config.confirmatory is None:
+            raise UserError(
+                "config.isolating names what config.confirmatory is compared with, and that is "
+                "not given: give both or neither"
+            )
     for claim in config.claims:
         config_lib.choice(claim, CLAIMS, "claims")
     generations = {name: step for name, step in config.steps.items() if "source" in step}
@@ -489,7 +525,7 @@ def check(plan: Plan) -> dict[str, Any]:
     before = recorded(plan.workdir)
     differing = [
         f"config.{key}: {before[key]!r} there, {now[key]!r} now"
-        for key in ("control", "confirmatory")
+        for key in _ROLES
         if before[key] != now[key]
     ]
     for kind in ("steps", "arms"):
@@ -520,7 +556,7 @@ def recorded(workdir: Path) -> dict[str, Any]:
     path = workdir / FILE_NAME
     try:
         content = json.loads(path.read_text())
-        for key in ("control", "confirmatory", "folds", "seeds", "claims", "steps", "arms"):
+        for key in (*_ROLES, "folds", "seeds", "claims", "steps", "arms"):
             content[key]
         return content
     except FileNotFoundError:

@@ -199,6 +199,12 @@ def platform(mesh: Mesh) -> str:
     return mesh.devices.flat[0].platform
 
 
+def hardware(mesh: Mesh) -> str:
+    """What a run's time depends on, such as "1 x NVIDIA H100 80GB HBM3" or "1 x cpu, 2 cores"."""
+    kind = f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
+    return f"{kind}, {os.cpu_count()} cores" if platform(mesh) == "cpu" else kind
+
+
 def compiler_options(platform: str) -> dict[str, str | bool] | None:
     """On a CPU faster single convolutions (Eigen's, not YNNPACK's), on a GPU always the same bits.
 

@@ -18,7 +18,7 @@ or 130 (Ctrl-C) and 143 (SIGTERM): asked to end, everything is saved.
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from absl import flags
 from ml_collections import config_flags
@@ -27,8 +27,6 @@ from skin_jax import entry, errors
 from skin_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from skin_jax.eval.comparison import Comparison, Outcome
-    from skin_jax.eval.report import Table
     from skin_jax.jobs import Result
     from skin_jax.plan import Plan
 
@@ -49,6 +47,8 @@ def main(argv: list[str]) -> int:
         )
     if _CONFIG.value is None or not _WORKDIR.value:
         raise UserError("give both --config=configs/study_X.py and --workdir=DIR; see --help")
+    if _DRY_RUN.value and _REPORT_ONLY.value:
+        raise UserError("--dry_run and --report_only exclude each other; give one of them")
     shard, shards = _shard(_SHARD.value)
     workdir = Path(_WORKDIR.value)
 
@@ -64,11 +64,12 @@ def main(argv: list[str]) -> int:
     result = Result()
     try:
         if _REPORT_ONLY.value:
-            record = plan_lib.check(plan)
+            plan_lib.recorded(workdir)
+            plan_lib.check(plan)
         else:
-            record = plan_lib.register(plan)
+            plan_lib.register(plan)
             result = Runner(plan, runs).run()
-        _report(workdir, record)
+        _report(workdir)
     except OSError as error:
         raise UserError(
             f"{workdir}: {error}; mend that and run the same command again", errors.FAILURE
@@ -119,7 +120,7 @@ def _ended(plan: "Plan", result: "Result") -> int:
     from skin_jax.jobs import folder_of
 
     for name, reason in result.failed.items():
-        errors.warn(f"{name} failed: {reason} (see {folder_of(plan, plan.jobs[name])}/log.txt)")
+        errors.warn(f"{name} failed: {reason} (see {folder_of(plan.workdir, name)}/log.txt)")
     for name, reason in result.skipped.items():
         errors.warn(f"{name} was not run: {reason}")
     if result.failed:
@@ -128,159 +129,49 @@ def _ended(plan: "Plan", result: "Result") -> int:
     return 0
 
 
-def _report(workdir: Path, record: dict[str, Any]) -> None:
+def _report(workdir: Path) -> None:
     """Writes the report about all runs that are finished, whichever process made them."""
+    from skin_jax import outcomes
     from skin_jax.eval import comparison, report, study_report
     from skin_jax.files import locked
-    from skin_jax.plan import CLAIMS
+    from skin_jax.plan import recorded
 
     with locked(workdir / ".report.lock", waiting_for=f"waiting for the report of {workdir}"):
-        outcomes = _outcomes(workdir, record)
-        if not outcomes:
+        record = recorded(workdir)  # under the lock: another process may have added to the study
+        found = outcomes.read(workdir, record)
+        if not found:
             print("no run is finished yet: there is nothing to report", flush=True)
             return
         arms = record["arms"]
         try:
-            found = comparison.compare(
-                outcomes,
+            compared = comparison.compare(
+                found,
                 control=record["control"],
                 confirmatory=record["confirmatory"],
-                ratios={name: arm["ratio"] for name, arm in arms.items()},
+                isolating=record["isolating"],
+                ratios=outcomes.ratios(record),
             )
         except ValueError as error:
             raise UserError(
                 f"the runs in {workdir} cannot be compared: {error}; were they given the same "
                 "--config.data.dir?"
             ) from None
-        counts = dict.fromkeys(arms, len(record["folds"]) * len(record["seeds"]))
-        claims = dict(
-            zip(CLAIMS, (study_report.PAPER_A_CLAIM, study_report.PAPER_B_CLAIM), strict=True)
+        study = study_report.Study(
+            compared,
+            plan_counts=dict.fromkeys(arms, len(record["folds"]) * len(record["seeds"])),
+            claims=[study_report.CLAIMS[name] for name in record["claims"]],
+            gan_arms=outcomes.with_generated_images(record),
         )
-        with_gan = [
-            name
-            for name, arm in arms.items()
-            if arm["settings"]["needs"] or arm["settings"]["task"] != "classifier"
-        ]
-        chosen = [claims[name] for name in record["claims"]]
         page = study_report.write(
             workdir,
-            found,
+            study,
             title=f"Study of {len(arms)} arms over {len(record['folds'])} folds",
-            facts=_facts(record),
-            arm_descriptions={name: _description(arm) for name, arm in arms.items()},
-            plan_counts=counts,
-            samples=_samples(workdir, record),
-            claims=chosen,
-            gan_arms=with_gan,
+            facts=outcomes.facts(workdir, record),
+            arm_descriptions=outcomes.descriptions(record),
+            samples=outcomes.samples(workdir, record),
         )
-        sentences = study_report.conclusion(found, counts, chosen, with_gan)
-    sections = [
-        report.Section("Arms", [_arms_table(found, counts)]),
-        report.Section("Conclusion", [report.Text(sentence) for sentence in sentences]),
-    ]
-    print(report.markdown(str(workdir), sections, workdir))
+    print(report.markdown(str(workdir), study_report.summary(study), workdir))
     print(f"full report: {page}", flush=True)
-
-
-def _outcomes(workdir: Path, record: dict[str, Any]) -> "list[Outcome]":
-    """What each finished run says of its test images."""
-    import numpy as np
-
-    from skin_jax.data import splits
-    from skin_jax.data.lesions import CLASSES
-    from skin_jax.eval.comparison import Outcome
-    from skin_jax.eval.tables import read_predictions
-    from skin_jax.experiment import SPLITS_FILE
-    from skin_jax.plan import PREDICTIONS, RUN_PROOFS, run_name
-
-    found = []
-    for arm in record["arms"]:
-        for fold in record["folds"]:
-            for seed in record["seeds"]:
-                folder = workdir / run_name(arm, fold, seed)
-                if not all((folder / proof).exists() for proof in RUN_PROOFS):
-                    continue
-                scores = read_predictions(folder / PREDICTIONS)
-                names = dict(splits.members(folder / SPLITS_FILE, "test"))
-                lesions = splits.lesion_ids(folder / SPLITS_FILE)
-                if names.keys() != set(scores.image_ids):
-                    raise UserError(
-                        f"{folder / PREDICTIONS} is not about the test images of "
-                        f"{folder / SPLITS_FILE}; delete the folder to make this run again"
-                    )
-                labels = [CLASSES.index(names[image]) for image in scores.image_ids]
-                found.append(
-                    Outcome(
-                        arm=arm,
-                        fold=fold,
-                        seed=seed,
-                        image_ids=scores.image_ids,
-                        lesion_ids=[lesions[image] for image in scores.image_ids],
-                        labels=np.array(labels),
-                        probabilities=scores.probabilities,
-                    )
-                )
-    return found
-
-
-def _facts(record: dict[str, Any]) -> dict[str, Any]:
-    """What all arms share, and the settings of the steps."""
-    from skin_jax.config import flatten, without_folders
-
-    arms = [flatten(arm["settings"]) for arm in record["arms"].values()]
-    first, *others = arms
-    shared = {k: v for k, v in first.items() if all(k in o and o[k] == v for o in others)}
-    found = {"folds": record["folds"], "seeds": record["seeds"], **without_folders(shared)}
-    for name, step in record["steps"].items():
-        settings = without_folders(flatten(step["settings"]))
-        found |= {f"{name}: {k}": v for k, v in settings.items() if shared.get(k, ...) != v}
-    return found
-
-
-def _description(arm: dict[str, Any]) -> str:
-    from skin_jax.config import NO_WEIGHTS
-
-    weights = arm["settings"]["model"].get("weights")
-    if weights is None:
-        return arm["title"]
-    return f"{arm['title']}; " + (
-        "from scratch" if weights == NO_WEIGHTS else f"from the weights {Path(weights).name}"
-    )
-
-
-def _samples(workdir: Path, record: dict[str, Any]) -> list[tuple[str, Path]]:
-    """Grids of generated images of the first fold, with captions."""
-    from skin_jax.data.lesions import CLASSES, FULL_NAMES
-    from skin_jax.data.synthetic import GRIDS
-
-    found = []
-    for step in dict.fromkeys(arm["settings"]["needs"] for arm in record["arms"].values()):
-        fold = record["folds"][0]
-        for name in CLASSES:
-            path = workdir / "steps" / str(step) / f"fold{fold}" / GRIDS / f"{name}.png"
-            if path.exists():
-                found.append((f"{FULL_NAMES[name]}: {step}, fold {fold}", path))
-    return found
-
-
-def _arms_table(found: "Comparison", counts: dict[str, int]) -> "Table":
-    """Arms and their differences from the control, in points."""
-    from skin_jax.eval.report import Table
-
-    def points(*values: float, sign: str = "") -> str:
-        return " to ".join(f"{100 * value:{sign}.1f}" for value in values)
-
-    differences = {difference.arm: difference for difference in found.differences}
-    rows = []
-    for arm in found.arms:
-        row = [arm.name, f"{len(arm.cells)} of {counts[arm.name]}", points(arm.balanced_accuracy)]
-        if difference := differences.get(arm.name):
-            estimate = difference.estimate
-            row += [points(estimate.value, sign="+"), points(*estimate.interval, sign="+")]
-            row += [f"{difference.p:.3f}" + " (alone)" * difference.confirmatory]
-        rows.append(row + [""] * (6 - len(row)))
-    header = ("arm", "runs", "balanced accuracy", f"minus {found.control}", "95 % interval", "p")
-    return Table(header, rows)
 
 
 if __name__ == "__main__":

@@ -146,6 +146,8 @@ def train(
         step,
         processes=jax.process_count(),
         devices=experiment.mesh.size,
+        hardware=sharding.hardware(experiment.mesh),
+        jax=jax.__version__,
         real_examples=len(experiment.indices("train")),
         synthetic_examples=0 if experiment.synthetic is None else len(experiment.synthetic.records),
     )

@@ -2,10 +2,9 @@
 
 stand_in_job.py CONTROL NAME FOLDER PROOF...: CONTROL/hold makes it wait until that file is gone,
 CONTROL/fail makes it fail if the file names it, CONTROL/idle makes it leave nothing. Like a run, it
-locks its folder and ends with 143 or 130 after SIGTERM or Ctrl-C.
+ends with 143 or 130 after SIGTERM or Ctrl-C; like one that still imports, it has locked nothing.
 """
 
-import fcntl
 import pathlib
 import signal
 import sys
@@ -22,12 +21,6 @@ def end(signum: int, frame: object) -> None:
 
 for signum in (signal.SIGTERM, signal.SIGINT):
     signal.signal(signum, end)
-FOLDER.mkdir(parents=True, exist_ok=True)
-lock = (FOLDER / ".lock").open("w")
-try:
-    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-except BlockingIOError:
-    sys.exit("another process is in the folder")
 with (CONTROL / "ran").open("a") as ran:
     ran.write(f"{name}\n")
 while (CONTROL / "hold").exists():

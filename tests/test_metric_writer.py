@@ -4,8 +4,7 @@ import math
 import pytest
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-from skin_jax.eval import report
-from skin_jax.metric_writer import HISTORY, MetricWriter, Progress
+from skin_jax.metric_writer import HISTORY, MetricWriter, Progress, read_history
 
 
 def rows(folder):
@@ -43,7 +42,7 @@ def test_a_line_cut_by_a_kill_does_not_swallow_the_next(tmp_path):
     writer.scalars(2, {"loss": 3.0})
     writer.close()
     assert (tmp_path / HISTORY).read_text().splitlines()[2] == '{"event": "start", "step": 1}'
-    assert [row["loss"] for row in report.read_history(tmp_path / HISTORY)] == [1.0, 3.0]
+    assert [row["loss"] for row in read_history(tmp_path / HISTORY)] == [1.0, 3.0]
 
 
 def test_the_progress_line_shows_rate_headline_time_left_and_undone_steps(capsys, monkeypatch):
@@ -57,3 +56,32 @@ def test_the_progress_line_shows_rate_headline_time_left_and_undone_steps(capsys
     assert second == (
         "step 20/100  epoch 0.4  40 images/s  loss 0.500  0m16s left  (3 steps undone: not finite)"
     )
+
+
+def test_history_leaves_out_what_a_restart_superseded(tmp_path):
+    lines = [
+        {"event": "start", "step": 0, "devices": 1},
+        {"step": 10, "d_loss": 3.0},
+        {"step": 20, "d_loss": 2.0},
+        {"step": 20, "val_macro_auc": 0.7},
+        {"step": 30, "d_loss": 99.0},
+        {"event": "start", "step": 20, "devices": 2},
+        {"step": 30, "d_loss": 1.0},
+        {"step": 40, "d_loss": None},
+    ]
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    assert read_history(path) == [*lines[1:4], *lines[6:]]
+    assert read_history(tmp_path / "none.jsonl") == []
+
+
+def test_history_survives_lines_cut_off_by_a_kill(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(
+        '{"step": 10, "d_loss": 3.0}\n{"step": 20, "d_loss": 2.0}\n{"step": 30, "d_l'
+        '{"event": "start", "step": 10}\n{"step": 20, "d_loss": 1.0}\n{"step": 3'
+    )
+    assert read_history(path) == [
+        {"step": 10, "d_loss": 3.0},
+        {"step": 20, "d_loss": 1.0},
+    ]

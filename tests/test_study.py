@@ -62,7 +62,7 @@ class TestPlan:
         config = study()
         config.unlock()
         del config.arms["dcgan"]
-        config.confirmatory = None
+        config.confirmatory = config.isolating = None
         assert {job.group[:4] for job in plan_lib.make(config, tmp_path).jobs.values()} == {"runs"}
 
     @pytest.mark.parametrize("shards", [1, 2, 3, 5, 7, 64])
@@ -127,6 +127,7 @@ class TestPlan:
             "conventional": set(),
             "original": {f"config.augment.{k}" for k in ("crop", "flip", "rotate90", "rotation")},
             "sampling": {"config.data.sampling"},
+            "weighted": {"config.loss.class_weights"},
             "oversampled": {"config.data.oversample_to"},
             "dcgan": {"config.needs"},
         }
@@ -152,6 +153,12 @@ class TestPlan:
             ({"seeds": (1, 1)}, r"config\.seeds is \(1, 1\)"),
             ({"control": "nothing"}, r"config\.control is 'nothing'; it can be 'original'"),
             ({"confirmatory": "conventional"}, r"config\.confirmatory is 'conventional'"),
+            ({"isolating": "dcgan"}, r"config\.isolating is 'dcgan'; it can be 'original'"),
+            ({"confirmatory": None}, r"config\.isolating names .* give both or neither"),
+            (
+                {"arms__dcgan__overrides__num_steps": 2001},
+                r"equally many steps, but here .*conventional 2000.*dcgan 2001",
+            ),
             ({"arms__dcgan__needs": "dcgan"}, r"config\.arms\.dcgan\.needs is 'dcgan'"),
             ({"steps__balanced__source": "balanced"}, r"config\.steps\.balanced\.source"),
             ({"arms__original__file": "configs/no.py"}, "there is no file configs/no.py"),
@@ -185,7 +192,7 @@ class TestRecord:
         assert (record["folds"], record["seeds"]) == ([0, 1], [0, 3])
         again = plan_lib.register(plan_lib.make(study(folds=(1,), seeds=(0,)), tmp_path))
         assert again == record == plan_lib.recorded(tmp_path)
-        assert len(again["arms"]) == 9
+        assert len(again["arms"]) == 10
 
     @pytest.mark.parametrize(
         ("changes", "words"),
@@ -244,7 +251,7 @@ def stand_in_plan(
         needs = (f"steps/gan/fold{f}",) if a == arms - 1 else ()
         runs.append(job(plan_lib.run_name(f"arm{a}", f, s), *needs))
     named = {job.name: job for job in (*all_jobs, *runs)}
-    return Plan(workdir, {}, named, tuple(job.name for job in runs))
+    return Plan(workdir, {}, "0", named, tuple(job.name for job in runs))
 
 
 RUNNER = """
@@ -428,18 +435,37 @@ class TestRunner:
         assert again.returncode == 0, err
         assert sorted(studies.ran()) == sorted(ALL)
 
-    def test_kill_9_of_a_job_is_a_failure_of_that_job_alone(self, studies):
+    @pytest.mark.parametrize("kills", [1, 2])
+    def test_a_killed_job_goes_on_once_and_then_has_failed_alone(self, studies, kills):
         studies.hold(True)
         process = studies.start()
-        studies.until_ran(1)
-        (child,) = children(process.pid)
-        os.kill(child, signal.SIGKILL)
+        for kill in range(kills):
+            studies.until_ran(kill + 1)
+            (child,) = children(process.pid)
+            os.kill(child, signal.SIGKILL)
+        studies.until_ran(2)
         studies.hold(False)
-        out, _ = process.communicate(timeout=60)
-        assert process.returncode == errors.PARTIAL
-        assert f"{{'{ALL[0]}': 'ended by SIGKILL'}}" in out
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == (errors.PARTIAL if kills == 2 else 0), err
+        assert (f"{{'{ALL[0]}': 'ended by SIGKILL'}}" in out) == (kills == 2)
+        assert studies.ran() == [ALL[0], *ALL]
         assert studies.run() == jobs.Result()
-        assert studies.ran() == [*ALL, ALL[0]]
+        assert studies.ran() == [ALL[0], *ALL, *[ALL[0]] * (kills - 1)]
+
+    def test_what_needs_a_result_that_was_deleted_is_left_out(self, studies, monkeypatch):
+        lost = studies.workdir / ALL[1] / PROOF
+        made = jobs.Runner._make
+
+        def make_and_lose(self, job, lock):
+            made(self, job, lock)
+            if job.name == ALL[1]:
+                lost.unlink()
+
+        monkeypatch.setattr(jobs.Runner, "_make", make_and_lose)
+        assert studies.run().skipped == {ALL[2]: f"{ALL[1]} was there and is gone"}
+        monkeypatch.undo()
+        assert studies.run() == jobs.Result()
+        assert studies.ran()[-2:] == ALL[1:3]
 
     def test_kill_9_of_both_is_made_good(self, studies):
         studies.hold(True)
@@ -469,7 +495,7 @@ class TestCosts:
     @pytest.fixture
     def attempt(self, studies):
         def write(name: str, *rows: dict) -> None:
-            folder = jobs.folder_of(studies.plan, studies.plan.jobs[name])
+            folder = jobs.folder_of(studies.workdir, name)
             folder.mkdir(parents=True)
             (folder / "attempts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -482,10 +508,10 @@ class TestCosts:
     def test_time_left_comes_from_attempts_that_got_somewhere(self, studies, attempt):
         attempt(
             ALL[0],
-            {"event": "start", "time": 0, "units": 0},
+            {"event": "start", "time": 0, "units": 0, "code": "0"},
             {"event": "end", "time": 50, "units": 5},
-            {"event": "start", "time": 1000, "units": 5},  # killed, without a step
-            {"event": "start", "time": 2000, "units": 5},
+            {"event": "start", "time": 1000, "units": 5, "code": "0"},  # killed, without a step
+            {"event": "start", "time": 2000, "units": 5, "code": "0"},
             {"event": "end", "time": 2070, "units": 10},
         )
         costs = jobs.Costs(studies.plan)
@@ -496,7 +522,7 @@ class TestCosts:
 
     def test_a_running_job_is_measured_by_its_history(self, studies, attempt):
         job = studies.plan.jobs[ALL[0]]
-        attempt(ALL[0], {"event": "start", "time": 1000, "units": 0})
+        attempt(ALL[0], {"event": "start", "time": 1000, "units": 0, "code": "0"})
         job.folder.mkdir(parents=True)
         history = job.folder / "metrics.jsonl"
         history.write_text('{"event": "start", "step": 0}\n{"step": 4, "d_loss": 1}\n{"st')
@@ -506,7 +532,7 @@ class TestCosts:
         assert costs.left([job]) == "0m30s"
 
     def test_the_table_counts_what_is_done_and_begun(self, studies, attempt):
-        attempt(ALL[0], {"event": "start", "time": 1000, "units": 0})
+        attempt(ALL[0], {"event": "start", "time": 1000, "units": 0, "code": "0"})
         done = studies.plan.jobs["steps/gan/fold1"]
         done.folder.mkdir(parents=True)
         (done.folder / PROOF).touch()

@@ -18,9 +18,10 @@ from skin_jax import config as config_lib
 from skin_jax import experiment as experiment_lib
 from skin_jax import state as state_lib
 from skin_jax.data import demo
-from skin_jax.eval import report, runs
+from skin_jax.eval import runs
 from skin_jax.experiment import start
 from skin_jax.files import locked
+from skin_jax.metric_writer import read_history
 from skin_jax.models.efficientnet_lite import LITE0, EfficientNetLite0
 from skin_jax.tasks import classifier, dcgan, sgan
 
@@ -330,7 +331,7 @@ def test_one_and_four_devices_agree_over_ten_steps(tmp_path):
     for devices in (1, 4):
         folder = tmp_path / str(devices)
         run(folder, num_steps=10, sharding__num_devices=devices, log__every_steps=1)
-        rows = report.read_history(folder / "metrics.jsonl")
+        rows = read_history(folder / "metrics.jsonl")
         names = ("d_loss", "g_loss", "d_grad_norm", "g_grad_norm")
         losses.append([[row[name] for name in names] for row in rows if "d_loss" in row])
     assert np.shape(losses[0]) == (10, 4)

@@ -111,11 +111,11 @@ def _prepared(
         return examples
     lock = entry.with_name(f"{entry.name}.lock")
     waiting = "waiting for another process that prepares the same images"
-    with locked(lock, waiting_for=waiting) as alone:
+    with locked(lock, waiting_for=waiting) as lock_held:
         examples = _load(listing, entry, size, on_bad_image)  # made while this process waited
         if examples:
             return examples
-        if alone:
+        if lock_held is not None:
             shutil.rmtree(entry, ignore_errors=True)
         _build(listing, entry, size, on_bad_image, progress)
     examples = _load(listing, entry, size, on_bad_image)

@@ -32,12 +32,15 @@ variance from one data set to another is underestimated, and no estimator is unb
 Grandvalet, JMLR 5, 2004). The intervals speak of this data set.
 
 **p-values** are the larger of the two intervals' own, so p <= 0.05 exactly where the wider interval
-leaves 0 out. The arm that was pre-registered is tested alone; the others, which are exploratory,
-are corrected after Holm (Scandinavian Journal of Statistics 6, 1979).
+leaves 0 out. The arm to be confirmed is tested alone; the others, which are exploratory, are
+corrected after Holm (Scandinavian Journal of Statistics 6, 1979). That arm may differ from the
+control in more than its generated images, such as the classes' shares; its difference from an arm
+that is like it in all else is tested in the second place, only once the first difference is shown
+(a fixed sequence, which keeps the error rate without a correction).
 """
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy import stats
@@ -163,12 +166,13 @@ class Arm:
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """An arm minus the control, over the cells that both have.
+    """An arm minus another, over the cells that both have.
 
     Attributes:
       arm: its name.
+      control: name of the other arm.
       ratio: generated images per real one, or None.
-      confirmatory: whether the arm was pre-registered.
+      confirmatory: whether this difference is to be confirmed, the others being explored.
       cells: fold and seed of each pair of runs, sorted.
       cell_differences: float [cells], balanced accuracy of the arm's run minus the control's.
       paired: pooled differences, intervals and p-values.
@@ -177,6 +181,7 @@ class Difference:
     """
 
     arm: str
+    control: str
     ratio: float | None
     confirmatory: bool
     cells: tuple[Cell, ...]
@@ -212,15 +217,21 @@ class Comparison:
 
     Attributes:
       control: name of the arm that the others are compared with.
-      confirmatory: name of the pre-registered arm, or None.
+      confirmatory: name of the arm to be confirmed, or None.
+      isolating: name of the arm that is like it but for the generated images, or None.
       arms: those with a run: the control, the confirmatory arm, then in the order given.
       differences: of the arms that share a cell with the control, in the same order.
+      isolated: the confirmatory arm minus the isolating one: what the generated images themselves
+        do; its p-value counts once the confirmatory arm differs from the control. None where there
+        is no such arm, or no cell that both have.
     """
 
     control: str
     confirmatory: str | None
+    isolating: str | None
     arms: tuple[Arm, ...]
     differences: tuple[Difference, ...]
+    isolated: Difference | None
 
 
 def compare(
@@ -228,8 +239,8 @@ def compare(
     *,
     control: str,
     confirmatory: str | None = None,
+    isolating: str | None = None,
     ratios: Mapping[str, float | None] | None = None,
-    single_gan: Collection[str] = (),
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Comparison:
@@ -242,22 +253,24 @@ def compare(
     Args:
       outcomes: at least one, at most one for each arm, fold and seed.
       control: name of the conventionally augmented arm.
-      confirmatory: name of the arm that was pre-registered, tested alone and uncorrected; None: all
-        are exploratory.
+      confirmatory: name of the arm to be confirmed, tested alone and uncorrected; None: all are
+        exploratory.
+      isolating: name of the arm that the confirmatory one is compared with in the second place.
       ratios: arm -> generated images per real one.
-      single_gan: arms whose generated images come from one GAN in all folds.
       resamples: of the bootstrap, at least 19.
       seed: of the bootstrap.
 
     Raises:
       ValueError: no outcome, a run given twice, runs of a fold that differ in images, labels or
-        lesions, images or lesions in two folds, arrays that do not fit, `confirmatory` is the
-        control.
+        lesions, images or lesions in two folds, arrays that do not fit, `control`, `confirmatory`
+        and `isolating` are not different, `isolating` without `confirmatory`.
     """
     if not outcomes:
         raise ValueError("no outcomes to compare")
     if confirmatory == control:
         raise ValueError(f"{control} cannot be both the control and the confirmatory arm")
+    if isolating is not None and (confirmatory is None or isolating in (control, confirmatory)):
+        raise ValueError(f"{isolating} can only isolate what another, confirmatory arm does")
     ratios = ratios or {}
     runs: dict[str, dict[Cell, _Run]] = {}
     for outcome, run in zip(outcomes, _aligned(outcomes), strict=True):
@@ -270,35 +283,42 @@ def compare(
     names = [name for name in (control, confirmatory) if name in runs]
     names += [name for name in runs if name not in names]
     arms = tuple(_arm(name, runs[name], ratios.get(name), resamples, seed) for name in names)
-    differences = []
-    for name in names[1:] if control in runs else ():
-        shared = sorted(runs[name].keys() & runs[control].keys())
+
+    def minus(name: str, other: str) -> Difference | None:
+        shared = sorted(runs.get(name, {}).keys() & runs.get(other, {}).keys())
         if not shared:
-            continue
-        mine, theirs = ({c: runs[arm][c] for c in shared} for arm in (name, control))
+            return None
+        mine, theirs = ({c: runs[arm][c] for c in shared} for arm in (name, other))
         paired = paired_difference(*_lesions(mine, theirs), resamples=resamples, seed=seed)
         own = [
             mine[cell].values["balanced_accuracy"] - theirs[cell].values["balanced_accuracy"]
             for cell in shared
         ]
-        differences.append(
-            Difference(
-                arm=name,
-                ratio=ratios.get(name),
-                confirmatory=name == confirmatory,
-                cells=tuple(shared),
-                cell_differences=np.array(own),
-                paired=paired,
-                p=paired.balanced_accuracy.p,
-                not_covered=_not_covered(shared, name in single_gan),
-            )
+        return Difference(
+            arm=name,
+            control=other,
+            ratio=ratios.get(name),
+            confirmatory=name == confirmatory,
+            cells=tuple(shared),
+            cell_differences=np.array(own),
+            paired=paired,
+            p=paired.balanced_accuracy.p,
+            not_covered=_not_covered(shared),
         )
+
+    differences = [d for name in names if name != control and (d := minus(name, control))]
     exploratory = [d for d in differences if not d.confirmatory]
     corrected = dict(
         zip((d.arm for d in exploratory), holm([d.p for d in exploratory]), strict=True)
     )
-    differences = [dataclasses.replace(d, p=corrected.get(d.arm, d.p)) for d in differences]
-    return Comparison(control, confirmatory, arms, tuple(differences))
+    return Comparison(
+        control=control,
+        confirmatory=confirmatory,
+        isolating=isolating,
+        arms=arms,
+        differences=tuple(dataclasses.replace(d, p=corrected.get(d.arm, d.p)) for d in differences),
+        isolated=minus(confirmatory, isolating) if confirmatory and isolating else None,
+    )
 
 
 def paired_difference(
@@ -540,7 +560,7 @@ def _sd(values: np.ndarray) -> float:
     return float(defined.std(ddof=1)) if len(defined) > 1 else float("nan")
 
 
-def _not_covered(cells: Sequence[Cell], single_gan: bool) -> tuple[str, ...]:
+def _not_covered(cells: Sequence[Cell]) -> tuple[str, ...]:
     folds = {fold for fold, _ in cells}
     seeds = {seed for _, seed in cells}
     notes = []
@@ -554,6 +574,4 @@ def _not_covered(cells: Sequence[Cell], single_gan: bool) -> tuple[str, ...]:
             "One seed: the noise of training is covered only as part of the differences between "
             "folds."
         )
-    if single_gan:
-        notes.append("One GAN: its variance is not covered.")
     return tuple(notes)

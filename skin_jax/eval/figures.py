@@ -232,8 +232,8 @@ def history(path: PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write losses, mean probabilities of "fake" and validation scores against the step.
 
     Args:
-      rows: as `report.read_history` gives them, with "step" and values: names that contain "loss",
-        or begin with "p_fake" or "val_"; others are not drawn, nor those of one class
+      rows: as `metric_writer.read_history` gives them, with "step" and values: names that contain
+        "loss", or begin with "p_fake" or "val_"; others are not drawn, nor those of one class
         (`class_history`). None (not finite) leaves a gap.
     """
     keys = sorted({key for row in rows for key in row if "/" not in key})

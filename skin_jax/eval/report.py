@@ -174,7 +174,7 @@ def write_run_report(
       facts: what was run, such as settings and numbers of steps.
       evaluation: sections that `write_evaluation` returned; none where there was no test set.
       class_counts: name of a split -> int [7] images.
-      history: rows of `read_history`.
+      history: rows of `metric_writer.read_history`.
       samples: images uint8 [N, H, W, 3] and labels int [N], a few of each class.
       real_and_generated: an existing PNG, the last sample grid.
 
@@ -203,31 +203,6 @@ def write_run_report(
 def mistaken(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Indices of the mistakes that a report shows as pictures, the most confident first."""
     return confident_mistakes(probabilities, labels, MISTAKES_SHOWN)
-
-
-def read_history(path: PathLike) -> list[dict[str, Any]]:
-    """Read the rows of a `metrics.jsonl` that still count, in order, without the start lines.
-
-    A run that is killed and resumed at step N writes again what came after N: rows of later steps
-    above a start line are superseded. A line cut off by the kill is left out.
-
-    Returns:
-      Dicts with "step" and values, float or None (not finite); none where there is no such file.
-    """
-    path = pathlib.Path(path)
-    rows: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        # A cut line has no end, so the start line of the resumed run is glued to it.
-        start = line.rfind('{"event"')
-        try:
-            row = json.loads(line[max(start, 0) :])
-        except json.JSONDecodeError:
-            continue
-        if "event" in row:
-            rows = [kept for kept in rows if kept["step"] <= row["step"]]
-        else:
-            rows.append(row)
-    return rows
 
 
 def markdown(title: str, sections: Sequence[Section], folder: PathLike) -> str:

@@ -20,7 +20,7 @@ from skin_jax.errors import UserError
 from skin_jax.eval import metrics, report
 from skin_jax.eval.inference import make_predictor
 from skin_jax.experiment import Experiment
-from skin_jax.metric_writer import HISTORY
+from skin_jax.metric_writer import HISTORY, read_history
 
 PyTree = Any
 
@@ -217,7 +217,7 @@ def write_page(experiment: Experiment, evaluation: Sequence[report.Section], wor
         facts={"steps": experiment.num_steps, **without_folders(flatten(experiment.config))},
         evaluation=[*note, *evaluation],
         class_counts=counts,
-        history=report.read_history(workdir / HISTORY),
+        history=read_history(workdir / HISTORY),
         samples=(examples.images[shown], examples.labels[shown]),
         real_and_generated=grids[-1] if grids else None,
     )

@@ -47,43 +47,71 @@ class Claim:
 
 
 _TABLE_TWO = report.PAPER_A["balanced_accuracy"]
-PAPER_A_CLAIM = Claim(
-    "paper A",
-    "balanced_accuracy",
-    round(100 * (_TABLE_TWO["semi-supervised GAN"] - _TABLE_TWO["DenseNet"]), 1),
-)
-"""Rashid et al. 2019, Table II: semi-supervised GAN against DenseNet, one run each."""
-PAPER_B_CLAIM = Claim("paper B", "accuracy", 4.0)
-"""DCGAN augmentation of HAM10000: one run each, without an absolute figure."""
+CLAIMS = {
+    "A": Claim(
+        "paper A",
+        "balanced_accuracy",
+        round(100 * (_TABLE_TWO["semi-supervised GAN"] - _TABLE_TWO["DenseNet"]), 1),
+    ),
+    "B": Claim("paper B", "accuracy", 4.0),
+}
+"""A: Rashid et al. 2019, Table II, semi-supervised GAN against DenseNet. B: DCGAN augmentation of
+HAM10000, without an absolute figure. One run of each arm in both."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What a report is about.
+
+    Attributes:
+      comparison: of the runs that are finished.
+      plan_counts: arm -> number of runs planned, of every arm of the plan, with runs or without.
+      claims: of papers, to stand beside the results.
+      gan_arms: arms that a GAN has a part in, which the claims are about.
+    """
+
+    comparison: Comparison
+    plan_counts: Mapping[str, int]
+    claims: Sequence[Claim] = ()
+    gan_arms: Collection[str] = ()
+
+    @property
+    def concerned(self) -> list[Difference]:
+        """Differences from the control that the papers' claims are about."""
+        return [d for d in self.comparison.differences if d.arm in self.gan_arms]
+
+    @property
+    def all_differences(self) -> list[Difference]:
+        """Those from the control and, last, what the generated images themselves do."""
+        isolated = self.comparison.isolated
+        return [*self.comparison.differences, *([isolated] if isolated else [])]
+
+    @property
+    def missing(self) -> dict[str, int]:
+        """Arm -> number of planned runs that are not there, where that is any."""
+        done = {arm.name: len(arm.cells) for arm in self.comparison.arms}
+        counts = {name: count - done.get(name, 0) for name, count in self.plan_counts.items()}
+        return {name: count for name, count in counts.items() if count > 0}
 
 
 def write(
     folder: PathLike,
-    comparison: Comparison,
+    study: Study,
     *,
     title: str,
     facts: Mapping[str, Any],
     arm_descriptions: Mapping[str, str],
-    plan_counts: Mapping[str, int],
     samples: Sequence[tuple[str, PathLike]] = (),
-    claims: Sequence[Claim] = (),
-    gan_arms: Collection[str] | None = None,
-    families: Mapping[str, str] | None = None,
 ) -> pathlib.Path:
     """Writes study.json, study.md, report.html (one self-contained file) and `figures/`.
 
     Args:
       folder: where to; made if need be.
-      comparison: of the runs that are finished.
+      study: the results.
       title: the pages' heading.
       facts: what was run, such as settings.
       arm_descriptions: arm -> what it is.
-      plan_counts: arm -> number of runs planned, of every arm of the plan, with runs or without.
       samples: caption and PNG file of generated images.
-      claims: of papers, to stand beside the results, such as PAPER_A_CLAIM.
-      gan_arms: arms with generated images, which the claims are about; None: all.
-      families: arm -> name of what arms of several ratios have in common, such as their GAN: a line
-        in the ratio curve. None: one line if no ratio comes twice, else points of their own.
 
     Returns:
       The path of report.html.
@@ -92,68 +120,81 @@ def write(
       UserError: the folder cannot be written.
     """
     folder = pathlib.Path(folder)
-    sentences = conclusion(comparison, plan_counts, claims, gan_arms)
-    content = _json(comparison, title, sentences, facts, arm_descriptions, plan_counts, claims)
+    sentences = conclusion(study)
+    content = _json(study, title, sentences, facts, arm_descriptions)
     write_atomically(folder / JSON_FILE, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    pictures = folder / "figures"
     sections = [
         Section("Conclusion", [Text(sentence) for sentence in sentences]),
-        *_difference_sections(folder / "figures", comparison, plan_counts, claims, gan_arms),
-        *_arm_sections(folder / "figures", comparison, arm_descriptions, plan_counts),
-        *_ratio_sections(folder / "figures", comparison, families),
+        *_difference_sections(pictures, study),
+        *_arm_sections(pictures, study, arm_descriptions),
+        *_ratio_sections(pictures, study.comparison),
     ]
     if samples:
-        pictures = [Picture(path, caption) for caption, path in samples]
-        sections.append(Section("Generated images", pictures))
-    sections += _run_sections(comparison, facts, plan_counts)
+        shown = [Picture(path, caption) for caption, path in samples]
+        sections.append(Section("Generated images", shown))
+    sections += _run_sections(study, facts)
     write_atomically(folder / MARKDOWN_FILE, report.markdown(title, sections, folder))
     path = folder / HTML_FILE
     write_atomically(path, report.html(title, sections))
     return path
 
 
-def conclusion(
-    comparison: Comparison,
-    plan_counts: Mapping[str, int],
-    claims: Sequence[Claim] = (),
-    gan_arms: Collection[str] | None = None,
-) -> list[str]:
-    """What the intervals allow to say, one paragraph each, the most important first.
+def summary(study: Study) -> list[Section]:
+    """What a terminal shows: each arm, its difference from the control, and the conclusion."""
+    differences = {d.arm: d for d in study.comparison.differences}
+    rows = []
+    for arm in study.comparison.arms:
+        done = _of_planned(len(arm.cells), study.plan_counts.get(arm.name))
+        row = [arm.name, done, f"{100 * arm.balanced_accuracy:.1f}"]
+        if d := differences.get(arm.name):
+            p = _p(d.p) + " (alone)" * d.confirmatory
+            row += [_signed(d.estimate.value), _span(d.estimate.interval), p]
+        rows.append(row + [""] * (6 - len(row)))
+    control = study.comparison.control
+    header = ("arm", "runs", "balanced accuracy", f"minus {control}", "95 % interval", "p")
+    return [
+        Section("Arms", [Table(header, rows)]),
+        Section("Conclusion", [Text(sentence) for sentence in conclusion(study)]),
+    ]
 
-    Args:
-      comparison, plan_counts, claims, gan_arms: as for `write`.
-    """
-    missing = _missing(comparison, plan_counts)
-    planned = sum(plan_counts.values())
-    control = comparison.control
+
+def conclusion(study: Study) -> list[str]:
+    """What the intervals allow to say, one paragraph each, the most important first."""
+    comparison, missing = study.comparison, study.missing
+    control, chosen = comparison.control, comparison.confirmatory
     paragraphs = []
     confirmed = [d for d in comparison.differences if d.confirmatory]
     exploratory = [d for d in comparison.differences if not d.confirmatory]
     if confirmed:
-        paragraphs.append(_verdict(confirmed[0], control, claims, gan_arms))
-    elif comparison.confirmatory is not None:
+        paragraphs.append(_verdict(confirmed[0], study))
+    elif chosen is not None:
         paragraphs.append(
-            f"The pre-registered arm {comparison.confirmatory} and the control {control} have no "
-            "finished run of the same fold and seed: there is no result yet."
+            f"The arm to be confirmed, {chosen}, and the control {control} have no finished run of "
+            "the same fold and seed: there is no result yet."
         )
+    if confirmed and comparison.isolating is not None:
+        paragraphs.append(_because(confirmed[0], comparison.isolated, comparison.isolating))
     if exploratory:
-        # What a paper claims is asked of the pre-registered arm where there is one.
-        paragraphs.append(_explored(exploratory, control, () if confirmed else claims, gan_arms))
-    if not comparison.differences and comparison.confirmatory is None:
+        # What a paper claims is asked of the arm to be confirmed where there is one.
+        paragraphs.append(_explored(exploratory, study, () if confirmed else study.claims))
+    if not comparison.differences and chosen is None:
         paragraphs.append(
             f"No arm has a finished run of the same fold and seed as the control {control}: there "
             "is nothing to compare yet."
         )
-    if comparison.confirmatory is None and comparison.differences:
+    if chosen is None and comparison.differences:
         paragraphs.append(
-            "No arm was pre-registered: all comparisons are exploratory, and a difference shown "
-            "here has yet to be confirmed on other data."
+            "No arm was named to be confirmed: all comparisons are exploratory, and a difference "
+            "shown here has yet to be confirmed on other data."
         )
     if missing:
         if comparison.differences:
             paragraphs[0] = f"Preliminary. {paragraphs[0]}"
         paragraphs.append(
-            f"{sum(missing.values())} of {planned} planned runs are missing: figures can still "
-            "change, and looking before the end makes false alarms more frequent."
+            f"{sum(missing.values())} of {sum(study.plan_counts.values())} planned runs are "
+            "missing: figures can still change, and looking before the end makes false alarms more "
+            "frequent."
         )
     notes: dict[str, list[str]] = {}
     for difference in comparison.differences:
@@ -165,30 +206,44 @@ def conclusion(
     return paragraphs
 
 
-def _verdict(
-    difference: Difference,
-    control: str,
-    claims: Sequence[Claim],
-    gan_arms: Collection[str] | None,
-) -> str:
+def _because(whole: Difference, isolated: Difference | None, isolating: str) -> str:
+    """What of a difference from the control is due to the generated images."""
+    if isolated is None:
+        return (
+            f"{whole.arm} and {isolating} have no finished run of the same fold and seed: what is "
+            "due to the generated images themselves is not known yet."
+        )
+    found = isolated.estimate
+    first = (
+        f"{isolating} is like {whole.arm}, but with real images in the place of generated ones. "
+        f"{whole.arm} minus {isolating}: {_signed(found.value)} points of balanced accuracy (95 % "
+        f"interval {_span(found.interval)}; p {_relation(isolated.p)})"
+    )
+    if not whole.shown:
+        rest = (
+            f"; tested in the second place, so not at all as long as {whole.arm} is not shown to "
+            f"differ from {whole.control}."
+        )
+    elif not isolated.shown:
+        rest = ": that generated images themselves do anything is not shown."
+    else:
+        better = "better" if found.value > 0 else "worse"
+        rest = f": the generated images are {better} than repeated real ones."
+    return first + rest
+
+
+def _verdict(difference: Difference, study: Study) -> str:
     """One arm against the control, and the papers' claims about such arms, in sentences."""
     estimate = difference.estimate
     kind = "" if difference.confirmatory else ", Holm-corrected"
     first = (
-        f"{difference.arm} minus {control}: {_signed(estimate.value)} points of balanced accuracy "
+        f"{_named(difference)}: {_signed(estimate.value)} points of balanced accuracy "
         f"(95 % interval {_span(estimate.interval)}; p {_relation(difference.p)}{kind}): "
         f"{_outcome(difference)}."
     )
-    if not _concerned([difference], gan_arms):
+    if difference.arm not in study.gan_arms:
         return first
-    return " ".join([first, *(_judged(difference, claim) for claim in claims)])
-
-
-def _concerned(
-    differences: Sequence[Difference], gan_arms: Collection[str] | None
-) -> list[Difference]:
-    """Those that the papers' claims are about."""
-    return [d for d in differences if gan_arms is None or d.arm in gan_arms]
+    return " ".join([first, *(_judged(difference, claim) for claim in study.claims)])
 
 
 def _judged(difference: Difference, claim: Claim) -> str:
@@ -199,7 +254,7 @@ def _judged(difference: Difference, claim: Claim) -> str:
         if claim.metric == "balanced_accuracy"
         else f" ({_SHORT[claim.metric]}: {_signed(estimate.value)}, {_span(estimate.interval)})"
     )
-    return f"An effect as large as {claim} (single runs) is {excluded}{found}."
+    return f"An effect as large as {claim} (single runs) is {excluded} here{found}."
 
 
 def _outcome(difference: Difference) -> str:
@@ -211,17 +266,13 @@ def _outcome(difference: Difference) -> str:
     return f"balanced accuracy is {direction}"
 
 
-def _explored(
-    differences: Sequence[Difference],
-    control: str,
-    claims: Sequence[Claim],
-    gan_arms: Collection[str] | None,
-) -> str:
+def _explored(differences: Sequence[Difference], study: Study, claims: Sequence[Claim]) -> str:
     """The exploratory arms in a few sentences."""
     largest = max(differences, key=lambda d: d.estimate.value)
     if len(differences) == 1:
-        return "Exploratory: " + _verdict(largest, control, claims, gan_arms)
+        return "Exploratory: " + _verdict(largest, dataclasses.replace(study, claims=claims))
     shown = [d for d in differences if d.shown]
+    control = study.comparison.control
     best = (
         f"The largest is {largest.arm}: {_signed(largest.estimate.value)} points of balanced "
         f"accuracy (95 % interval, uncorrected, {_span(largest.estimate.interval)})."
@@ -240,16 +291,14 @@ def _explored(
             + "."
         )
     judged = []
-    concerned = _concerned(differences, gan_arms)
-    for claim in claims if concerned else ():
-        possible = [d.arm for d in concerned if not _excluded(_of(d, claim), claim)]
-        kind = "" if gan_arms is None else " with generated images"
+    for claim in claims if study.concerned else ():
+        possible = [d.arm for d in study.concerned if not _excluded(_of(d, claim), claim)]
         judged.append(
             f"An effect as large as {claim} (single runs) is "
             + (
-                f"not excluded for {', '.join(possible)}."
+                f"not excluded here for {', '.join(possible)}."
                 if possible
-                else f"excluded for every arm{kind}."
+                else "excluded here for every arm with a GAN."
             )
         )
     return " ".join([first, best, *judged])
@@ -263,75 +312,53 @@ def _excluded(estimate: Estimate, claim: Claim) -> bool:
     return bool(100 * estimate.interval[1] < claim.points)
 
 
-def _missing(comparison: Comparison, plan_counts: Mapping[str, int]) -> dict[str, int]:
-    """Arm -> number of planned runs that are not there, where that is any."""
-    done = {arm.name: len(arm.cells) for arm in comparison.arms}
-    counts = {name: planned - done.get(name, 0) for name, planned in plan_counts.items()}
-    return {name: count for name, count in counts.items() if count > 0}
-
-
-def _difference_sections(
-    folder: pathlib.Path,
-    comparison: Comparison,
-    plan_counts: Mapping[str, int],
-    claims: Sequence[Claim],
-    gan_arms: Collection[str] | None,
-) -> list[Section]:
+def _difference_sections(folder: pathlib.Path, study: Study) -> list[Section]:
     picture = folder / "differences.png"
-    found = comparison.differences
+    comparison, found = study.comparison, study.all_differences
     if not found:
         picture.unlink(missing_ok=True)  # of an earlier call
         return []
-    control = comparison.control
     figures.forest(
         picture,
-        [d.arm for d in found],
+        [_named(d) for d in found],
         100 * np.array([d.estimate.value for d in found]),
         100 * np.array([d.estimate.interval for d in found]),
         notes=[_with_span(d.estimate) for d in found],
         emphasised=[d.confirmatory for d in found],
         marks={
             f"{c.source}, +{c.points:g} (a single run)": c.points
-            for c in claims
+            for c in study.claims
             if c.metric == "balanced_accuracy"
         },
         label="points of balanced accuracy",
     )
     emphasis = (
-        f" The filled diamond is {comparison.confirmatory}, which was pre-registered."
+        f" Filled diamonds: {comparison.confirmatory}, the arm to be confirmed."
         if any(d.confirmatory for d in found)
         else ""
     )
+    caption = (
+        "Differences of balanced accuracy, in points, with 95 % intervals (not corrected for the "
+        f"number of arms).{emphasis}"
+    )
     sections = [
-        Section(
-            f"Differences from {control}",
-            [
-                Picture(
-                    picture,
-                    f"Balanced accuracy minus that of {control}, in points, with 95 % intervals "
-                    f"(not corrected for the number of arms).{emphasis}",
-                )
-            ],
-        ),
-        Section("Paired differences", _paired_blocks(comparison, plan_counts)),
+        Section("Differences", [Picture(picture, caption)]),
+        Section("Paired differences", _paired_blocks(study)),
     ]
-    concerned = _concerned(found, gan_arms)
-    if claims and concerned:
-        sections.append(_claims_section(concerned, claims))
+    if study.claims and study.concerned:
+        sections.append(_claims_section(study))
     return sections
 
 
-def _paired_blocks(
-    comparison: Comparison, plan_counts: Mapping[str, int]
-) -> list[Text | Table | Picture]:
-    found = comparison.differences
-    exploratory = sum(not d.confirmatory for d in found)
+def _paired_blocks(study: Study) -> list[Text | Table | Picture]:
+    found = study.all_differences
+    exploratory = sum(not d.confirmatory for d in study.comparison.differences)
     main = Table(
-        ("arm", "pairs", "difference", "95 % interval", "p", "p, Holm", "pairs: mean ± SD"),
+        ("arms", "pairs", "difference", "95 % interval", "p", "p, Holm", "pairs: mean ± SD"),
         [
             (
-                _named(d),
-                _of_planned(len(d.cells), plan_counts.get(d.arm)),
+                _marked(d),
+                _of_planned(len(d.cells), study.plan_counts.get(d.arm)),
                 _signed(d.estimate.value),
                 _span(d.estimate.interval),
                 _p(d.estimate.p),
@@ -342,10 +369,10 @@ def _paired_blocks(
         ],
     )
     both = Table(
-        ("arm", "t over folds", "lesions", "accuracy", "95 % interval"),
+        ("arms", "t over folds", "lesions", "accuracy", "95 % interval"),
         [
             (
-                _named(d),
+                _marked(d),
                 _span(d.estimate.student),
                 _span(d.estimate.bootstrap),
                 _signed(d.paired.accuracy.value),
@@ -355,10 +382,10 @@ def _paired_blocks(
         ],
     )
     recall = Table(
-        ("arm", *CLASSES),
+        ("arms", *CLASSES),
         [
             (
-                _named(d),
+                _marked(d),
                 *(
                     _signed(value)
                     if np.isnan(value)
@@ -373,9 +400,9 @@ def _paired_blocks(
     )
     return [
         Text(
-            f"Each arm minus {comparison.control} on the same folds and seeds, in points: balanced "
-            "accuracy from recalls pooled over the folds, seeds averaged. Pairs: folds and seeds "
-            "that both have, of those planned for the arm."
+            "Two arms on the same folds and seeds, in points: balanced accuracy from recalls "
+            "pooled over the folds, seeds averaged. Pairs: folds and seeds that both have, of "
+            "those planned for the arm."
         ),
         main,
         Text(
@@ -395,15 +422,15 @@ def _paired_blocks(
     ]
 
 
-def _claims_section(differences: Sequence[Difference], claims: Sequence[Claim]) -> Section:
+def _claims_section(study: Study) -> Section:
     rows = []
-    for claim in claims:
-        for d in differences:
+    for claim in study.claims:
+        for d in study.concerned:
             estimate = _of(d, claim)
             rows.append(
                 (
                     f"{claim.source}: +{claim.points:g} {_SHORT[claim.metric]}",
-                    _named(d),
+                    _marked(d),
                     _with_span(estimate),
                     "excluded" if _excluded(estimate, claim) else "not excluded",
                 )
@@ -413,20 +440,19 @@ def _claims_section(differences: Sequence[Difference], claims: Sequence[Claim]) 
         [
             Text(
                 "Each comes from a single run of each arm, without an interval; the sampling error "
-                "alone of a test set of 2,000 images is about ± 3 points of balanced accuracy."
+                "alone of a test set of 2,000 images is about ± 3 points of balanced accuracy. "
+                "Excluded is what lies above the 95 % interval with the images, networks and "
+                "numbers of steps of this study; others may have another effect."
             ),
-            Table(("claim", "arm", "here (95 % interval)", "an effect so large is"), rows),
+            Table(("claim", "arms", "here (95 % interval)", "an effect so large is"), rows),
         ],
     )
 
 
 def _arm_sections(
-    folder: pathlib.Path,
-    comparison: Comparison,
-    descriptions: Mapping[str, str],
-    plan_counts: Mapping[str, int],
+    folder: pathlib.Path, study: Study, descriptions: Mapping[str, str]
 ) -> list[Section]:
-    arms = comparison.arms
+    arms = study.comparison.arms
     figures.recalls(
         folder / "recalls.png",
         [arm.name for arm in arms],
@@ -439,7 +465,7 @@ def _arm_sections(
         [
             (
                 arm.name,
-                _of_planned(len(arm.cells), plan_counts.get(arm.name)),
+                _of_planned(len(arm.cells), study.plan_counts.get(arm.name)),
                 f"{arm.balanced_accuracy:.3f}",
                 report.span(arm.balanced_accuracy_ci95),
                 *(_mean_sd(arm.mean(m), arm.sd(m), 3) for m in compared.METRICS),
@@ -470,7 +496,7 @@ def _arm_sections(
         ("test set, all folds", *CLASSES),
         [("images", *map(str, most.images)), ("lesions", *map(str, most.lesions))],
     )
-    named = [arm.name for arm in arms] + [name for name in descriptions if name in plan_counts]
+    named = [arm.name for arm in arms] + list(study.plan_counts)
     described = [
         (name, descriptions[name]) for name in dict.fromkeys(named) if name in descriptions
     ]
@@ -505,9 +531,7 @@ def _arm_sections(
     ]
 
 
-def _ratio_sections(
-    folder: pathlib.Path, comparison: Comparison, families: Mapping[str, str] | None
-) -> list[Section]:
+def _ratio_sections(folder: pathlib.Path, comparison: Comparison) -> list[Section]:
     picture = folder / "ratio_curve.png"
     found = [(d.ratio, d) for d in comparison.differences if d.ratio is not None and d.ratio > 0]
     found.sort(key=lambda pair: pair[0])
@@ -515,22 +539,20 @@ def _ratio_sections(
     if len(set(ratios)) < 2:
         picture.unlink(missing_ok=True)  # of an earlier call
         return []
-    if families is None:
-        alone = len(set(ratios)) == len(ratios)
-        families = {d.arm: "all" if alone else d.arm for _, d in found}
+    alone = len(set(ratios)) == len(ratios)
     figures.ratio_curve(
         picture,
-        [families.get(d.arm, d.arm) for _, d in found],
+        ["all" if alone else d.arm for _, d in found],
         np.array(ratios),
         100 * np.array([d.estimate.value for _, d in found]),
         100 * np.array([d.estimate.interval for _, d in found]),
         "points of balanced accuracy",
     )
     table = Table(
-        ("arm", "generated per real image", "difference (95 % interval)", "p, Holm"),
+        ("arms", "generated per real image", "difference (95 % interval)", "p, Holm"),
         [
             (
-                _named(d),
+                _marked(d),
                 f"{ratio:g}",
                 _with_span(d.estimate),
                 "(alone)" if d.confirmatory else _p(d.p),
@@ -545,11 +567,9 @@ def _ratio_sections(
     return [Section("Generated images per real one", [table, Picture(picture, caption)])]
 
 
-def _run_sections(
-    comparison: Comparison, facts: Mapping[str, Any], plan_counts: Mapping[str, int]
-) -> list[Section]:
-    missing = _missing(comparison, plan_counts)
-    planned = sum(plan_counts.values())
+def _run_sections(study: Study, facts: Mapping[str, Any]) -> list[Section]:
+    missing = study.missing
+    planned = sum(study.plan_counts.values())
     done = planned - sum(missing.values())
     rows = [(key, str(value)) for key, value in facts.items()]
     rows.append(("finished runs", f"{done} of {planned}"))
@@ -561,27 +581,28 @@ def _run_sections(
 
 
 def _json(
-    comparison: Comparison,
+    study: Study,
     title: str,
     sentences: Sequence[str],
     facts: Mapping[str, Any],
     descriptions: Mapping[str, str],
-    plan_counts: Mapping[str, int],
-    claims: Sequence[Claim],
 ) -> dict[str, Any]:
-    missing = _missing(comparison, plan_counts)
+    comparison, claims = study.comparison, study.claims
+    isolated = comparison.isolated
     return {
         "title": title,
         "conclusion": list(sentences),
         "control": comparison.control,
         "confirmatory": comparison.confirmatory,
-        "runs_planned": sum(plan_counts.values()),
-        "runs_missing": missing,
+        "isolating": comparison.isolating,
+        "runs_planned": sum(study.plan_counts.values()),
+        "runs_missing": study.missing,
         "arms": {
-            arm.name: _arm_json(arm, descriptions.get(arm.name), plan_counts.get(arm.name))
+            arm.name: _arm_json(arm, descriptions.get(arm.name), study.plan_counts.get(arm.name))
             for arm in comparison.arms
         },
         "differences": {d.arm: _difference_json(d, claims) for d in comparison.differences},
+        "isolated": _difference_json(isolated, ()) if isolated else None,
         "facts": {key: str(value) for key, value in facts.items()},
     }
 
@@ -616,6 +637,7 @@ def _arm_json(arm: Arm, description: str | None, planned: int | None) -> dict[st
 
 def _difference_json(d: Difference, claims: Sequence[Claim]) -> dict[str, Any]:
     return {
+        "minus": d.control,
         "confirmatory": d.confirmatory,
         "ratio": d.ratio,
         "balanced_accuracy": _estimate_json(d.estimate),
@@ -668,7 +690,11 @@ def _bounds(interval: Interval) -> list[float | None]:
 
 
 def _named(difference: Difference) -> str:
-    return difference.arm + (" (pre-registered)" if difference.confirmatory else "")
+    return f"{difference.arm} minus {difference.control}"
+
+
+def _marked(difference: Difference) -> str:
+    return _named(difference) + " (to be confirmed)" * difference.confirmatory
 
 
 def _of_planned(count: int, planned: int | None) -> str:

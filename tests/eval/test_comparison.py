@@ -199,7 +199,7 @@ def test_a_class_absent_from_a_fold_or_everywhere_is_undefined_not_zero():
     assert np.isfinite(difference.paired.accuracy.interval).all()
 
 
-def test_one_fold_one_seed_and_one_gan_are_told():
+def test_one_fold_and_one_seed_are_told():
     one_fold = compare(study({"plain": 0.6, "gan": 0.9}, folds=1)).differences[0]
     assert np.isnan(one_fold.estimate.student).all()
     assert np.isnan(one_fold.estimate.student_p)
@@ -207,10 +207,9 @@ def test_one_fold_one_seed_and_one_gan_are_told():
     assert one_fold.p == one_fold.estimate.bootstrap_p
     (note,) = one_fold.not_covered
     assert "One fold" in note
-    one_seed = compare(study({"plain": 0.6, "gan": 0.9}, seeds=1), single_gan=["gan"])
-    first, second = one_seed.differences[0].not_covered
-    assert "One seed" in first
-    assert second == "One GAN: its variance is not covered."
+    one_seed = compare(study({"plain": 0.6, "gan": 0.9}, seeds=1))
+    (note,) = one_seed.differences[0].not_covered
+    assert "One seed" in note
     assert np.isfinite(one_seed.differences[0].estimate.student).all()
     assert one_seed.arms[0].by_seed.keys() == {0}
     assert compare(study({"plain": 0.6, "gan": 0.9})).differences[0].not_covered == ()
@@ -229,6 +228,20 @@ def test_the_confirmatory_arm_is_tested_alone_and_the_others_corrected():
     assert [d.p for d in others] == comparison.holm([d.estimate.p for d in others])
     explored = compare(outcomes).differences
     assert [d.p for d in explored] == comparison.holm([d.estimate.p for d in explored])
+
+
+def test_the_isolated_difference_is_that_of_the_two_arms_and_no_exploration():
+    outcomes = study({"gan": 0.7, "plain": 0.6, "x": 0.75, "y": 0.65})
+    found = compare(outcomes, confirmatory="x", isolating="y")
+    isolated = found.isolated
+    assert (isolated.arm, isolated.control, isolated.confirmatory) == ("x", "y", True)
+    (alone, *_) = compare([o for o in outcomes if o.arm in "xy"], control="y").differences
+    assert isolated.estimate == alone.estimate
+    assert isolated.p == isolated.estimate.p
+    without = compare(outcomes, confirmatory="x")
+    assert without.isolated is None
+    assert [d.p for d in found.differences] == [d.p for d in without.differences]
+    assert compare(outcomes, confirmatory="x", isolating="none").isolated is None
 
 
 def test_holm():
@@ -276,6 +289,9 @@ def test_outcomes_that_do_not_fit_are_refused(change, message):
 def test_options_that_make_no_sense_are_refused():
     with pytest.raises(ValueError, match="both the control and the confirmatory"):
         compare(study({"plain": 0.6}), confirmatory="plain")
+    for chosen, isolating in ((None, "x"), ("gan", "gan"), ("gan", "plain")):
+        with pytest.raises(ValueError, match="can only isolate what another"):
+            compare(study({"plain": 0.6}), confirmatory=chosen, isolating=isolating)
     with pytest.raises(ValueError, match="at least 19"):
         compare(study({"plain": 0.6, "gan": 0.7}), resamples=10)
     with pytest.raises(ValueError, match="no test lesions"):

@@ -204,32 +204,3 @@ def test_text_is_escaped_in_both_forms(tmp_path):
     assert "<i>" not in page
     assert "x &lt; y" in page
     assert "| <i> | 1\\|2 |" in report.markdown("t", sections, tmp_path)
-
-
-def test_history_leaves_out_what_a_restart_superseded(tmp_path):
-    lines = [
-        {"event": "start", "step": 0, "devices": 1},
-        {"step": 10, "d_loss": 3.0},
-        {"step": 20, "d_loss": 2.0},
-        {"step": 20, "val_macro_auc": 0.7},
-        {"step": 30, "d_loss": 99.0},
-        {"event": "start", "step": 20, "devices": 2},
-        {"step": 30, "d_loss": 1.0},
-        {"step": 40, "d_loss": None},
-    ]
-    path = tmp_path / "metrics.jsonl"
-    path.write_text("\n".join(map(json.dumps, lines)) + "\n")
-    assert report.read_history(path) == [*lines[1:4], *lines[6:]]
-    assert report.read_history(tmp_path / "none.jsonl") == []
-
-
-def test_history_survives_lines_cut_off_by_a_kill(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text(
-        '{"step": 10, "d_loss": 3.0}\n{"step": 20, "d_loss": 2.0}\n{"step": 30, "d_l'
-        '{"event": "start", "step": 10}\n{"step": 20, "d_loss": 1.0}\n{"step": 3'
-    )
-    assert report.read_history(path) == [
-        {"step": 10, "d_loss": 3.0},
-        {"step": 20, "d_loss": 1.0},
-    ]
