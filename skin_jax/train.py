@@ -19,7 +19,7 @@ from skin_jax import checkpoint, errors, sharding, tasks
 from skin_jax.augment import to_uint8
 from skin_jax.data.pipeline import ClassOrder, Order
 from skin_jax.eval import figures, metrics, report, runs
-from skin_jax.eval.class_gans import ClassGansWatch, best_generators, by_name
+from skin_jax.eval.class_gans import ClassGansWatch, by_name, table_of_best
 from skin_jax.eval.inference import make_predictor
 from skin_jax.experiment import Experiment, start
 from skin_jax.files import locked
@@ -102,7 +102,7 @@ def _train_and_evaluate(
         if isinstance(experiment.task, tasks.Classifies):
             found = runs.evaluate_split(experiment, checkpoints, "test", workdir / "eval" / "test")
         elif isinstance(experiment.task, tasks.GeneratesByClass):
-            table = best_generators(experiment, state)
+            table = table_of_best(experiment, state)
             sections = (report.Section("The best generators", [table]),)
             print(f"\nthe best generator of each class:\n\n{report.pipes(table)}")
             print(f"\ndraw from them with skin_jax.generate --workdir={workdir} --out=FOLDER")

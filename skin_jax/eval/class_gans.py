@@ -1,5 +1,6 @@
 """What is looked at once an epoch while one GAN a class trains: pictures, scores, collapse."""
 
+import functools
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,7 +40,7 @@ class ClassGansWatch:
     """
 
     def __init__(self, experiment: Experiment):
-        """Describes the real images: seconds to a minute on a CPU.
+        """Reads the network that describes images, if any.
 
         Raises:
           UserError: the weights cannot be read, or do not fit.
@@ -71,7 +72,15 @@ class ClassGansWatch:
             members = train[experiment.examples.labels[train] == label]
             chosen = np.random.default_rng(0).permutation(members)[: self._count]
             self._real.append(experiment.examples.images[chosen])
-        self._described = [self._describe(real) for real in self._real]
+
+    @functools.cached_property
+    def _described(self) -> list[tuple[np.ndarray, float]]:
+        """Of each class's real images the description, and how far apart they are.
+
+        Seconds to a minute on a CPU, which a run that is finished already needs not.
+        """
+        described = [self._describe(real) for real in self._real]
+        return [(each, quality.mean_distance(each)) for each in described]
 
     @property
     def measure(self) -> str:
@@ -138,8 +147,7 @@ class ClassGansWatch:
 
     def _compare(self, place: int, generated: np.ndarray) -> tuple[float, float]:
         """Score and diversity of a class's images; NaN where there are too few real ones."""
-        described, real = self._describe(generated), self._described[place]
-        apart = quality.mean_distance(real)
+        described, (real, apart) = self._describe(generated), self._described[place]
         diversity = quality.mean_distance(described) / apart if apart else math.nan
         if self._extract is not None:
             return quality.kid(real, described), diversity
@@ -148,7 +156,7 @@ class ClassGansWatch:
         return float(np.mean(list(levels.values()))), diversity
 
 
-def best_generators(experiment: Experiment, state: PyTree) -> report.Table:
+def table_of_best(experiment: Experiment, state: PyTree) -> report.Table:
     """The step and the score of each class's best generator, and its real training images."""
     task = experiment.task
     assert isinstance(task, tasks.GeneratesByClass)

@@ -86,10 +86,15 @@ def real_and_generated_by_class(
     grid = np.concatenate(
         [np.pad(row, ((0, _GAP), (0, 0), (0, 0)), constant_values=255) for row in rows]
     )
+    _class_rows(path, grid, list(shown))
+
+
+def _class_rows(path: PathLike, grid: np.ndarray, names: Sequence[str]) -> None:
+    """Write a picture of as many rows as there are classes, each labelled with its name."""
     figure, axes = _figure((_WIDTH - 0.5) * grid.shape[0] / grid.shape[1] + 0.1)
     axes.imshow(grid, interpolation="none")
-    centres = (np.arange(len(rows)) + 0.5) * grid.shape[0] / len(rows)
-    axes.set_yticks(centres, [name.upper() for name in shown])
+    centres = (np.arange(len(names)) + 0.5) * grid.shape[0] / len(names)
+    axes.set_yticks(centres, [name.upper() for name in names])
     axes.set_xticks([])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
@@ -131,14 +136,7 @@ def samples_per_class(
     blank = np.full((columns, *images.shape[1:]), 255, np.uint8)
     rows = [np.concatenate([images[labels == c], blank])[:columns] for c in present]
     grid = _tiled(np.concatenate(rows), columns)
-    figure, axes = _figure((_WIDTH - 0.6) * len(present) / columns + 0.1)
-    axes.imshow(grid)
-    centres = (np.arange(len(present)) + 0.5) * grid.shape[0] / len(present)
-    axes.set_yticks(centres, [CLASSES[c].upper() for c in present])
-    axes.set_xticks([])
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    _save(figure, path)
+    _class_rows(path, grid, [CLASSES[c] for c in present])
 
 
 def confusion_matrix(path: PathLike, confusion: np.ndarray) -> None:

@@ -31,6 +31,11 @@ def check_image_size(size: int) -> None:
         raise ValueError(f"the image size must be 32, 64 or 128, not {size}")
 
 
+def _widths(image_size: int, width: int) -> list[int]:
+    """Channels of the maps of half the image's size, a quarter, ... down to 4x4."""
+    return [width * 2**i for i in range((image_size // _SMALLEST_MAP).bit_length() - 1)]
+
+
 class Generator(nn.Module):
     """Noise to images: a 4x4 map, doubled by transposed convolutions up to the image size.
 
@@ -52,21 +57,15 @@ class Generator(nn.Module):
           ValueError: if the image size is none of IMAGE_SIZES.
         """
         check_image_size(self.image_size)
-        channels = self.width * self.image_size // (2 * _SMALLEST_MAP)
-        x = ProjectToMap(_SMALLEST_MAP, channels, use_bias=False, dtype=self.dtype, name="layer1")(
-            z
-        )
-        layer = 1
-        while True:
-            x = nn.relu(batch_norm(train=train, dtype=self.dtype, name=f"norm{layer}")(x))
-            layer += 1
-            if channels == self.width:
-                break
-            channels //= 2
+        first, *others = reversed(_widths(self.image_size, self.width))
+        x = ProjectToMap(_SMALLEST_MAP, first, use_bias=False, dtype=self.dtype, name="layer1")(z)
+        x = nn.relu(batch_norm(train=train, dtype=self.dtype, name="norm1")(x))
+        for layer, channels in enumerate(others, start=2):
             x = StridedConvTranspose(
                 channels, use_bias=False, dtype=self.dtype, name=f"layer{layer}"
             )(x)
-        x = StridedConvTranspose(3, dtype=self.dtype, name=f"layer{layer}")(x)
+            x = nn.relu(batch_norm(train=train, dtype=self.dtype, name=f"norm{layer}")(x))
+        x = StridedConvTranspose(3, dtype=self.dtype, name=f"layer{len(others) + 2}")(x)
         return jnp.tanh(x.astype(jnp.float32))
 
 
@@ -91,8 +90,8 @@ class Discriminator(nn.Module):
         """
         for size in images.shape[1:3]:
             check_image_size(size)
-        x, channels, layer = images, self.width, 1
-        while x.shape[1] > _SMALLEST_MAP:
+        x, widths = images, _widths(images.shape[1], self.width)
+        for layer, channels in enumerate(widths, start=1):
             normed = layer > 1
             x = StridedConv(channels, use_bias=not normed, dtype=self.dtype, name=f"layer{layer}")(
                 x
@@ -100,9 +99,8 @@ class Discriminator(nn.Module):
             if normed:
                 x = batch_norm(train=train, dtype=self.dtype, name=f"norm{layer}")(x)
             x = nn.leaky_relu(x, 0.2)
-            channels, layer = 2 * channels, layer + 1
         # In float32 whatever the dtype: it is a small part of the work, and its sum is long.
-        logits = nn.Dense(1, kernel_init=normal_init(), dtype=jnp.float32, name=f"layer{layer}")(
-            x.reshape(x.shape[0], -1)
-        )
+        logits = nn.Dense(
+            1, kernel_init=normal_init(), dtype=jnp.float32, name=f"layer{len(widths) + 1}"
+        )(x.reshape(x.shape[0], -1))
         return logits[:, 0]

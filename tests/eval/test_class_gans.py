@@ -105,7 +105,7 @@ def test_a_collapse_is_said_once_and_a_recovery_is_none(experiment, monkeypatch,
 
 def test_a_class_of_equal_real_images_has_no_diversity(experiment, state, monkeypatch, tmp_path):
     watch = class_gans.ClassGansWatch(experiment)
-    watch._described[0][:] = 0
+    watch._real[0][:] = 0
     _, values = watch.look(state, 1, tmp_path / "grid.png")
     assert np.isnan(values["diversity/df"])
     assert np.isfinite(values["diversity/nv"])

@@ -293,11 +293,15 @@ def test_depthwise_in_bfloat16_sums_the_kernels_gradient_in_float32():
 
 
 @pytest.mark.parametrize(
-    ("size", "stride", "padding"),
-    [(1, 1, 0), (1, 2, 0), (3, 1, 1), (3, 2, 1), (3, 1, "SAME"), (3, 2, "SAME"), (7, 2, 3)],
+    ("size", "stride", "padding", "shape"),
+    [
+        *((1, 1, 0, (8, 11)), (1, 2, 0, (8, 11)), (3, 1, 1, (8, 11)), (3, 2, 1, (8, 11))),
+        *((3, 1, "SAME", (8, 11)), (3, 2, "SAME", (8, 11)), (7, 2, 3, (8, 11))),
+        *((3, 1, 1, (2, 2)), (3, 2, 1, (4, 5)), (3, 2, "SAME", (1, 5)), (7, 2, 3, (1, 1))),
+    ],
 )
-def test_conv_modules_equal_flax_ones_with_their_gradients(size, stride, padding):
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 11, 3)), jnp.float32)
+def test_conv_modules_equal_flax_ones_with_their_gradients(size, stride, padding, shape):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, *shape, 3)), jnp.float32)
 
     def flax_conv(features, groups):
         window = (size, size)
