@@ -61,7 +61,7 @@ SIZES: dict[str, dict[bool, dict[str, Any]]] = {
 }
 
 
-def torch_networks() -> dict[str, Callable[..., Any]]:
+def torch_networks(num_classes: int = NUM_CLASSES) -> dict[str, Callable[..., Any]]:
     """The networks in PyTorch, with timm's names; each gives logits and pooled features."""
     import torch
     import torch.nn.functional as F  # noqa: N812
@@ -84,8 +84,8 @@ def torch_networks() -> dict[str, Callable[..., Any]]:
                 )
 
         def forward(self, x):
-            y = F.relu(self.bn1(self.conv1(x)))
-            y = F.relu(self.bn2(self.conv2(y)))
+            y = F.relu(self.bn1(self.conv1(x)), inplace=True)
+            y = F.relu(self.bn2(self.conv2(y)), inplace=True)
             y = self.bn3(self.conv3(y))
             return F.relu(y + (x if self.downsample is None else self.downsample(x)))
 
@@ -102,10 +102,10 @@ def torch_networks() -> dict[str, Callable[..., Any]]:
                     inputs = 4 * width * 2**i
                 self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
             self.stages = len(stages)
-            self.fc = nn.Linear(inputs, NUM_CLASSES)
+            self.fc = nn.Linear(inputs, num_classes)
 
         def forward(self, x):
-            x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, 2, 1)
+            x = F.max_pool2d(F.relu(self.bn1(self.conv1(x)), inplace=True), 3, 2, 1)
             for i in range(self.stages):
                 x = getattr(self, f"layer{i + 1}")(x)
             pooled = x.mean((2, 3))
@@ -151,7 +151,7 @@ def torch_networks() -> dict[str, Callable[..., Any]]:
                     self.features.add_module(f"transition{i}", Transition(channels))
                     channels //= 2
             self.features.add_module("norm5", nn.BatchNorm2d(channels))
-            self.classifier = nn.Linear(channels, NUM_CLASSES)
+            self.classifier = nn.Linear(channels, num_classes)
 
         def forward(self, x):
             pooled = F.relu(self.features(x)).mean((2, 3))
@@ -179,7 +179,7 @@ def torch_networks() -> dict[str, Callable[..., Any]]:
             self.skip = stride == 1 and inputs == outputs
 
         def forward(self, x):
-            y = self.bn2(self.conv_pw(F.relu6(self.bn1(self.conv_dw(x)))))
+            y = self.bn2(self.conv_pw(F.relu6(self.bn1(self.conv_dw(x)), inplace=True)))
             return x + y if self.skip else y
 
     class Inverted(nn.Module):
@@ -195,8 +195,8 @@ def torch_networks() -> dict[str, Callable[..., Any]]:
             self.skip = stride == 1 and inputs == outputs
 
         def forward(self, x):
-            y = F.relu6(self.bn1(self.conv_pw(x)))
-            y = self.bn3(self.conv_pwl(F.relu6(self.bn2(self.conv_dw(y)))))
+            y = F.relu6(self.bn1(self.conv_pw(x)), inplace=True)
+            y = self.bn3(self.conv_pwl(F.relu6(self.bn2(self.conv_dw(y)), inplace=True)))
             return x + y if self.skip else y
 
     class EfficientNetLite(nn.Module):
@@ -218,11 +218,11 @@ def torch_networks() -> dict[str, Callable[..., Any]]:
             self.blocks = nn.Sequential(*sequences)
             self.conv_head = nn.Conv2d(inputs, last, 1, bias=False)
             self.bn2 = norm(last)
-            self.classifier = nn.Linear(last, NUM_CLASSES)
+            self.classifier = nn.Linear(last, num_classes)
 
         def forward(self, x):
-            x = self.blocks(F.relu6(self.bn1(self.conv_stem(x))))
-            pooled = F.relu6(self.bn2(self.conv_head(x))).mean((2, 3))
+            x = self.blocks(F.relu6(self.bn1(self.conv_stem(x)), inplace=True))
+            pooled = F.relu6(self.bn2(self.conv_head(x)), inplace=True).mean((2, 3))
             return self.classifier(pooled), pooled
 
     return {"resnet": ResNet, "densenet": DenseNet, "efficientnet_lite": EfficientNetLite}
@@ -305,6 +305,23 @@ def jax_network(name: str, tiny: bool) -> Any:
     )
 
 
+def flax_variables(variables: Any, network: Any, tensors: Arrays) -> Any:
+    """PyTorch's tensors as our network's variables, by the way that pretrained weights take.
+
+    Args:
+      variables: of the network: arrays or `jax.ShapeDtypeStruct`s.
+      network: ours.
+      tensors: all of PyTorch's network, by its names.
+    """
+    from safetensors.numpy import save_file
+
+    from skin_jax.models import pretrained
+
+    with tempfile.NamedTemporaryFile(suffix=".safetensors") as file:
+        save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, file.name)
+        return pretrained.load(variables, network, file.name, head=True)
+
+
 def errors(name: str, tiny: bool, results: Arrays, *, gradients: bool) -> dict[str, float]:
     """The largest differences of our network from PyTorch's results.
 
@@ -318,7 +335,6 @@ def errors(name: str, tiny: bool, results: Arrays, *, gradients: bool) -> dict[s
     import jax
     import jax.numpy as jnp
 
-    from skin_jax.models import pretrained
     from skin_jax.sharding import compiler_options
 
     network = jax_network(name, tiny)
@@ -330,12 +346,7 @@ def errors(name: str, tiny: bool, results: Arrays, *, gradients: bool) -> dict[s
         return {k.removeprefix(prefix): v for k, v in results.items() if k.startswith(prefix)}
 
     def as_variables(tensors: Arrays) -> Any:
-        """The tensors as Flax variables, by the way that pretrained weights take."""
-        from safetensors.numpy import save_file
-
-        with tempfile.NamedTemporaryFile(suffix=".safetensors") as file:
-            save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, file.name)
-            return pretrained.load(shapes, network, file.name, head=True)
+        return flax_variables(shapes, network, tensors)
 
     weights = section("weights/")
     variables = as_variables(weights)

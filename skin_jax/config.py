@@ -23,6 +23,11 @@ _T = TypeVar("_T")
 
 FILE_NAME = "config.json"
 
+CACHE_ROOT = os.path.join(
+    os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache"), "skin_jax"
+)
+"""Where what can be made again is kept between runs; `~` is the user's home."""
+
 NO_WEIGHTS = "none"
 HUB_PREFIX = "hf:"
 """What `config.model.weights` can be beside a file: nothing, or a repository of huggingface.co."""
@@ -39,6 +44,7 @@ _NEUTRAL = (
     "sharding",
     "distributed",
     "watchdog_seconds",
+    "profile",
     "log",
     "checkpoint",
 )
@@ -98,7 +104,7 @@ def base() -> ConfigDict:
     config.data.synthetic_ratio = placeholder(float)  # at most so many for each real image
     config.data.synthetic_allow_foreign = False  # of a generator fitted on another split
     config.data.on_bad_image = "error"  # "skip"
-    config.data.cache_dir = os.path.join("~", ".cache", "skin_jax")
+    config.data.cache_dir = CACHE_ROOT
     # "tf", "device", "auto"
     config.data.pipeline = "tf" if importlib.util.find_spec("tensorflow") else "device"
 
@@ -112,6 +118,8 @@ def base() -> ConfigDict:
     config.distributed.heartbeat_timeout_seconds = 100  # silent for so long is dead
 
     config.watchdog_seconds = 600  # a step takes longer: the run ends with status 75; 0 is off
+
+    config.profile = False  # True: a trace of ten steps in the work folder
 
     config.log = ConfigDict()
     config.log.every_steps = 20

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from skin_jax import config as config_lib
 from skin_jax import errors
 
 _T = TypeVar("_T")
+_CACHE = "JAX_COMPILATION_CACHE_DIR"
 _HELP = ("--help", "-help", "-h", "--helpshort")
 
 
@@ -21,13 +23,41 @@ def run(main: Callable[[list[str]], int | None]) -> None:
 
     A UserError is printed on stderr as it is, without a traceback, and gives the exit status.
     Unknown flags and unknown `--config.` keys end with status 2 and the nearest known names.
+
+    Programs that JAX compiles are kept for the next start, in the folder `xla` of
+    `config.CACHE_ROOT`; JAX's own variables in the environment have precedence.
     """
     # TensorFlow, where it is used, only moves images: its start-up notes are about arithmetic.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     # What the libraries log is not the user's to act on: what they raise is, and it is said.
     logging.set_verbosity(logging.FATAL)
-    app.run(lambda argv: _guarded(lambda: main(argv)), flags_parser=_parse)
+
+    def with_cache(argv: list[str]) -> int | None:
+        _keep_compiled()
+        return main(argv)
+
+    app.run(lambda argv: _guarded(lambda: with_cache(argv)), flags_parser=_parse)
+
+
+def _keep_compiled() -> None:
+    """Names the folder for compiled programs to JAX, which reads the environment at its import."""
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    if _CACHE in os.environ:
+        return
+    try:
+        folder = Path(config_lib.CACHE_ROOT).expanduser() / "xla"
+        # Programs of this folder are run as they are: nobody else may put one there.
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
+        errors.warn(
+            f"compiled programs cannot be kept for the next start ({error}); set {_CACHE} to a "
+            "folder that can be written, or to nothing for none"
+        )
+        return
+    os.environ[_CACHE] = str(folder)
 
 
 def _guarded(action: Callable[[], _T]) -> _T:

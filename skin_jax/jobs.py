@@ -23,7 +23,6 @@ from skin_jax.files import locked
 from skin_jax.metric_writer import HISTORY, duration, read_history
 from skin_jax.plan import Job, Plan
 
-_CACHE = "JAX_COMPILATION_CACHE_DIR"
 _LOG_TAIL = 8192
 _LOOK_SECONDS = 0.5  # between looks at a child, or at what another process makes
 _SAY_SECONDS = 30.0
@@ -271,7 +270,6 @@ class Runner:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={_CACHE: str((self._plan.workdir / "xla_cache").absolute())} | os.environ,
                 # Ctrl-C of a terminal goes to its whole group; the job gets it from here, once.
                 start_new_session=True,
                 # A job whose study was killed goes on alone: with the lock, nobody joins it.

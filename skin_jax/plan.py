@@ -9,7 +9,6 @@ W/plan.json                     what the study is; arms, folds and seeds may be 
 W/runs/<arm>/fold<f>_seed<s>/   work folder of a run
 W/steps/<step>/fold<f>/         work folder of a GAN, or a folder of generated images
 W/jobs/<job>/                   what `skin_jax.jobs` knows of each of them
-W/xla_cache/                    compiled programs, which the jobs share
 """
 
 import dataclasses

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
+from skin_jax import config as config_lib
 from skin_jax.entry import run
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ FLAGS = flags.FLAGS
 
 flags.DEFINE_string("data_dir", None, "Folder in one of the known layouts.")
 flags.DEFINE_integer("image_size", 224, "Side of the prepared images in pixels.")
-flags.DEFINE_string("cache_dir", "~/.cache/skin_jax", "Where prepared images are kept.")
+flags.DEFINE_string("cache_dir", config_lib.CACHE_ROOT, "Where prepared images are kept.")
 flags.DEFINE_enum("on_bad_image", "error", ["error", "skip"], "What to do about unreadable images.")
 flags.DEFINE_bool("download", False, "Without --data_dir: fetch the ISIC 2018 archives (3 GB).")
 flags.DEFINE_string("out", ".", "Folder for skipped.csv.")

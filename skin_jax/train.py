@@ -38,6 +38,9 @@ _IN_FLIGHT = 4
 """Dispatches that may wait for the devices: enough to keep them busy, and no more, so that the
 loop knows how far they are."""
 
+_PROFILED_STEPS = 10
+_PROFILED_FROM = 3  # dispatches later: the first compiles, and the next ones find caches cold
+
 
 def train_and_evaluate(config: ConfigDict, workdir: Path) -> None:
     """Trains a run to its end, or goes on with it, then evaluates its best checkpoint on test.
@@ -139,7 +142,10 @@ def train(
       Ended: the process was asked to end. The checkpoints are whole in both cases.
     """
     config = experiment.config
-    rng = jax.random.key(config.seed)
+    # On all devices from the start, or each dispatch would send it from the first to the others.
+    rng = jax.jit(
+        lambda: jax.random.key(config.seed), out_shardings=sharding.replicated(experiment.mesh)
+    )()
     state, step = _initial_state(experiment, checkpoints, rng)
     writer = MetricWriter(workdir, config.log.tensorboard, enabled=sharding.is_first())
     writer.start(
@@ -161,12 +167,22 @@ def train(
     )
     dispatch = make_dispatch(experiment)
     watchdog = Watchdog(config.watchdog_seconds)
+    profile = _Profile(experiment, step, workdir, watchdog)
     pending: list[PyTree] = []
     scores: Scalars = {}
-    with preemption.deferred(), contextlib.closing(writer), contextlib.closing(watchdog):
+    with (
+        preemption.deferred(),
+        contextlib.closing(writer),
+        contextlib.closing(watchdog),
+        contextlib.closing(profile),
+    ):
         for dispatches, feed in enumerate(feeds(experiment, step), start=1):
-            state, values = dispatch(state, experiment.pipeline.resident, feed, rng)
+            profile.before(dispatches, state)
+            # Nothing crosses here unasked: what a dispatch needs was sent by the pipeline.
+            with jax.transfer_guard("disallow"):
+                state, values = dispatch(state, experiment.pipeline.resident, feed, rng)
             pending.append(values)
+            profile.after(dispatches, state)
             jax.block_until_ready(pending[-_IN_FLIGHT:][0])
             before, step = step, step + config.steps_per_dispatch
             watchdog.beat(f"step {step}")
@@ -331,6 +347,55 @@ def _averages(pending: list[PyTree], task: tasks.Task) -> Scalars:
 def _finite_mean(values: np.ndarray) -> float:
     finite = values[np.isfinite(values)]
     return float(finite.mean()) if len(finite) else math.nan
+
+
+class _Profile:
+    """A trace of ten steps by JAX's profiler, where `config.profile` asks for it.
+
+    The steps come after the first few dispatches; of a shorter run all but the first dispatch,
+    which compiles.
+    """
+
+    def __init__(self, experiment: Experiment, first_step: int, workdir: Path, watchdog: Watchdog):
+        per_dispatch = experiment.config.steps_per_dispatch
+        left = (experiment.num_steps - first_step) // per_dispatch
+        count = min(-(-_PROFILED_STEPS // per_dispatch), max(left - 1, 1))
+        skipped = min(_PROFILED_FROM, left - count)
+        enabled = experiment.config.profile and sharding.is_first()
+        self._first = skipped + 1 if enabled else None  # dispatches are counted from 1
+        self._last = skipped + count
+        self._steps = count * per_dispatch
+        self._folder = workdir / "profile"
+        self._watchdog = watchdog
+        self._running = False
+
+    def before(self, dispatches: int, state: PyTree) -> None:
+        """Begins the trace where it is due, when the steps before it are done."""
+        if dispatches == self._first:
+            jax.block_until_ready(state)
+            options = jax.profiler.ProfileOptions()
+            options.python_tracer_level = 0  # an evaluation's calls would leave no room for steps
+            jax.profiler.start_trace(self._folder, profiler_options=options)
+            self._running = True
+
+    def after(self, dispatches: int, state: PyTree) -> None:
+        """Ends the trace where it is due, when its steps are done, and says where it lies."""
+        if self._running and dispatches == self._last:
+            jax.block_until_ready(state)
+            with self._watchdog.paused():
+                self.close()
+            print(
+                f"a trace of {self._steps} step(s) lies in {self._folder}: open its "
+                "*.trace.json.gz at https://ui.perfetto.dev, or the folder with "
+                f"tensorboard --logdir={self._folder} and the package xprof",
+                flush=True,
+            )
+
+    def close(self) -> None:
+        """Ends a trace that is under way."""
+        if self._running:
+            self._running = False
+            jax.profiler.stop_trace()
 
 
 class _Watch:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import gzip
 import importlib.util
 import json
 import os
@@ -318,6 +319,88 @@ def test_both_pipelines_give_the_same_bits(tmp_path):
     assert len(digests) == 1
 
 
+@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("pipeline", [pytest.param("tf", marks=needs_tf), "device"])
+def test_only_what_the_pipeline_sends_travels_to_the_devices(tmp_path, pipeline, devices):
+    """And nothing comes back but metrics, every `log.every_steps`."""
+    (tmp_path / "run").mkdir()
+    config = tiny(data__pipeline=pipeline, sharding__num_devices=devices, log__every_steps=3)
+    config.num_steps, config.eval_every_steps = 9, 100
+    fetched = []
+
+    def device_get(tree):
+        fetched.append(tree)
+        with jax.transfer_guard("allow"):
+            return original(tree)
+
+    original = jax.device_get
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "device_get", device_get)
+        patch.setattr(jax.profiler, "start_trace", None)  # never called unless asked for
+        patch.setattr(train._Watch, "evaluate", lambda self, state, step: (state, {}))
+        patch.setattr(checkpoint.Checkpoints, "save", lambda *_: None)
+        feeds = train.feeds
+
+        def guarded(*args):
+            with jax.transfer_guard("disallow"):  # the pipeline asks for its own
+                yield from feeds(*args)
+
+        patch.setattr(train, "feeds", guarded)
+        run(tmp_path / "run", config)
+    assert len(fetched) >= 3
+    assert [len(rows) for rows in fetched[:3]] == [3, 3, 3]  # one transfer for three steps
+    feed = next(iter(train.feeds(start(config, tmp_path / "run"), 0)))
+    images = "image" if pipeline == "tf" else "index"
+    assert feed.keys() == {images, "label", "mask", "position"}
+
+
+def test_an_array_of_the_host_in_a_dispatch_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    feeds = train.feeds
+    monkeypatch.setattr(
+        train, "feeds", lambda *args: (jax.tree.map(np.asarray, feed) for feed in feeds(*args))
+    )
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
+        run(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "per_dispatch", "traced"), [(16, 1, 10), (4, 1, 3), (16, 4, 12)]
+)
+def test_a_profile_is_written_and_changes_no_bit(tmp_path, capsys, num_steps, per_dispatch, traced):
+    settings = {"num_steps": num_steps, "steps_per_dispatch": per_dispatch}
+    without, _ = run(tmp_path / "without", **settings)
+    with pytest.MonkeyPatch.context() as patch:
+        original = train.make_dispatch
+
+        def counting(experiment):
+            dispatch = original(experiment)
+
+            def wrapped(*args):
+                with jax.profiler.TraceAnnotation("counted"):
+                    return dispatch(*args)
+
+            return wrapped
+
+        patch.setattr(train, "make_dispatch", counting)
+        with_trace, _ = run(tmp_path / "with", profile=True, **settings)
+    assert with_trace == without
+    assert f"a trace of {traced} step(s) lies in {tmp_path / 'with' / 'profile'}" in (
+        capsys.readouterr().out
+    )
+    (trace,) = (tmp_path / "with" / "profile").rglob("*.trace.json.gz")
+    with gzip.open(trace) as file:
+        events = json.load(file)["traceEvents"]
+    assert sum(event.get("name") == "counted" for event in events) == traced // per_dispatch
+
+
+def test_a_finished_run_is_resumed_with_and_without_a_profile(tmp_path, capsys):
+    run(tmp_path / "run", num_steps=2)
+    run(tmp_path / "run", num_steps=4, profile=True)
+    assert "a trace of 1 step(s)" in capsys.readouterr().out
+    run(tmp_path / "run", num_steps=4)
+
+
 def test_another_seed_gives_other_weights_on_the_same_split(tmp_path):
     first, _ = run(tmp_path / "0", num_steps=2)
     second, _ = run(tmp_path / "1", num_steps=2, seed=1)
@@ -449,6 +532,8 @@ def test_a_whole_run_leaves_what_the_work_folder_promises(tmp_path, capsys):
         "step": 0,
         "processes": 1,
         "devices": 1,
+        "hardware": f"1 x cpu, {os.cpu_count()} cores",
+        "jax": jax.__version__,
         "real_examples": first["real_examples"],
         "synthetic_examples": 0,
     }

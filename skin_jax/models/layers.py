@@ -101,19 +101,21 @@ def _subpixel_conv_transpose(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Compute the transposed convolution as one dense 2x2 convolution to the four output phases.
 
     In each axis out[2i] = K0 x[i-1] + K2 x[i] and out[2i+1] = K1 x[i] + K3 x[i+1]: phase r takes
-    the taps r and r + 2, and starts r positions later in the padded input.
+    the taps r and r + 2, and starts r positions later in the padded input. With the later phase
+    first in each pair, the phases in turn are the output with one row and column around it.
     """
     B, H, W, C = x.shape
     O = kernel.shape[3]  # noqa: E741
-    taps = kernel.reshape(2, 2, 2, 2, C, O).transpose(0, 2, 4, 1, 3, 5).reshape(2, 2, C, 4 * O)
+    taps = kernel.reshape(2, 2, 2, 2, C, O)[:, ::-1, :, ::-1].transpose(0, 2, 4, 1, 3, 5)
     phases = lax.conv_general_dilated(
-        x, taps, (1, 1), ((1, 1), (1, 1)), dimension_numbers=_DIMENSIONS
+        x,
+        taps.reshape(2, 2, C, 4 * O),
+        (1, 1),
+        ((1, 1), (1, 1)),
+        dimension_numbers=_DIMENSIONS,
     ).reshape(B, H + 1, W + 1, 2, 2, O)
-    rows = [
-        jnp.stack([phases[:, r : r + H, s : s + W, r, s] for s in range(2)], axis=3)
-        for r in range(2)
-    ]
-    return jnp.stack(rows, axis=2).reshape(B, 2 * H, 2 * W, O)
+    rows = phases.transpose(0, 1, 3, 2, 4, 5).reshape(B, 2 * H + 2, 2 * W + 2, O)
+    return rows[:, 1:-1, 1:-1]
 
 
 def _kernel_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:

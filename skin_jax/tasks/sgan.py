@@ -95,7 +95,9 @@ class Sgan:
         keys = augment.keys_of(jax.random.fold_in(rng, _AUGMENT), batch["position"])
         real = augment.augment(batch["image"], keys, self.augmentation)
         noise_key = jax.random.fold_in(jax.random.fold_in(rng, _NOISE), state.step)
-        noise = jax.random.normal(noise_key, (real.shape[0], self.noise_size))
+        # A flat draw has the same numbers and compiles faster, see `models.layers.normal_init`.
+        flat = jax.random.normal(noise_key, (real.shape[0] * self.noise_size,))
+        noise = flat.reshape(-1, self.noise_size)
 
         def objective(generated: jax.Array, d: Network) -> jax.Array:
             judge = state.discriminator if self.simultaneous else d

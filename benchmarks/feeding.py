@@ -1,0 +1,96 @@
+"""How fast the pipelines bring images, and how long a step waits for them: the suite `input`.
+
+Both on procedural images of 224x224, in batches of 16 of the SGAN of `benchmarks.steps`, through
+the training loop's own feeds and dispatch.
+"""
+
+import importlib.util
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks import steps, timing
+from skin_jax import experiment as experiment_lib
+from skin_jax import train
+from skin_jax.data.pipeline import PIPELINES
+
+Row = dict[str, Any]
+
+NAMES = tuple(PIPELINES)
+
+_IMAGES = 500
+_ENDLESS = 10**6
+
+
+def rows(rounds: int, only: Sequence[str], precision: str) -> Iterator[Row]:
+    """A row for each of the named pipelines that is installed."""
+    runs = {}
+    for name in only:
+        if name == "tf" and importlib.util.find_spec("tensorflow") is None:
+            yield {"name": name, "failure": "TensorFlow is not installed"}
+            continue
+        with tempfile.TemporaryDirectory() as workdir:
+            runs[name] = _Run(name, precision, Path(workdir))
+    feeding = timing.interleaved({name: run.feed for name, run in runs.items()}, rounds)
+    training = timing.interleaved({name: run.train for name, run in runs.items()}, rounds)
+    for name, run in runs.items():
+        yield {
+            "name": name,
+            "images_per_second": timing.rate(run.batch_size, feeding[name]),
+            "step_ms": timing.milliseconds(training[name]),
+            "share_waiting": float(np.median(run.waiting[-rounds:])),
+        }
+
+
+class _Run:
+    """A run of the SGAN that trains without logging, evaluating or saving.
+
+    Attributes:
+      batch_size: images of a feed.
+      waiting: share of the time of each call of `train` in which the loop stood for the next feed;
+        steps that were dispatched before go on meanwhile.
+    """
+
+    def __init__(self, pipeline: str, precision: str, workdir: Path):
+        config = steps.config_of("sgan_224_b16", precision)
+        config.data.demo_images, config.data.pipeline = _IMAGES, pipeline
+        config.num_steps, config.sharding.num_devices = _ENDLESS, 1
+        self._experiment = experiment_lib.start(config, workdir)
+        self.batch_size = self._experiment.rows
+        self._rng = jax.random.key(0)
+        self._state = jax.jit(self._experiment.task.init, out_shardings=self._experiment.placement)(
+            self._rng
+        )
+        self._dispatch = train.make_dispatch(self._experiment)
+        self._to_train = train.feeds(self._experiment, 0)
+        self._to_count = train.feeds(self._experiment, 0)
+        self._gather = jax.jit(self._experiment.pipeline.gather)
+        self.waiting: list[float] = []
+
+    def feed(self, batches: int) -> None:
+        """Brings batches to the device, and does nothing with them."""
+        for _ in range(batches):
+            found = self._gather(self._experiment.pipeline.resident, next(self._to_count))
+            jax.block_until_ready(found)
+
+    def train(self, times: int) -> None:
+        """Makes training steps."""
+        waited, start = 0.0, time.perf_counter()
+        pending: deque[Any] = deque(maxlen=train._IN_FLIGHT)
+        for _ in range(times):
+            asked = time.perf_counter()
+            feed = next(self._to_train)
+            waited += time.perf_counter() - asked
+            self._state, metrics = self._dispatch(
+                self._state, self._experiment.pipeline.resident, feed, self._rng
+            )
+            pending.append(metrics)
+            jax.block_until_ready(pending[0] if len(pending) == pending.maxlen else ())
+        jax.block_until_ready(self._state)
+        self.waiting.append(waited / (time.perf_counter() - start))

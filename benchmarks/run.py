@@ -1,0 +1,76 @@
+"""What things cost: a table, and the same as JSON.
+
+python -m benchmarks.run --suite S [--rounds 9] [--only NAME,...] [--precision f32|bf16]
+    [--json FILE]
+
+Suites: steps (training steps beside PyTorch's: pip install 'skin_jax[parity]'), augment, input,
+inference and startup; the module of each says what is measured, and `benchmarks.counting` what
+counts as an operation.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import augmentation, feeding, inference, startup, steps, timing
+from skin_jax.files import write_atomically
+
+Row = dict[str, Any]
+
+SUITES = {
+    "steps": steps,
+    "augment": augmentation,
+    "input": feeding,
+    "inference": inference,
+    "startup": startup,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs a suite, prints its table and writes the file."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--suite", choices=SUITES, required=True)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--only", metavar="NAME,...", help="some of the suite's rows")
+    parser.add_argument("--precision", choices=steps.PRECISIONS, default="f32")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    options = parser.parse_args(arguments)
+    suite = SUITES[options.suite]
+    only = options.only.split(",") if options.only else suite.NAMES
+    if unknown := sorted(set(only) - set(suite.NAMES)):
+        parser.error(f"no row {', '.join(unknown)} in {', '.join(suite.NAMES)}")
+    if options.rounds < 1:
+        parser.error("--rounds is 1 or more")
+    facts = {"suite": options.suite, **timing.machine(), "precision": options.precision}
+    rows: list[Row] = []
+    for row in suite.rows(options.rounds, only, options.precision):
+        rows.append(row)
+        print(json.dumps(row), file=sys.stderr, flush=True)
+        if options.json:  # after every row: what comes later may fail
+            write_atomically(options.json, json.dumps({**facts, "rows": rows}, indent=1) + "\n")
+    print(table(rows))
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as a Markdown table of their numbers and names."""
+    columns = [
+        key
+        for key in dict.fromkeys(key for row in rows for key in row)
+        if not any(isinstance(row.get(key), list | dict) for row in rows)
+    ]
+    cells = [[_cell(row.get(key)) for key in columns] for row in rows]
+    lines = [columns, ["---"] * len(columns), *cells]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
+    return "-" if value is None else str(value)
+
+
+if __name__ == "__main__":
+    main()
