@@ -20,5 +20,4 @@ def get_config(variant: str = "") -> ConfigDict:
     config.num_steps = 10_000
     config.batch_size = 64
     config.data.image_size = 64
-    config.data.pipeline = "auto"
     return for_variant(config, variant)

@@ -17,7 +17,6 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.demo_images = 2000
     config.data.image_size = 64
     config.data.sampling = "balanced"
-    config.data.pipeline = "auto"
     config.model.width = 24
     config.num_epochs = 24
     config.batch_size = 32

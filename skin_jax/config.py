@@ -105,8 +105,7 @@ def base() -> ConfigDict:
     config.data.synthetic_allow_foreign = False  # of a generator fitted on another split
     config.data.on_bad_image = "error"  # "skip"
     config.data.cache_dir = CACHE_ROOT
-    # "tf", "device", "auto"
-    config.data.pipeline = "tf" if importlib.util.find_spec("tensorflow") else "device"
+    config.data.pipeline = "auto"  # "tf", "device"
 
     config.sharding = ConfigDict()
     config.sharding.num_devices = placeholder(int)  # all of them where not given

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import average_precision_score
 
 from skin_jax.data.lesions import CLASSES, NUM_CLASSES
 
@@ -352,6 +351,8 @@ def _auc(scores: np.ndarray, positive: np.ndarray) -> float:
 
 
 def _average_precisions(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    from sklearn.metrics import average_precision_score  # a second to import: not before training
+
     return np.array(
         [
             average_precision_score(labels == c, probabilities[:, c])
