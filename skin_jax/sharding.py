@@ -17,7 +17,7 @@ from skin_jax.errors import FAILURE, UserError, first_line
 
 PyTree = Any
 
-_EIGEN_IS_FASTER_IN = ("0.10.2",)
+_CPU_OPTIONS_TRIED_WITH = ("0.10.2",)
 
 
 def start_distributed(
@@ -206,15 +206,21 @@ def hardware(mesh: Mesh) -> str:
 
 
 def compiler_options(platform: str) -> dict[str, str | bool] | None:
-    """On a CPU faster single convolutions (Eigen's, not YNNPACK's), on a GPU always the same bits.
+    """On a CPU what makes steps faster, on a GPU always the same bits.
+
+    A CPU's single convolutions are Eigen's, not YNNPACK's, and its optimisation barriers last until
+    operations are fused, where they would be taken away before.
 
     An option that a version of jaxlib does not know is an error: only versions that were tried.
     """
     if platform == "gpu":
         return {"xla_gpu_deterministic_ops": True}
-    if platform == "cpu" and jaxlib.__version__ in _EIGEN_IS_FASTER_IN:
+    if platform == "cpu" and jaxlib.__version__ in _CPU_OPTIONS_TRIED_WITH:
         kept = "LIBRARY_FUSION_TYPE_REDUCE,LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
-        return {"xla_cpu_experimental_ynn_fusion_type": kept}
+        return {
+            "xla_cpu_experimental_ynn_fusion_type": kept,
+            "xla_disable_hlo_passes": "cse_barrier_expander",
+        }
     return None
 
 

@@ -186,7 +186,7 @@ def test_the_study_takes_its_shard(cluster, tmp_path):
     job = cluster.sbatch(STUDY, *study, "--dry_run", **ARRAY_TASK, SLURM_NTASKS="1")
     out, err = job.communicate(timeout=120)
     assert job.returncode == 0, err
-    assert re.search(r"\| runs +\| 12 of 50 +\|", out)
+    assert re.search(r"\| runs +\| 15 of 60 +\|", out)
 
 
 @pytest.mark.parametrize(

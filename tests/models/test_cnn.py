@@ -85,27 +85,6 @@ def test_the_width_multiplier_scales_every_stage():
     assert widths == [6, 12, 24, 48]
 
 
-def test_bfloat16_is_near_and_keeps_float32_variables():
-    rng = np.random.default_rng(0)
-    images = jnp.asarray(rng.uniform(-1, 1, (2, 40, 40, 3)), jnp.float32)
-    low = TINY.clone(dtype=jnp.bfloat16)
-    variables = random_variables(low, images, rng)
-    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
-    out, near = (
-        jax.jit(lambda v, net=net: net.apply(v, images, train=True, mutable=["batch_stats"])[0])(
-            variables
-        )
-        for net in (TINY, low)
-    )
-    assert (near.logits.dtype, near.features.dtype, near.pooled.dtype) == (
-        jnp.float32,
-        jnp.bfloat16,
-        jnp.float32,
-    )
-    np.testing.assert_allclose(near.pooled, out.pooled, atol=0.05 * float(out.pooled.max()))
-    np.testing.assert_allclose(near.logits, out.logits, atol=0.05 * float(jnp.ptp(out.logits)))
-
-
 def test_weights_for_it_are_refused_before_any_file_is_looked_for():
     with pytest.raises(
         UserError, match=r"config.model.weights is x.safetensors, but a Cnn"

@@ -43,27 +43,3 @@ def test_images_too_small_for_the_poolings_are_refused():
     shapes(29)
     with pytest.raises(ValueError, match="28x28 are too small"):
         shapes(28)
-
-
-def test_bfloat16_is_near_and_keeps_float32_variables():
-    rng = np.random.default_rng(0)
-    images = jnp.asarray(rng.uniform(-1, 1, (2, 40, 40, 3)), jnp.float32)
-    low = TINY.clone(dtype=jnp.bfloat16)
-    shapes = jax.eval_shape(lambda key: low.init(key, images, train=True), jax.random.key(0))
-    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype(jnp.float32)}
-    variables = jax.tree.map(
-        lambda leaf: jnp.asarray(rng.normal(leaf.ndim == 1, 0.2, leaf.shape), leaf.dtype), shapes
-    )
-    out, near = (
-        jax.jit(lambda v, net=net: net.apply(v, images, train=True, mutable=["batch_stats"])[0])(
-            variables
-        )
-        for net in (TINY, low)
-    )
-    assert (near.logits.dtype, near.features.dtype, near.pooled.dtype) == (
-        jnp.float32,
-        jnp.bfloat16,
-        jnp.float32,
-    )
-    np.testing.assert_allclose(near.pooled, out.pooled, atol=0.05 * float(out.pooled.max()))
-    np.testing.assert_allclose(near.logits, out.logits, atol=0.05 * float(jnp.ptp(out.logits)))

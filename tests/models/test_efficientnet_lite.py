@@ -43,27 +43,3 @@ def test_the_width_multiplier_scales_the_stages_only():
     assert widths == [8, 16, 24, 40, 56, 96, 160]
     assert shapes["params"]["stem_norm"]["scale"].shape == (32,)
     assert shapes["params"]["last_norm"]["scale"].shape == (1280,)
-
-
-def test_bfloat16_is_near_and_keeps_float32_variables():
-    rng = np.random.default_rng(0)
-    images = jnp.asarray(rng.uniform(-1, 1, (2, 40, 40, 3)), jnp.float32)
-    low = TINY.clone(dtype=jnp.bfloat16)
-    shapes = jax.eval_shape(lambda key: low.init(key, images, train=True), jax.random.key(0))
-    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype(jnp.float32)}
-    variables = jax.tree.map(
-        lambda leaf: jnp.asarray(rng.normal(leaf.ndim == 1, 0.2, leaf.shape), leaf.dtype), shapes
-    )
-    out, near = (
-        jax.jit(lambda v, net=net: net.apply(v, images, train=True, mutable=["batch_stats"])[0])(
-            variables
-        )
-        for net in (TINY, low)
-    )
-    assert (near.logits.dtype, near.features.dtype, near.pooled.dtype) == (
-        jnp.float32,
-        jnp.bfloat16,
-        jnp.float32,
-    )
-    np.testing.assert_allclose(near.pooled, out.pooled, atol=0.05 * float(out.pooled.max()))
-    np.testing.assert_allclose(near.logits, out.logits, atol=0.05 * float(jnp.ptp(out.logits)))
