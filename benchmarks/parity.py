@@ -345,11 +345,8 @@ def errors(name: str, tiny: bool, results: Arrays, *, gradients: bool) -> dict[s
     def section(prefix: str) -> Arrays:
         return {k.removeprefix(prefix): v for k, v in results.items() if k.startswith(prefix)}
 
-    def as_variables(tensors: Arrays) -> Any:
-        return flax_variables(shapes, network, tensors)
-
     weights = section("weights/")
-    variables = as_variables(weights)
+    variables = flax_variables(shapes, network, weights)
     options = compiler_options(jax.devices()[0].platform)
 
     def loss(params: Any) -> tuple[jax.Array, Any]:
@@ -368,7 +365,7 @@ def errors(name: str, tiny: bool, results: Arrays, *, gradients: bool) -> dict[s
     for key, n in section("counts/").items():
         old = kept * weights[f"{key}.running_var"].astype(np.float32)
         after[f"{key}.running_var"] = old + (after[f"{key}.running_var"] - old) * (n - 1) / n
-    expected = as_variables(weights | after)["batch_stats"]
+    expected = flax_variables(shapes, network, weights | after)["batch_stats"]
 
     def largest(ours: Any, theirs: Any, relative: bool = False) -> float:
         least = max(np.max(np.abs(b)) for b in jax.tree.leaves(theirs)) / 100
@@ -392,7 +389,7 @@ def errors(name: str, tiny: bool, results: Arrays, *, gradients: bool) -> dict[s
         "var": largest(statistic(ours, "var"), statistic(expected, "var")),
     }
     if gradients:
-        theirs = as_variables(weights | section("gradients/"))["params"]
+        theirs = flax_variables(shapes, network, weights | section("gradients/"))["params"]
         found["gradients"] = largest(slopes, theirs, relative=True)
     return found
 

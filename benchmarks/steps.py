@@ -133,17 +133,10 @@ class OurStep:
     def noise(self) -> list[np.ndarray] | None:
         """What the generators get in step 0, [B, Z] of each; None where there is none."""
         if isinstance(self.task, sgan.Sgan):
-            key = jax.random.fold_in(jax.random.fold_in(self.rng, sgan._NOISE), 0)
-            shape = (len(self.batch["label"]), self.task.noise_size)
-            return [np.asarray(jax.random.normal(key, shape))]
+            return [np.asarray(self.task.training_noise(self.rng, 0, len(self.batch["label"])))]
         if isinstance(self.task, dcgan.Dcgan):
             keys = augment.keys_of(self.rng, jnp.asarray(self.task.labels))
-            return [
-                np.asarray(self.task.noise(jax.random.split(key, self.task.per_class)))
-                for key in (
-                    jax.random.fold_in(jax.random.fold_in(key, dcgan._NOISE), 0) for key in keys
-                )
-            ]
+            return [np.asarray(self.task.training_noise(key, 0)) for key in keys]
         return None
 
     def work(self) -> counting.Work:

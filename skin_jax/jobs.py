@@ -234,9 +234,8 @@ class Runner:
         return job.name in self._result.failed
 
     def _make(self, job: Job, lock: int | None) -> None:
-        self._say(
-            job, f"begins; it prints to {folder_of(self._plan.workdir, job.name) / 'log.txt'}"
-        )
+        log = folder_of(self._plan.workdir, job.name) / "log.txt"
+        self._say(job, f"begins; it prints to {log}")
         began = time.monotonic()
         status, failure = self._attempt(job, lock, began)
         if failure and (status == errors.STANDS_STILL or status < 0):

@@ -64,7 +64,7 @@ def main(argv: list[str]) -> int:
     result = Result()
     try:
         if _REPORT_ONLY.value:
-            plan_lib.recorded(workdir)
+            plan_lib.recorded(workdir)  # there must be one: the report would make the folder
             plan_lib.check(plan)
         else:
             plan_lib.register(plan)

@@ -40,7 +40,9 @@ def python(*arguments, **environment):
     return done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("module", ["main", "prepare", "generate", "predict", "study", "eval"])
+@pytest.mark.parametrize(
+    "module", ["main", "prepare", "generate", "predict", "study", "eval", "eval.baselines"]
+)
 def test_help_imports_nothing_slow(module):
     out, imported = python("-X", "importtime", "-m", f"skin_jax.{module}", "--help")
     assert "flags:" in out

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from ml_collections import ConfigDict
 from skin_jax import errors, jobs
 from skin_jax import plan as plan_lib
 from skin_jax.errors import UserError
+from skin_jax.eval import study_report
 from skin_jax.plan import Job, Plan
 
 ROOT = Path(__file__).parents[1]
@@ -131,6 +133,9 @@ class TestPlan:
             "oversampled": {"config.data.oversample_to"},
             "dcgan": {"config.needs"},
         }
+
+    def test_every_claim_that_can_be_named_is_known_to_the_report(self):
+        assert set(plan_lib.CLAIMS) == set(study_report.CLAIMS)
 
     @pytest.mark.parametrize("name", ["study_augmentation", "study_table2"])
     @pytest.mark.parametrize("variant", ["", "smoke"])
@@ -472,9 +477,14 @@ class TestRunner:
         process = studies.start()
         studies.until_ran(1)
         (child,) = children(process.pid)
+        ended = os.pidfd_open(child)
         process.kill()
         os.kill(child, signal.SIGKILL)
         process.communicate()
+        select.select(
+            [ended], [], []
+        )  # nobody's child any more: what it holds, it holds until then
+        os.close(ended)
         studies.hold(False)
         assert studies.run() == jobs.Result()
         assert studies.ran() == [ALL[0], *ALL]

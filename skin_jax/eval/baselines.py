@@ -10,23 +10,21 @@ DIR/eval/test/baselines.json.
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import jax
 import numpy as np
 from absl import flags
 from PIL import Image
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from skin_jax import config as config_lib
-from skin_jax import entry, sharding, tasks
+from skin_jax import entry
 from skin_jax.data.lesions import NUM_CLASSES
 from skin_jax.errors import UserError, warn
 from skin_jax.eval import metrics
-from skin_jax.eval.features import Extractor
-from skin_jax.experiment import load_examples, read_split, reopen_task
 from skin_jax.files import write_atomically
+
+if TYPE_CHECKING:
+    from skin_jax.tasks import Task
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run that was evaluated on test.")
 
@@ -52,7 +50,7 @@ def pixels(images: np.ndarray) -> np.ndarray:
 FEATURES = {"mean colour": mean_colour, "32x32 pixels": pixels}
 
 
-def frozen_features(task: tasks.Task, images: np.ndarray, seed: int) -> np.ndarray | None:
+def frozen_features(task: "Task", images: np.ndarray, seed: int) -> np.ndarray | None:
     """Features float32 [N, D] by the pretrained weights that a run of the task begins with.
 
     Args:
@@ -66,6 +64,11 @@ def frozen_features(task: tasks.Task, images: np.ndarray, seed: int) -> np.ndarr
     Raises:
       UserError: the weights cannot be read any more.
     """
+    import jax
+
+    from skin_jax import sharding, tasks
+    from skin_jax.eval.features import Extractor
+
     if not isinstance(task, tasks.Pretrained) or not isinstance(task, tasks.Describes):
         return None
     rng = jax.random.key(seed)
@@ -96,6 +99,10 @@ def logistic_regression(
     Raises:
       UserError: no test images, or one class only to learn.
     """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     rows = {split: assignment == split for split in ("train", "val", "test")}
     if not rows["test"].any() or len(np.unique(labels[rows["train"]])) < 2:
         raise UserError("the baselines need test images, and training images of two classes")
@@ -122,6 +129,9 @@ def main(argv: list[str]) -> None:
     """The command line's work; see the module's docstring."""
     if not _WORKDIR.value:
         raise UserError("give --workdir=DIR, the folder of a run")
+    # It takes its time to import: not for --help, nor before `entry` has named JAX's cache.
+    from skin_jax.experiment import load_examples, read_split, reopen_task
+
     workdir = Path(_WORKDIR.value)
     config = config_lib.read(workdir)
     folder = workdir / "eval" / "test"

@@ -177,7 +177,9 @@ def conclusion(study: Study) -> list[str]:
         paragraphs.append(_because(confirmed[0], comparison.isolated, comparison.isolating))
     if exploratory:
         # What a paper claims is asked of the arm to be confirmed where there is one.
-        paragraphs.append(_explored(exploratory, study, () if confirmed else study.claims))
+        paragraphs.append(
+            _explored(exploratory, dataclasses.replace(study, claims=()) if confirmed else study)
+        )
     if not comparison.differences and chosen is None:
         paragraphs.append(
             f"No arm has a finished run of the same fold and seed as the control {control}: there "
@@ -266,11 +268,11 @@ def _outcome(difference: Difference) -> str:
     return f"balanced accuracy is {direction}"
 
 
-def _explored(differences: Sequence[Difference], study: Study, claims: Sequence[Claim]) -> str:
+def _explored(differences: Sequence[Difference], study: Study) -> str:
     """The exploratory arms in a few sentences."""
     largest = max(differences, key=lambda d: d.estimate.value)
     if len(differences) == 1:
-        return "Exploratory: " + _verdict(largest, dataclasses.replace(study, claims=claims))
+        return "Exploratory: " + _verdict(largest, study)
     shown = [d for d in differences if d.shown]
     control = study.comparison.control
     best = (
@@ -291,7 +293,7 @@ def _explored(differences: Sequence[Difference], study: Study, claims: Sequence[
             + "."
         )
     judged = []
-    for claim in claims if study.concerned else ():
+    for claim in study.claims if study.concerned else ():
         possible = [d.arm for d in study.concerned if not _excluded(_of(d, claim), claim)]
         judged.append(
             f"An effect as large as {claim} (single runs) is "

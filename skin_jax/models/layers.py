@@ -270,30 +270,8 @@ class ProjectToMap(nn.Module):
         """Apply the layer to x [B, C] of any float dtype."""
         shape = (x.shape[-1], self.size, self.size, self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32).astype(self.dtype)
-        return _add_bias(self, _project(x.astype(self.dtype), kernel))
-
-
-@jax.custom_vjp
-def _project(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return jnp.tensordot(x, kernel, axes=1)
-
-
-def _project_forward(
-    x: jax.Array, kernel: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _project(x, kernel), (x, kernel)
-
-
-def _project_backward(
-    residuals: tuple[jax.Array, jax.Array], dy: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    # Automatic differentiation has the kernel's gradient transposed, and a CPU then takes the
-    # optimiser through 13 million numbers of paper A's first layer column by column.
-    x, kernel = residuals
-    return jnp.tensordot(dy, kernel, ((1, 2, 3), (1, 2, 3))), jnp.tensordot(x.T, dy, axes=1)
-
-
-_project.defvjp(_project_forward, _project_backward)
+        y = _product(x.astype(self.dtype), kernel.reshape(x.shape[-1], -1))
+        return _add_bias(self, y.reshape(-1, *shape[1:]))
 
 
 def _kernel(layer: StridedConv | StridedConvTranspose, channels: int) -> jax.Array:
@@ -469,33 +447,36 @@ def _window_padding(
 
 
 @jax.custom_vjp
-def _pointwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Multiply x [..., C] by kernel [C, O]: [..., O]."""
     return jnp.tensordot(x, kernel, axes=1)
 
 
-def _pointwise_forward(
+def _product_forward(
     x: jax.Array, kernel: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _pointwise(x, kernel), (x, kernel)
+    return _product(x, kernel), (x, kernel)
 
 
-def _pointwise_backward(
+def _product_backward(
     residuals: tuple[jax.Array, jax.Array], dy: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    # Two things that a CPU needs: but for the barrier XLA would compute dy a second time, column by
-    # column, for the kernel's gradient (a fifth of a step of EfficientNet-Lite0); and that product
-    # is faster with its smaller side on the left (a quarter of a step of ResNet-50).
+    # Three things that a CPU needs: but for the barrier XLA would compute dy a second time, column
+    # by column, for the kernel's gradient (a fifth of a step of EfficientNet-Lite0); that product
+    # is faster with its smaller side on the left (a quarter of a step of ResNet-50); and automatic
+    # differentiation would give it transposed, so that the optimiser went through 13 million
+    # numbers of paper A's first layer column by column.
     x, kernel = residuals
     dy = lax.optimization_barrier(dy)
-    pixels = ((0, 1, 2), (0, 1, 2))
+    rows = tuple(range(x.ndim - 1))
     if x.shape[-1] <= dy.shape[-1]:
-        gradient = jnp.tensordot(x, dy, axes=pixels)
+        gradient = jnp.tensordot(x, dy, axes=(rows, rows))
     else:
-        gradient = jnp.tensordot(dy, x, axes=pixels).T
+        gradient = jnp.tensordot(dy, x, axes=(rows, rows)).T
     return jnp.tensordot(dy, kernel.T, axes=1), gradient
 
 
-_pointwise.defvjp(_pointwise_forward, _pointwise_backward)
+_product.defvjp(_product_forward, _product_backward)
 
 
 def _conv(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
@@ -549,7 +530,7 @@ class Conv(nn.Module):
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32).astype(self.dtype)
         x = _materialized(x.astype(self.dtype))
         if self.kernel_size == 1:  # a matrix product is faster on a CPU, and the same elsewhere
-            return _pointwise(x[:, :: self.stride, :: self.stride], kernel[0, 0])
+            return _product(x[:, :: self.stride, :: self.stride], kernel[0, 0])
         padding = _window_padding(x, self.kernel_size, self.stride, self.padding)
         return _conv(x, kernel, self.stride, padding)
 

@@ -134,8 +134,7 @@ class Dcgan:
             augment.keys_of(jax.random.fold_in(key, _AUGMENT), positions),
             self.augmentation,
         )
-        noise_key = jax.random.fold_in(jax.random.fold_in(key, _NOISE), state.step)
-        noise = self.noise(jax.random.split(noise_key, self.per_class))
+        noise = self.training_noise(key, state.step)
 
         def objective(generated: jax.Array, d: Network) -> jax.Array:
             logits, _ = in_training(self.discriminator, d.params, d.batch_stats, generated)
@@ -149,6 +148,11 @@ class Dcgan:
             self.generator_optimizer,
             self.ema_decay,
         )
+
+    def training_noise(self, key: jax.Array, step: jax.Array | int) -> jax.Array:
+        """What one class's G gets in a step, float32 [per_class, Z]; `key` is that class's."""
+        step_key = jax.random.fold_in(jax.random.fold_in(key, _NOISE), step)
+        return self.noise(jax.random.split(step_key, self.per_class))
 
     def _discriminator_step(
         self, network: Network, real: jax.Array, generated: jax.Array

@@ -94,10 +94,7 @@ class Sgan:
         """
         keys = augment.keys_of(jax.random.fold_in(rng, _AUGMENT), batch["position"])
         real = augment.augment(batch["image"], keys, self.augmentation)
-        noise_key = jax.random.fold_in(jax.random.fold_in(rng, _NOISE), state.step)
-        # A flat draw has the same numbers and compiles faster, see `models.layers.normal_init`.
-        flat = jax.random.normal(noise_key, (real.shape[0] * self.noise_size,))
-        noise = flat.reshape(-1, self.noise_size)
+        noise = self.training_noise(rng, state.step, real.shape[0])
 
         def objective(generated: jax.Array, d: Network) -> jax.Array:
             judge = state.discriminator if self.simultaneous else d
@@ -113,6 +110,12 @@ class Sgan:
             self.generator_optimizer,
             self.ema_decay,
         )
+
+    def training_noise(self, rng: jax.Array, step: jax.Array | int, count: int) -> jax.Array:
+        """What G gets in a step, float32 [count, Z], of the run's key and the step's number."""
+        key = jax.random.fold_in(jax.random.fold_in(rng, _NOISE), step)
+        # A flat draw has the same numbers and compiles faster, see `models.layers.normal_init`.
+        return jax.random.normal(key, (count * self.noise_size,)).reshape(count, -1)
 
     def discriminator_step(
         self,
