@@ -351,6 +351,19 @@ def test_max_pool_equals_flax_with_its_gradient(size):
         np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
+def test_the_first_of_equal_maxima_has_their_gradient():
+    x = np.random.default_rng(0).integers(0, 3, (2, 5, 6, 3)).astype(np.float32)
+    y, pull = jax.vjp(jax.jit(layers.max_pool), x)
+    (dx,) = pull(1.0 + jnp.arange(y.size, dtype=jnp.float32).reshape(y.shape))
+    expected = np.zeros_like(x)
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
+    for number, (b, i, j, c) in enumerate(np.ndindex(y.shape)):
+        window = padded[b, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3, c]
+        row, column = np.unravel_index(np.argmax(window), window.shape)
+        expected[b, 2 * i + row - 1, 2 * j + column - 1, c] += 1.0 + number
+    np.testing.assert_array_equal(dx, expected)
+
+
 @pytest.mark.parametrize("train", [True, False])
 def test_batch_norm_module_equals_flax_with_its_gradients(train):
     rng = np.random.default_rng(0)

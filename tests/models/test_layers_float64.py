@@ -62,9 +62,16 @@ FORMS = {
     ),
 }
 
-# B, H, W, C, O: one example and several, one and three channels, odd sizes, both sides of the
-# threshold of the sub-pixel form.
-SHAPES = [(1, 7, 9, 1, 3), (1, 13, 15, 3, 1), (2, 8, 6, 3, 5), (3, 27, 25, 1, 2)]
+# B, H, W, C, O: one example and several, one and three channels, odd sizes, maps smaller than the
+# kernel, and sizes on all sides of those that decide on a form.
+SHAPES = [
+    (1, 7, 9, 1, 3),
+    (1, 13, 15, 3, 1),
+    (2, 8, 6, 3, 5),
+    (3, 27, 25, 1, 2),
+    (2, 2, 3, 4, 5),
+    (1, 3, 2, 5, 4),
+]
 
 
 def relative_error(ours, exact):
