@@ -3,10 +3,11 @@
 python -m skin_jax.study --config configs/study_table2.py --workdir runs/table2
     --config.data.dir=FOLDER [--dry_run]
 
-All arms take the same number of steps (about the paper's 24 epochs of HAM10000 in batches of 64);
-in everything else each is as its own file has it: configs/sgan.py, resnet50.py, densenet121.py,
-efficientnet_lite0.py. DenseNet-121 is what the others are compared with, as in the paper, whose
-claim, that the GAN is better, is to be confirmed.
+All arms take the same number of steps (about the paper's 24 epochs of HAM10000 in batches of 64)
+and draw all classes equally often, as the networks' own files have it; in everything else each is
+as its own file has it: configs/sgan.py, resnet50.py, densenet121.py, efficientnet_lite0.py.
+DenseNet-121 is what the others are compared with, as in the paper, whose claim, that the GAN is
+better, is to be confirmed.
 
 The networks begin from scratch, and the report says so, unless their weights are given:
 
@@ -41,6 +42,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.claims = ("A",)
     config.data.image_size = 224
     config.every_arm.num_steps = 2640
+    config.every_arm.data.sampling = "balanced"
     if variant == "smoke":
         config.folds, config.seeds = (0, 1), (0,)
         config.data.image_size, config.data.demo_images = 32, 400

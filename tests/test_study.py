@@ -145,6 +145,15 @@ class TestPlan:
         assert len({job.steps for job in runs}) == 1
         assert (len(runs) < 15) == (variant == "smoke")
 
+    def test_all_networks_of_table_2_are_fed_alike(self, tmp_path):
+        plan = plan_lib.make(plan_lib.load("configs/study_table2.py"), tmp_path)
+        fed = {
+            name: [arm["settings"][key] for key in ("data", "batch_size", "num_steps")]
+            for name, arm in plan.record["arms"].items()
+        }
+        assert len(fed) == 6
+        assert all(settings == fed["densenet121"] for settings in fed.values())
+
     def test_images_count_every_class_of_a_stack(self, tmp_path):
         plan = plan_lib.make(study(), tmp_path)
         assert plan.jobs["steps/dcgan/fold0"].images == 3500 * 32 * 7
@@ -481,9 +490,7 @@ class TestRunner:
         process.kill()
         os.kill(child, signal.SIGKILL)
         process.communicate()
-        select.select(
-            [ended], [], []
-        )  # nobody's child any more: what it holds, it holds until then
+        select.select([ended], [], [])  # nobody waits for it, and it holds its lock until then
         os.close(ended)
         studies.hold(False)
         assert studies.run() == jobs.Result()

@@ -6,7 +6,7 @@ import pytest
 
 from skin_jax.models import layers
 
-# Batch 1, one and three channels, odd sizes, and both sides of the sub-pixel threshold of 12.
+# Batch 1, one and three channels, odd sizes, and maps in both forms of a transposed convolution.
 SHAPES = [
     (1, 2, 2, 3, 4),
     (1, 4, 4, 3, 5),
@@ -62,21 +62,6 @@ def test_values_and_gradients_equal_the_plain_forms_in_float64(name, shape):
     with jax.enable_x64(True):
         for a, b in zip(*both(*arrays(shape, jnp.float64)), strict=True):
             assert relative_error(np.asarray(a), np.asarray(b)) < 1e-10
-
-
-@pytest.mark.parametrize("name", PAIRS)
-def test_float32_gradients_equal_float64_ones(name):
-    fast, plain = PAIRS[name]
-
-    def gradients(f, dtype):
-        x, kernel = arrays((2, 16, 16, 8, 8), dtype)
-        return jax.jit(jax.grad(lambda x, k: jnp.sum(f(x, k) ** 2), argnums=(0, 1)))(x, kernel)
-
-    ours = gradients(fast, jnp.float32)
-    with jax.enable_x64(True):
-        plain64 = gradients(plain, jnp.float64)
-    for a, b in zip(ours, plain64, strict=True):
-        assert relative_error(np.asarray(a, np.float64), np.asarray(b)) < 1e-5
 
 
 def test_the_form_for_other_back_ends_equals_the_one_for_cpus():
