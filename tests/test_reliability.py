@@ -37,16 +37,25 @@ TINY = [
 ]
 
 
+RUN = """
+from skin_jax import entry, main
+entry.run(main.main)
+"""
+ONLY_TRAINS = """
+from skin_jax.eval import runs
+runs.evaluate_split = runs.write_page = lambda *args: None
+"""
+# Evaluation and report take half the time of so short a run, and most tests look at weights alone.
+
 SLOW_STEPS = """
-import sys, threading
-from skin_jax import entry, main, train
+import threading
+from skin_jax import train
 original = train.feeds
 def slow(*args):
     for feed in original(*args):
         threading.Event().wait(0.3)
         yield feed
 train.feeds = slow
-entry.run(main.main)
 """
 # JAX needs a second or two to tell all processes of a signal; steps of real size take as long.
 
@@ -54,12 +63,12 @@ entry.run(main.main)
 class Trainers:
     """The processes of one run; all of them are gone when the block ends."""
 
-    def __init__(self, workdir, *args, processes=1, devices=1, code=None):
+    def __init__(self, workdir, *args, processes=1, devices=1, code="", evaluates=False):
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
-        program = ["-c", code] if code else ["-m", "skin_jax.main"]
-        command = [sys.executable, "-u", *program, *TINY, f"--workdir={workdir}", *args]
+        program = (ONLY_TRAINS if not evaluates else "") + code + RUN
+        command = [sys.executable, "-u", "-c", program, *TINY, f"--workdir={workdir}", *args]
         self.all = []
         for number in range(processes):
             where = [
@@ -128,7 +137,7 @@ def saved(workdir) -> list[int]:
 def undisturbed(tmp_path_factory):
     """A run of one process that nothing happened to."""
     workdir = tmp_path_factory.mktemp("one") / "run"
-    finished(workdir)
+    finished(workdir, evaluates=True)
     return workdir
 
 
@@ -142,7 +151,7 @@ def undisturbed_pair(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "moment",
-    ["saving", *range(2), *(pytest.param(i, marks=pytest.mark.soak) for i in range(2, 22))],
+    ["saving", 0, *(pytest.param(i, marks=pytest.mark.soak) for i in range(1, 22))],
 )
 def test_kill_9_at_a_random_moment_changes_no_bit(tmp_path, undisturbed, moment):
     workdir = tmp_path / "run"
@@ -233,7 +242,7 @@ def test_a_checkpoint_that_one_of_two_cannot_read_is_passed_over_by_both(
 
 CANNOT_READ = """
 import sys
-from skin_jax import checkpoint, entry, main
+from skin_jax import checkpoint
 original = checkpoint.Checkpoints._restore
 def broken(self, step, template):
     if step == %d and not broken.met:
@@ -243,7 +252,6 @@ def broken(self, step, template):
 broken.met = False
 if "--config.distributed.process_id=1" in sys.argv:
     checkpoint.Checkpoints._restore = broken
-entry.run(main.main)
 """
 
 
@@ -265,8 +273,6 @@ FULL_DISK = """
 import resource, sys
 if "--config.distributed.process_id=0" in sys.argv:
     resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
-from skin_jax import entry, main
-entry.run(main.main)
 """
 
 
@@ -296,7 +302,7 @@ def test_processes_and_devices_change_nothing_but_rounding(tmp_path, undisturbed
         again = tmp_path / f"again{processes}"
         shutil.copytree(one, again)
         shutil.rmtree(again / "eval")
-        finished(again, processes=processes, devices=devices)
+        finished(again, processes=processes, devices=devices, evaluates=True)
         found = probabilities(again)
         np.testing.assert_allclose(found, expected, atol=1e-5)
         differing = found.argmax(1) != expected.argmax(1)
@@ -310,7 +316,6 @@ def test_processes_and_devices_change_nothing_but_rounding(tmp_path, undisturbed
 
 BATCHES = """
 import hashlib, sys
-from absl import app
 from pathlib import Path
 import jax
 from jax.experimental import multihost_utils
@@ -333,7 +338,7 @@ def batches(argv):
         if sharding.is_first():
             print(*(hashlib.sha256(x.tobytes()).hexdigest() for x in found))
 
-app.run(batches)
+main.main = batches
 """
 
 
@@ -363,8 +368,6 @@ OTHER_FOLDER = """
 import sys
 if "--config.distributed.process_id=1" in sys.argv:
     sys.argv.append("--config.data.dir=/no/such/folder")
-from skin_jax import entry, main
-entry.run(main.main)
 """
 
 
@@ -387,8 +390,6 @@ def test_two_processes_go_on_with_the_run_of_one_and_the_reverse(tmp_path, undis
 SMALL_FILES = """
 import resource
 resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
-from skin_jax import entry, main
-entry.run(main.main)
 """
 
 
@@ -413,7 +414,7 @@ def test_folders_that_vanish_while_it_trains_change_nothing(tmp_path, class_fold
     settings = [f"--config.data.dir={tmp_path / 'data'}", f"--config.data.cache_dir={tmp_path}/c"]
     shutil.copytree(class_folders, tmp_path / "data")
     finished(tmp_path / "whole", *settings)
-    with Trainers(tmp_path / "run", *settings) as trainers:
+    with Trainers(tmp_path / "run", *settings, evaluates=True) as trainers:
         trainers.until("step 2/")
         shutil.rmtree(tmp_path / "data")
         shutil.rmtree(tmp_path / "c")
@@ -442,25 +443,22 @@ def class_folders(tmp_path_factory):
 
 
 STANDS_STILL = """
-import sys, threading
-from skin_jax import entry, main, train
+import threading
+from skin_jax import train
 original = train.feeds
 def stuck(experiment, first_step):
     for number, feed in enumerate(original(experiment, first_step)):
         if number == 6:
             threading.Event().wait()  # a file system that never answers
         yield feed
-if "--stuck" in sys.argv:
-    sys.argv.remove("--stuck")
-    train.feeds = stuck
-entry.run(main.main)
+train.feeds = stuck
 """
 
 
 def test_a_run_that_stands_still_ends_with_status_75(tmp_path, undisturbed):
     workdir = tmp_path / "run"
     setting = "--config.watchdog_seconds=10"
-    ((status, _, err),) = train(workdir, setting, "--stuck", code=STANDS_STILL)
+    ((status, _, err),) = train(workdir, setting, code=STANDS_STILL)
     assert status == errors.STANDS_STILL
     assert "has stood still for 10 s after step 6" in err
     assert "in stuck" in err  # where it stood
