@@ -61,6 +61,32 @@ def generate_with(generate):
 
 
 @pytest.fixture(scope="session")
+def small_gan(tmp_path_factory) -> Path:
+    """The work folder of a small semi-supervised GAN, trained and evaluated; only to be read."""
+    from skin_jax import train
+    from skin_jax.config import sgan
+    from skin_jax.data import demo
+
+    config = sgan()
+    config.update_from_flattened_dict(
+        {
+            "num_steps": 2,
+            "batch_size": 8,
+            "eval_batch_size": 16,
+            "data.demo_images": demo.MIN_IMAGES,
+            "data.image_size": 32,
+            "data.pipeline": "device",
+            "model.width": 4,
+            "sharding.num_devices": 1,
+            "log.tensorboard": False,
+        }
+    )
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    train.train_and_evaluate(config, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of the official layout, where the machine has one."""
     folder = os.environ.get("SKIN_JAX_TEST_DATA")

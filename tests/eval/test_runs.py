@@ -1,38 +1,23 @@
+import shutil
+
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from skin_jax import checkpoint, train
-from skin_jax import config as config_lib
-from skin_jax.data import builder, demo
+from skin_jax import checkpoint
+from skin_jax.data import builder
 from skin_jax.data.lesions import CLASSES
 from skin_jax.errors import UserError
 from skin_jax.eval import runs, tables
 from skin_jax.experiment import reopen, reopen_task
 
-pytestmark = pytest.mark.xdist_group("runs")  # one worker makes the fixtures, once
-
-SMALL = {
-    "num_steps": 2,
-    "batch_size": 8,
-    "eval_batch_size": 16,
-    "data.demo_images": demo.MIN_IMAGES,
-    "data.image_size": 32,
-    "data.pipeline": "device",
-    "model.width": 4,
-    "sharding.num_devices": 1,
-    "log.tensorboard": False,
-}
+pytestmark = pytest.mark.xdist_group("small_gan")  # one worker trains it, once
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    config = config_lib.sgan()
-    config.update_from_flattened_dict(SMALL)
-    folder = tmp_path_factory.mktemp("run")
-    train.train_and_evaluate(config, folder)
-    return folder
+def workdir(small_gan, tmp_path_factory):
+    return shutil.copytree(small_gan, tmp_path_factory.mktemp("copy") / "tiny")
 
 
 @pytest.fixture
