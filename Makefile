@@ -14,6 +14,7 @@ test: $(VENV)/.installed-dev  ## lint, types, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest -n auto --dist loadgroup
+	XLA_FLAGS= $(BIN)/pytest -n auto --dist loadgroup -m as_compiled
 
 test-without-tensorflow: $(VENV)-without-tensorflow/.installed-plain
 	.ci/without_tensorflow $(VENV)-without-tensorflow/bin/python

@@ -1,7 +1,7 @@
 """Whether training in bf16 ends where training in float32 does, within what the seed changes.
 
 python -m benchmarks.bf16_training [--data FOLDER] [--task sgan] [--steps 200] [--seeds 5]
-    [--size 32] [--width 16] [--batch 32]
+    [--size 32] [--width 32] [--batch 32]
 
 Trains one network in float32 with several seeds and in bf16 with the first of them, all on one
 split, and compares the cross-entropy on its validation part: of the procedural lesions where no
@@ -67,7 +67,7 @@ def main() -> None:
     )
     parser.add_argument("--data", default=None)
     parser.add_argument("--task", choices=("sgan", "classifier"), default="sgan")
-    for name, value in (("steps", 200), ("seeds", 5), ("size", 32), ("width", 16), ("batch", 32)):
+    for name, value in (("steps", 200), ("seeds", 5), ("size", 32), ("width", 32), ("batch", 32)):
         parser.add_argument(f"--{name}", type=int, default=value)
     options = parser.parse_args()
     if options.seeds < 2:

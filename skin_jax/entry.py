@@ -47,8 +47,8 @@ def _keep_compiled() -> None:
         return
     try:
         folder = Path(config_lib.CACHE_ROOT).expanduser() / "xla"
-        # Programs of this folder are run as they are: nobody else may put one there.
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)  # its programs are run as they are: nobody else may put one there
         with tempfile.TemporaryFile(dir=folder):
             pass
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home

@@ -95,16 +95,8 @@ def equations(jaxpr):
                 yield from equations(getattr(leaf, "jaxpr", leaf))
 
 
-# The two others are made of the same layers.
-@pytest.mark.parametrize(
-    "name",
-    [
-        *GANS,
-        "resnet",
-        "efficientnet",
-        *(pytest.param(n, marks=pytest.mark.soak) for n in ("densenet", "cnn")),
-    ],
-)
+@pytest.mark.as_compiled
+@pytest.mark.parametrize("name", [*GANS, *CLASSIFIERS])
 def test_the_first_gradient_points_where_that_of_float32_does(name):
     (before, low), (same, full) = (first_step(name, p) for p in ("bf16", "float32"))
     assert before == same  # a seed has its weights, whatever the precision
@@ -126,6 +118,16 @@ def test_what_is_kept_and_logged_is_float32(name):
         leaf.dtype for leaf in jax.tree.leaves(after) if jnp.issubdtype(leaf.dtype, jnp.inexact)
     }
     assert kept == {jnp.dtype(jnp.float32)}
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_features_alone_leave_a_classifier_in_bf16(name):
+    network = build(name, "bf16").network
+    images = jnp.zeros((ROWS, SIZE, SIZE, 3))
+    key = jax.random.key(0)
+    output, _ = jax.eval_shape(lambda: network.init_with_output(key, images, train=False))
+    assert output.features.dtype == jnp.bfloat16
+    assert output.logits.dtype == output.pooled.dtype == jnp.float32
 
 
 @pytest.mark.parametrize("name", [*GANS, *CLASSIFIERS])

@@ -54,10 +54,11 @@ def test_help_imports_nothing_slow(module):
 def test_the_second_start_finds_what_the_first_compiled(tmp_path):
     script = tmp_path / "compiles.py"
     script.write_text(COMPILES)
+    kept = tmp_path / "cache" / "skin_jax" / "xla"
+    kept.mkdir(parents=True)
     printed = [python(script, XDG_CACHE_HOME=str(tmp_path / "cache"))[0] for _ in range(2)]
     assert printed[0] == "0 hits\n"
     assert printed[1] != "0 hits\n"
-    kept = tmp_path / "cache" / "skin_jax" / "xla"
     assert list(kept.glob("jit__lambda*"))
     assert kept.stat().st_mode & 0o077 == 0
 

@@ -69,6 +69,7 @@ def history(workdir):
     return [json.loads(line) for line in lines]
 
 
+@pytest.mark.as_compiled
 @pytest.mark.parametrize(
     ("pipeline", "per_dispatch"), [pytest.param("tf", 1, marks=needs_tf), ("device", 2)]
 )
@@ -84,6 +85,7 @@ def test_a_restart_in_the_middle_changes_no_bit(tmp_path, pipeline, per_dispatch
     assert starts == [0, 4]
 
 
+@pytest.mark.as_compiled
 def test_a_restart_of_a_classifier_changes_no_bit_and_needs_no_weights(tmp_path, monkeypatch):
     network = functools.partial(EfficientNetLite0, stages=LITE0[:1], last_features=8)
     monkeypatch.setitem(classifier.MODELS, "tiny", network)
@@ -139,6 +141,7 @@ def class_gans(**changes):
     return config
 
 
+@pytest.mark.as_compiled
 def test_a_restart_of_class_gans_changes_no_bit_and_keeps_generators(tmp_path):
     whole, _ = run(tmp_path / "whole", class_gans(steps_per_dispatch=2))
     run(tmp_path / "parts", class_gans(steps_per_dispatch=2, num_steps=4))
@@ -409,7 +412,9 @@ def test_a_finished_run_is_resumed_with_and_without_a_profile(tmp_path, capsys):
     run(tmp_path / "run", num_steps=2)
     run(tmp_path / "run", num_steps=4, profile=True)
     assert "a trace of 1 step(s)" in capsys.readouterr().out
+    run(tmp_path / "run", num_steps=4, profile=True)
     run(tmp_path / "run", num_steps=4)
+    assert "a trace" not in capsys.readouterr().out
 
 
 def test_another_seed_gives_other_weights_on_the_same_split(tmp_path):
@@ -420,6 +425,7 @@ def test_another_seed_gives_other_weights_on_the_same_split(tmp_path):
     assert splits[0] == splits[1]
 
 
+@pytest.mark.as_compiled
 def test_one_and_four_devices_agree_over_ten_steps(tmp_path):
     losses = []
     for devices in (1, 4):

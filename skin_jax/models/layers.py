@@ -449,6 +449,16 @@ def _window_padding(
     return (padding, padding), (padding, padding)
 
 
+def _materialized(x: jax.Array) -> jax.Array:
+    """Return x, which on a CPU is then read, and not computed again, by whatever takes it.
+
+    XLA would compute batch norm and residual sums of up to three blocks once more, column by
+    column, for the gradient of a kernel: a sixth of a step of ResNet-50. The barrier lasts only
+    with `sharding.compiler_options`.
+    """
+    return lax.platform_dependent(x, cpu=lax.optimization_barrier, default=lambda x: x)
+
+
 @jax.custom_vjp
 def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Multiply x [..., C] by kernel [C, O]: [..., O]."""
@@ -464,19 +474,19 @@ def _product_forward(
 def _product_backward(
     residuals: tuple[jax.Array, jax.Array], dy: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    # For a CPU. But for the first barrier XLA would compute dy a second time, column by column, for
-    # the kernel's gradient (a fifth of a step of EfficientNet-Lite0). That product is faster with
-    # its smaller side on the left, and the other two barriers keep it so, and the optimiser from
-    # reading it column by column. Automatic differentiation would give it transposed, and do that
-    # to 13 million numbers of paper A's first layer.
+    # On a CPU XLA would compute dy a second time, column by column, for the kernel's gradient (a
+    # fifth of a step of EfficientNet-Lite0). That product is faster with its smaller side on the
+    # left; materialised it stays so, and the optimiser does not read it column by column. Automatic
+    # differentiation would give it transposed, and do that to 13 million numbers of paper A's first
+    # layer.
     x, kernel = residuals
-    dy = lax.optimization_barrier(dy)
+    dy = _materialized(dy)
     rows = tuple(range(x.ndim - 1))
     if x.shape[-1] <= dy.shape[-1]:
         gradient = jnp.tensordot(x, dy, axes=(rows, rows))
     else:
-        transposed = lax.optimization_barrier(jnp.tensordot(dy, x, axes=(rows, rows)))
-        gradient = lax.optimization_barrier(transposed.T)
+        transposed = _materialized(jnp.tensordot(dy, x, axes=(rows, rows)))
+        gradient = _materialized(transposed.T)
     return jnp.tensordot(dy, kernel.T, axes=1), gradient
 
 
@@ -500,16 +510,6 @@ def _conv(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax
     # XLA swaps the operands of a convolution of a map that is smaller than the kernel, and a CPU
     # then takes a naive loop: seconds for the last layers of a ResNet-50 at 64x64.
     return lax.platform_dependent(x, kernel, cpu=gathered, default=plain)
-
-
-def _materialized(x: jax.Array) -> jax.Array:
-    """Return x, which on a CPU is then read, and not computed again, by whatever takes it.
-
-    XLA would compute batch norm and residual sums of up to three blocks once more, column by
-    column, for the gradient of a kernel: a sixth of a step of ResNet-50. The barrier lasts only
-    with `sharding.compiler_options`.
-    """
-    return lax.platform_dependent(x, cpu=lax.optimization_barrier, default=lambda x: x)
 
 
 class Conv(nn.Module):

@@ -9,6 +9,8 @@ from jax import lax
 
 from skin_jax.models import layers
 
+pytestmark = pytest.mark.as_compiled
+
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 SAME = ((1, 1), (1, 1))
 
@@ -44,6 +46,12 @@ FORMS = {
         layers.strided_conv_transpose,
         lambda x, k: lax.conv_transpose(x, k, (2, 2), "SAME", dimension_numbers=DIMENSIONS),
         4,
+        False,
+    ),
+    "gathered": (
+        lambda x, k: layers.Conv(k.shape[-1], 5, 1, 2).apply({"params": {"kernel": k}}, x),
+        lambda x, k: plain_conv(x, k, 1, ((2, 2), (2, 2))),
+        5,
         False,
     ),
     "pointwise": (pointwise(1), plain_conv, 1, False),
@@ -100,6 +108,27 @@ def test_convolutions(name, shape):
         )
         for a, b in zip(ours, exact, strict=True):
             assert a.dtype == jnp.float32
+            assert relative_error(a, np.asarray(b)) < 1e-5
+
+
+@pytest.mark.parametrize("features", [1, 3])  # fewer outputs than inputs, and more
+def test_project_to_map(features):
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(3, 7)).astype(np.float32)
+    kernel = rng.normal(size=(7, 2, 2, features)).astype(np.float32)
+    layer = layers.ProjectToMap(2, features, use_bias=False)
+    ours = jax.jit(
+        lambda z, k: values_and_gradients(
+            lambda z, k: layer.apply({"params": {"kernel": k}}, z), z, k
+        )
+    )(z, kernel)
+    with jax.enable_x64(True):
+        exact = values_and_gradients(
+            lambda z, k: jnp.einsum("bc,cijo->bijo", z, k),
+            z.astype(np.float64),
+            kernel.astype(np.float64),
+        )
+        for a, b in zip(ours, exact, strict=True):
             assert relative_error(a, np.asarray(b)) < 1e-5
 
 
