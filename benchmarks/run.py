@@ -1,11 +1,11 @@
 """What things cost: a table, and the same as JSON.
 
-python -m benchmarks.run --suite S [--rounds 9] [--only NAME,...] [--precision f32|bf16]
+python -m benchmarks.run --suite S [--rounds 9] [--only NAME,...] [--precision float32|bf16]
     [--json FILE]
 
 Suites: steps (training steps beside PyTorch's: pip install 'skin_jax[parity]'), augment, input,
 inference and startup; the module of each says what is measured, and `benchmarks.counting` what
-counts as an operation.
+counts as an operation. A first try, of a minute: --suite=augment --only=flip --rounds=1.
 """
 
 import argparse
@@ -31,12 +31,13 @@ SUITES = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a suite, prints its table and writes the file."""
+    rows_of = "; ".join(f"{name}: {', '.join(suite.NAMES)}" for name, suite in SUITES.items())
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--suite", choices=SUITES, required=True)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--only", metavar="NAME,...", help="some of the suite's rows")
-    parser.add_argument("--precision", choices=steps.PRECISIONS, default="f32")
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--suite", choices=SUITES, required=True, help="what is measured")
+    parser.add_argument("--rounds", type=int, default=9, help="medians are over so many (9)")
+    parser.add_argument("--only", metavar="NAME,...", help=f"some of the suite's rows; {rows_of}")
+    parser.add_argument("--precision", choices=("float32", "bf16"), default="float32")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where to, written row by row")
     options = parser.parse_args(arguments)
     suite = SUITES[options.suite]
     only = options.only.split(",") if options.only else suite.NAMES

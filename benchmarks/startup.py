@@ -19,8 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.steps import PRECISIONS
-
 Row = dict[str, Any]
 
 _ROOT = Path(__file__).parents[1]
@@ -51,7 +49,7 @@ def rows(rounds: int, only: Sequence[str], precision: str) -> Iterator[Row]:
         wanted = [kind for kind in ("cold", "warm") if f"{name}_{kind}" in only]
         if not wanted:
             continue
-        options = [f"--config={config}", *settings, f"--config.precision={PRECISIONS[precision]}"]
+        options = [f"--config={config}", *settings, f"--config.precision={precision}"]
         found: dict[str, list[Row]] = {"cold": [], "warm": []}
         for _ in range(rounds):
             with tempfile.TemporaryDirectory() as folder:

@@ -27,12 +27,11 @@ from skin_jax.tasks import classifier, dcgan, sgan
 PyTree = Any
 Row = dict[str, Any]
 
-PRECISIONS = {"f32": "float32", "bf16": "bf16"}
 
 # PyTorch's variants: name -> channels-last, compiled.
 _VARIANTS = {"eager": (False, False), "channels_last": (True, False), "compile": (True, True)}
 
-_TOLERANCE = {"f32": 1e-3, "bf16": 3e-2}
+_TOLERANCE = {"float32": 1e-3, "bf16": 3e-2}
 """Relative, of the first step's losses; bf16 has 8 bits."""
 
 
@@ -70,7 +69,7 @@ _TORCH_NETWORKS = {"resnet50": "resnet", "efficientnet_lite0": "efficientnet_lit
 def config_of(name: str, precision: str) -> ConfigDict:
     """The configuration of a row, without augmentation and EMA."""
     config = CONFIGS[name]()
-    config.precision = PRECISIONS[precision]
+    config.precision = precision
     config.ema_decay = 0.0
     config.augment.update(crop=1.0, flip=False, rotate90=False, rotation=0.0)
     config.augment.update(blur_sigma=0.0, salt_and_pepper=0.0)

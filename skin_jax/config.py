@@ -306,6 +306,11 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def is_procedural(data: Mapping[str, Any]) -> bool:
+    """Whether the section `data` asks for procedural lesions: a number of them, and no folder."""
+    return data["dir"] is None and not data["download"] and data["demo_images"] > 0
+
+
 def without_folders(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Flat settings without the folders of this machine: reports are passed on."""
     hidden = ("data.dir", "data.cache_dir", "distributed.coordinator_address")

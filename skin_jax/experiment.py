@@ -93,7 +93,7 @@ def load_examples(config: ConfigDict) -> Examples:
       UserError: no folder is given where one is needed, or its contents are wrong.
     """
     data = config.data
-    if data.dir is None and data.demo_images and not data.download:
+    if config_lib.is_procedural(data):
         return demo.generate(data.demo_images, data.image_size, data.split_seed)
     from skin_jax.data import builder  # tensorflow-datasets takes a second to import
 

@@ -29,6 +29,8 @@ def main(argv: list[str]) -> None:
         )
     if _CONFIG.value is None or not _WORKDIR.value:
         raise UserError("give both --config=configs/X.py and --workdir=DIR; see --help")
+    if "arms" in _CONFIG.value:
+        raise UserError("this configuration is a study: run it with skin_jax.study")
     from skin_jax import sharding, train  # JAX takes its time to import: not for --help
 
     sharding.start_distributed(**_CONFIG.value.distributed.to_dict())

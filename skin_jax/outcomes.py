@@ -81,7 +81,13 @@ def facts(workdir: Path, record: Record) -> dict[str, Any]:
     arms = [_shown(arm["settings"]) for arm in record["arms"].values()]
     first, *others = arms
     shared = {k: v for k, v in first.items() if all(k in o and o[k] == v for o in others)}
-    found = {"folds": record["folds"], "seeds": record["seeds"], **shared}
+    data = next(iter(record["arms"].values()))["settings"]["data"]
+    found = {
+        "folds": record["folds"],
+        "seeds": record["seeds"],
+        "images": "procedural lesions" if config_lib.is_procedural(data) else "of a data folder",
+        **shared,
+    }
     for name, step in record["steps"].items():
         settings = _shown(step["settings"])
         found |= {f"{name}: {k}": v for k, v in settings.items() if shared.get(k, ...) != v}

@@ -532,7 +532,12 @@ def check(plan: Plan) -> dict[str, Any]:
             flat = [config_lib.flatten(record[kind][name]["settings"]) for record in (before, now)]
             for settings in flat:
                 settings.pop(_MORE_OF_THE_SAME, None)
-            differing += [f"{name}, {phrase}" for phrase in config_lib.differences(*flat)]
+            differing += [f"{kind}.{name}, {phrase}" for phrase in config_lib.differences(*flat)]
+    data = [next(iter(record["arms"].values()))["settings"]["data"] for record in (before, now)]
+    if len(set(map(config_lib.is_procedural, data))) > 1:
+        differing.append(
+            "config.data.dir: procedural lesions are one thing, those of a folder another"
+        )
     if differing:
         raise UserError(
             f"{plan.workdir} holds a study with other settings; give them as they were, or take a "

@@ -6,7 +6,8 @@ python -m skin_jax.study --config configs/study_X.py --workdir W [--shard i/n] [
 --dry_run prints the plan and what it costs. The same command goes on where it was ended: what is
 finished is never made again, what was interrupted goes on, what failed is tried again. Several
 processes may share W; --shard 0/4 to 3/4 give each its share of the runs. At its end each writes
-study.json, study.md and report.html about what is finished by then; --report_only does that alone.
+study.json, study.md and report.html about what is finished by then; --report_only does that alone,
+with the same settings.
 
 Settings for every run stand at the top (--config.data.dir), for every arm in `every_arm`
 (--config.every_arm.num_steps=N), for one in `arms.<name>.overrides`, for a GAN in
@@ -47,6 +48,8 @@ def main(argv: list[str]) -> int:
         )
     if _CONFIG.value is None or not _WORKDIR.value:
         raise UserError("give both --config=configs/study_X.py and --workdir=DIR; see --help")
+    if "arms" not in _CONFIG.value:
+        raise UserError("this configuration is one run, not a study: run it with skin_jax.main")
     if _DRY_RUN.value and _REPORT_ONLY.value:
         raise UserError("--dry_run and --report_only exclude each other; give one of them")
     shard, shards = _shard(_SHARD.value)
@@ -129,6 +132,10 @@ def _ended(plan: "Plan", result: "Result") -> int:
     return 0
 
 
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
 def _report(workdir: Path) -> None:
     """Writes the report about all runs that are finished, whichever process made them."""
     from skin_jax import outcomes
@@ -165,7 +172,7 @@ def _report(workdir: Path) -> None:
         page = study_report.write(
             workdir,
             study,
-            title=f"Study of {len(arms)} arms over {len(record['folds'])} folds",
+            title=f"Study of {len(arms)} arms over {_count(len(record['folds']), 'fold')}",
             facts=outcomes.facts(workdir, record),
             arm_descriptions=outcomes.descriptions(record),
             samples=outcomes.samples(workdir, record),

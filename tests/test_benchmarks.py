@@ -66,12 +66,12 @@ def test_the_first_step_has_the_losses_of_pytorchs(name):
     pytest.importorskip("torch")
     from benchmarks import steps
 
-    config = steps.config_of(name, "f32")
+    config = steps.config_of(name, "float32")
     config.model.width, config.batch_size, config.data.image_size = 4, 3, 32
     if config.task == "dcgan":
         config.classes = ("mel", "df")
     ours = steps.OurStep(config)
-    variants = dict(steps.torch_steps(config, ours, "f32", ["eager", "channels_last"]))
+    variants = dict(steps.torch_steps(config, ours, "float32", ["eager", "channels_last"]))
     losses = ours.once()
     for variant, step in variants.items():
         steps.check_equal(ours, losses, step, variant, 1e-3)

@@ -183,6 +183,14 @@ def test_a_configuration_that_fails_is_named_with_its_line(tmp_path):
     assert "needs --config=configs/X.py" in without.stderr
 
 
+def test_a_study_is_sent_to_its_own_command(tmp_path):
+    result = call(tmp_path, config="configs/study_table2.py")
+    assert result.returncode == errors.BAD_INPUT
+    assert result.stderr.startswith(
+        "error: this configuration is a study: run it with skin_jax.study"
+    )
+
+
 def test_a_missing_configuration_and_a_missing_workdir_are_named(tmp_path):
     missing = call(tmp_path, config="configs/none.py")
     assert missing.returncode == errors.BAD_INPUT

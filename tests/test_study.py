@@ -217,6 +217,7 @@ class TestRecord:
             ({"steps__dcgan__overrides__seed": 5}, r"dcgan, config\.seed: 0 there, 5 now"),
             ({"control": "original"}, r"config\.control: 'conventional' there, 'original' now"),
             ({"confirmatory": "sampling"}, r"config\.confirmatory: 'dcgan' there"),
+            ({"data__demo_images": 80}, r"config\.data\.dir: procedural lesions"),
         ],
         ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
     )
@@ -672,6 +673,7 @@ def test_a_real_study_from_its_plan_to_its_report(tmp_path, folds):
         (["more"], "unexpected argument 'more'"),
         (["--workdir="], "give both --config=configs/study_X.py and --workdir=DIR"),
         (["--config.every_arm.lr=1"], "--config.every_arm.lr; did you mean"),
+        (["--config=configs/sgan.py"], "one run, not a study: run it with skin_jax.main"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )

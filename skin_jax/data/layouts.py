@@ -126,7 +126,10 @@ def _cache_key(layout: str, findings: _Findings) -> str:
 
 def _recognise(data_dir: Path) -> str:
     if not data_dir.exists():
-        raise UserError(f"the data folder {data_dir} does not exist; check --config.data.dir")
+        raise UserError(
+            f"the data folder {data_dir} does not exist; check --config.data.dir (--data_dir of "
+            "skin_jax.prepare)"
+        )
     if not data_dir.is_dir():
         raise UserError(f"{data_dir} is a file; the data folder that holds the images is needed")
     layout = _layout_of(data_dir)

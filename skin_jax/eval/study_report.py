@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from skin_jax.data.lesions import CLASSES
+from skin_jax.data.lesions import CLASSES, NUM_CLASSES
 from skin_jax.eval import comparison as compared
 from skin_jax.eval import figures, report
 from skin_jax.eval.comparison import Arm, Comparison, Difference, Estimate
@@ -46,6 +46,7 @@ class Claim:
         return f"{self.source}'s +{self.points:g} points of {_SHORT[self.metric]}"
 
 
+_CHANCE = 1 / NUM_CLASSES
 _TABLE_TWO = report.PAPER_A["balanced_accuracy"]
 CLAIMS = {
     "A": Claim(
@@ -79,6 +80,12 @@ class Study:
     def concerned(self) -> list[Difference]:
         """Differences from the control that the papers' claims are about."""
         return [d for d in self.comparison.differences if d.arm in self.gan_arms]
+
+    @property
+    def judged(self) -> Sequence[Claim]:
+        """The claims, once all runs are there, of two folds or more: one says little of others."""
+        folds = {fold for arm in self.comparison.arms for fold, _ in arm.cells}
+        return () if self.missing or len(folds) < 2 else self.claims
 
     @property
     def all_differences(self) -> list[Difference]:
@@ -198,6 +205,12 @@ def conclusion(study: Study) -> list[str]:
             "missing: figures can still change, and looking before the end makes false alarms more "
             "frequent."
         )
+    at_chance = [a.name for a in comparison.arms if not a.balanced_accuracy_ci95[0] > _CHANCE]
+    if at_chance:
+        paragraphs.append(
+            f"Not shown to be better than chance ({_CHANCE:.3f}): {', '.join(at_chance)}. Arms "
+            "that learned nothing are no measure of one another."
+        )
     notes: dict[str, list[str]] = {}
     for difference in comparison.differences:
         for note in difference.not_covered:
@@ -245,7 +258,7 @@ def _verdict(difference: Difference, study: Study) -> str:
     )
     if difference.arm not in study.gan_arms:
         return first
-    return " ".join([first, *(_judged(difference, claim) for claim in study.claims)])
+    return " ".join([first, *(_judged(difference, claim) for claim in study.judged)])
 
 
 def _judged(difference: Difference, claim: Claim) -> str:
@@ -293,7 +306,7 @@ def _explored(differences: Sequence[Difference], study: Study) -> str:
             + "."
         )
     judged = []
-    for claim in study.claims if study.concerned else ():
+    for claim in study.judged if study.concerned else ():
         possible = [d.arm for d in study.concerned if not _excluded(_of(d, claim), claim)]
         judged.append(
             f"An effect as large as {claim} (single runs) is "
@@ -347,7 +360,7 @@ def _difference_sections(folder: pathlib.Path, study: Study) -> list[Section]:
         Section("Differences", [Picture(picture, caption)]),
         Section("Paired differences", _paired_blocks(study)),
     ]
-    if study.claims and study.concerned:
+    if study.judged and study.concerned:
         sections.append(_claims_section(study))
     return sections
 
@@ -426,7 +439,7 @@ def _paired_blocks(study: Study) -> list[Text | Table | Picture]:
 
 def _claims_section(study: Study) -> Section:
     rows = []
-    for claim in study.claims:
+    for claim in study.judged:
         for d in study.concerned:
             estimate = _of(d, claim)
             rows.append(
@@ -589,7 +602,7 @@ def _json(
     facts: Mapping[str, Any],
     descriptions: Mapping[str, str],
 ) -> dict[str, Any]:
-    comparison, claims = study.comparison, study.claims
+    comparison, claims = study.comparison, study.judged
     isolated = comparison.isolated
     return {
         "title": title,

@@ -107,7 +107,6 @@ def test_study_md_comes_to_the_point_first_and_has_every_part(written):
         "Conclusion",
         "Differences",
         "Paired differences",
-        "The papers' claims",
         "Arms",
         "Recall of each class",
         "Generated images per real one",
@@ -127,11 +126,25 @@ def test_study_md_comes_to_the_point_first_and_has_every_part(written):
     assert "Missing runs: later 6." in text
     assert "24 of 30" in text
     assert "not yet run" in text
+
+
+def test_claims_are_judged_once_all_runs_of_two_folds_or_more_are_there(tmp_path, written):
+    preliminary, found, _ = written
+    assert "excluded" not in (preliminary / "study.md").read_text()
+    study_report.write(tmp_path, Study(found, {}, BOTH, GAN_ARMS), **PLAIN)
+    text = (tmp_path / "study.md").read_text()
     claims = text[text.index("## The papers' claims") : text.index("## Arms")]
     assert "| sampling" not in claims
     assert re.search(
         r"paper A: \+4\.6 balanced accuracy \| +gan_x2 minus conventional .* excluded", claims
     )
+    assert not any("excluded" in text for text in sentences(compared(folds=1), {}))
+
+
+def test_arms_at_chance_are_named():
+    shares = {"conventional": 0.15, "gan": 0.6}
+    (_, note) = sentences(compared(("conventional", "gan"), shares=shares, confirmatory="gan"), {})
+    assert note.startswith("Not shown to be better than chance (0.143): conventional. ")
 
 
 def test_the_page_is_one_file(written):
