@@ -77,16 +77,19 @@ def with_generated_images(record: Record) -> list[str]:
 
 
 def facts(workdir: Path, record: Record) -> dict[str, Any]:
-    """What was run: what all arms share, the settings of the steps, hardware and time."""
-    arms = [_shown(arm["settings"]) for arm in record["arms"].values()]
-    first, *others = arms
-    shared = {k: v for k, v in first.items() if all(k in o and o[k] == v for o in others)}
+    """What was run: what all arms share, the control's and the steps' own, hardware and time."""
+    arms = {name: _shown(arm["settings"]) for name, arm in record["arms"].items()}
+    control = arms[record["control"]]
+    shared = {
+        k: v for k, v in control.items() if all(k in arm and arm[k] == v for arm in arms.values())
+    }
     data = next(iter(record["arms"].values()))["settings"]["data"]
     found = {
         "folds": record["folds"],
         "seeds": record["seeds"],
         "images": "procedural lesions" if config_lib.is_procedural(data) else "of a data folder",
         **shared,
+        **{f"{record['control']}: {k}": v for k, v in control.items() if k not in shared},
     }
     for name, step in record["steps"].items():
         settings = _shown(step["settings"])

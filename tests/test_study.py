@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from skin_jax import errors, jobs
+from skin_jax import errors, jobs, outcomes
 from skin_jax import plan as plan_lib
 from skin_jax.errors import UserError
 from skin_jax.eval import study_report
@@ -153,6 +153,12 @@ class TestPlan:
         }
         assert len(fed) == 6
         assert all(settings == fed["densenet121"] for settings in fed.values())
+
+    def test_the_report_says_where_the_control_begins(self, tmp_path):
+        plan = plan_lib.make(plan_lib.load("configs/study_table2.py"), tmp_path)
+        facts = outcomes.facts(tmp_path, plan.record)
+        assert facts["densenet121: model.weights"] == "none"
+        assert (facts["num_steps"], facts["images"]) == (2640, "of a data folder")
 
     def test_images_count_every_class_of_a_stack(self, tmp_path):
         plan = plan_lib.make(study(), tmp_path)
