@@ -132,10 +132,6 @@ def _ended(plan: "Plan", result: "Result") -> int:
     return 0
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'s' * (number != 1)}"
-
-
 def _report(workdir: Path) -> None:
     """Writes the report about all runs that are finished, whichever process made them."""
     from skin_jax import outcomes
@@ -149,7 +145,7 @@ def _report(workdir: Path) -> None:
         if not found:
             print("no run is finished yet: there is nothing to report", flush=True)
             return
-        arms = record["arms"]
+        arms, folds = record["arms"], len(record["folds"])
         try:
             compared = comparison.compare(
                 found,
@@ -165,14 +161,14 @@ def _report(workdir: Path) -> None:
             ) from None
         study = study_report.Study(
             compared,
-            plan_counts=dict.fromkeys(arms, len(record["folds"]) * len(record["seeds"])),
+            plan_counts=dict.fromkeys(arms, folds * len(record["seeds"])),
             claims=[study_report.CLAIMS[name] for name in record["claims"]],
             gan_arms=outcomes.with_generated_images(record),
         )
         page = study_report.write(
             workdir,
             study,
-            title=f"Study of {len(arms)} arms over {_count(len(record['folds']), 'fold')}",
+            title=f"Study of {len(arms)} arms over {folds} fold{'s' * (folds != 1)}",
             facts=outcomes.facts(workdir, record),
             arm_descriptions=outcomes.descriptions(record),
             samples=outcomes.samples(workdir, record),
