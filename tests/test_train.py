@@ -327,6 +327,7 @@ def test_a_damaged_checkpoint_costs_steps_but_no_bit(tmp_path, whole_and_part, d
 
 
 @needs_tf
+@pytest.mark.as_compiled(only=True)
 def test_both_pipelines_give_the_same_bits(tmp_path):
     digests = {run(tmp_path / name, data__pipeline=name)[0] for name in ("tf", "device")}
     assert len(digests) == 1

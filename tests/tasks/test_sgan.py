@@ -112,6 +112,7 @@ def test_running_statistics_come_from_the_real_pass_alone():
     )
 
 
+@pytest.mark.as_compiled(only=True)
 def test_the_generator_meets_the_new_discriminator_or_the_old_one(state):
     sequential, seq = step_and_leave(state)
     simultaneous, sim = step_and_leave(state, loss__updates="simultaneous")
