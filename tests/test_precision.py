@@ -95,8 +95,17 @@ def equations(jaxpr):
                 yield from equations(getattr(leaf, "jaxpr", leaf))
 
 
-@pytest.mark.as_compiled
-@pytest.mark.parametrize("name", [*GANS, *CLASSIFIERS])
+# The last two are made of the layers of the others.
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            pytest.param(n, marks=pytest.mark.as_compiled)
+            for n in (*GANS, "resnet", "efficientnet")
+        ),
+        *("densenet", "cnn"),
+    ],
+)
 def test_the_first_gradient_points_where_that_of_float32_does(name):
     (before, low), (same, full) = (first_step(name, p) for p in ("bf16", "float32"))
     assert before == same  # a seed has its weights, whatever the precision
