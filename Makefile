@@ -13,8 +13,8 @@ test: $(VENV)/.installed-dev  ## lint, types, tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n auto --dist loadgroup
 	XLA_FLAGS= $(BIN)/pytest -n auto --dist loadgroup -m as_compiled
+	$(BIN)/pytest -n auto --dist loadgroup
 
 test-without-tensorflow: $(VENV)-without-tensorflow/.installed-plain
 	.ci/without_tensorflow $(VENV)-without-tensorflow/bin/python

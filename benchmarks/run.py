@@ -34,7 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows_of = "; ".join(f"{name}: {', '.join(suite.NAMES)}" for name, suite in SUITES.items())
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--suite", choices=SUITES, required=True, help="what is measured")
-    parser.add_argument("--rounds", type=int, default=9, help="medians are over so many (9)")
+    parser.add_argument(
+        "--rounds", type=int, default=9, help="medians are over so many (%(default)s)"
+    )
     parser.add_argument("--only", metavar="NAME,...", help=f"some of the suite's rows; {rows_of}")
     parser.add_argument("--precision", choices=("float32", "bf16"), default="float32")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to, written row by row")

@@ -27,7 +27,6 @@ from skin_jax.tasks import classifier, dcgan, sgan
 PyTree = Any
 Row = dict[str, Any]
 
-
 # PyTorch's variants: name -> channels-last, compiled.
 _VARIANTS = {"eager": (False, False), "channels_last": (True, False), "compile": (True, True)}
 

@@ -16,7 +16,7 @@ from skin_jax.eval.comparison import Outcome
 from skin_jax.eval.tables import read_predictions
 from skin_jax.experiment import DIGEST_FILE, SPLITS_FILE
 from skin_jax.metric_writer import HISTORY, duration, read_starts
-from skin_jax.plan import PREDICTIONS, RUN_PROOFS, run_name
+from skin_jax.plan import PREDICTIONS, RUN_PROOFS, is_procedural, run_name
 
 Record = dict[str, Any]
 """What `plan.recorded` gives."""
@@ -83,11 +83,10 @@ def facts(workdir: Path, record: Record) -> dict[str, Any]:
     shared = {
         k: v for k, v in control.items() if all(k in arm and arm[k] == v for arm in arms.values())
     }
-    data = next(iter(record["arms"].values()))["settings"]["data"]
     found = {
         "folds": record["folds"],
         "seeds": record["seeds"],
-        "images": "procedural lesions" if config_lib.is_procedural(data) else "of a data folder",
+        "images": "procedural lesions" if is_procedural(record) else "of a data folder",
         **shared,
         **{f"{record['control']}: {k}": v for k, v in control.items() if k not in shared},
     }

@@ -533,8 +533,7 @@ def check(plan: Plan) -> dict[str, Any]:
             for settings in flat:
                 settings.pop(_MORE_OF_THE_SAME, None)
             differing += [f"{kind}.{name}, {phrase}" for phrase in config_lib.differences(*flat)]
-    data = [next(iter(record["arms"].values()))["settings"]["data"] for record in (before, now)]
-    if len(set(map(config_lib.is_procedural, data))) > 1:
+    if is_procedural(before) != is_procedural(now):
         differing.append(
             "config.data.dir: procedural lesions are one thing, those of a folder another"
         )
@@ -549,6 +548,11 @@ def check(plan: Plan) -> dict[str, Any]:
         "steps": before["steps"] | now["steps"],
         "arms": before["arms"] | now["arms"],
     }
+
+
+def is_procedural(record: Mapping[str, Any]) -> bool:
+    """Whether a study's images are procedural lesions; all its arms have the same images."""
+    return config_lib.is_procedural(next(iter(record["arms"].values()))["settings"]["data"])
 
 
 def recorded(workdir: Path) -> dict[str, Any]:

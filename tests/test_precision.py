@@ -24,7 +24,8 @@ CLASSIFIERS = {
     "densenet": functools.partial(DenseNet, block_sizes=(1, 2)),
     "cnn": functools.partial(Cnn, widths=(32, 64)),
 }
-GANS = ("sgan", "dcgan")
+NETWORKS = ("sgan", "dcgan", *CLASSIFIERS)
+AS_COMPILED = ("sgan", "dcgan", "efficientnet")  # all forms of layers are among theirs
 ROWS, SIZE = 16, 32
 WIDTH = 32
 """Of the GANs: with 8 the generator's cosine falls to 0.98, for D's first step of Adam is about the
@@ -95,16 +96,9 @@ def equations(jaxpr):
                 yield from equations(getattr(leaf, "jaxpr", leaf))
 
 
-# The last two are made of the layers of the others.
 @pytest.mark.parametrize(
     "name",
-    [
-        *(
-            pytest.param(n, marks=pytest.mark.as_compiled)
-            for n in (*GANS, "resnet", "efficientnet")
-        ),
-        *("densenet", "cnn"),
-    ],
+    [pytest.param(n, marks=[pytest.mark.as_compiled] * (n in AS_COMPILED)) for n in NETWORKS],
 )
 def test_the_first_gradient_points_where_that_of_float32_does(name):
     (before, low), (same, full) = (first_step(name, p) for p in ("bf16", "float32"))
@@ -118,7 +112,7 @@ def test_the_first_gradient_points_where_that_of_float32_does(name):
         assert cosine >= 0.99, network
 
 
-@pytest.mark.parametrize("name", [*GANS, *CLASSIFIERS])
+@pytest.mark.parametrize("name", NETWORKS)
 def test_what_is_kept_and_logged_is_float32(name):
     task = build(name, "bf16")
     state = jax.eval_shape(task.init, jax.random.key(0))
@@ -139,7 +133,7 @@ def test_features_alone_leave_a_classifier_in_bf16(name):
     assert output.logits.dtype == output.pooled.dtype == jnp.float32
 
 
-@pytest.mark.parametrize("name", [*GANS, *CLASSIFIERS])
+@pytest.mark.parametrize("name", NETWORKS)
 def test_all_layers_but_the_last_compute_in_bf16(name):
     task = build(name, "bf16")
     state = jax.eval_shape(task.init, jax.random.key(0))
