@@ -25,7 +25,7 @@ CLASSIFIERS = {
     "cnn": functools.partial(Cnn, widths=(32, 64)),
 }
 NETWORKS = ("sgan", "dcgan", *CLASSIFIERS)
-AS_COMPILED = ("sgan", "dcgan", "efficientnet")  # all forms of layers are among theirs
+AS_COMPILED = ("sgan", "dcgan", "efficientnet")  # strided, transposed, depthwise, 1x1
 ROWS, SIZE = 16, 32
 WIDTH = 32
 """Of the GANs: with 8 the generator's cosine falls to 0.98, for D's first step of Adam is about the

@@ -453,8 +453,7 @@ def _materialized(x: jax.Array) -> jax.Array:
     """Return x, which on a CPU is then read, and not computed again, by whatever takes it.
 
     XLA would compute batch norm and residual sums of up to three blocks once more, column by
-    column, for the gradient of a kernel: a sixth of a step of ResNet-50. The barrier lasts only
-    with `sharding.compiler_options`.
+    column, for the gradient of a kernel. The barrier lasts only with `sharding.compiler_options`.
     """
     return lax.platform_dependent(x, cpu=lax.optimization_barrier, default=lambda x: x)
 
@@ -474,11 +473,10 @@ def _product_forward(
 def _product_backward(
     residuals: tuple[jax.Array, jax.Array], dy: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    # On a CPU XLA would compute dy a second time, column by column, for the kernel's gradient (a
-    # fifth of a step of EfficientNet-Lite0). That product is faster with its smaller side on the
-    # left; materialised it stays so, and the optimiser does not read it column by column. Automatic
-    # differentiation would give it transposed, and do that to 13 million numbers of paper A's first
-    # layer.
+    # On a CPU XLA would compute dy a second time, column by column, for the kernel's gradient. That
+    # product is faster with its smaller side on the left; materialised it stays so, and the
+    # optimiser does not read it column by column. Automatic differentiation would give it
+    # transposed, and do that to 13 million numbers of paper A's first layer.
     x, kernel = residuals
     dy = _materialized(dy)
     rows = tuple(range(x.ndim - 1))
