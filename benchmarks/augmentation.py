@@ -12,9 +12,9 @@ import jax
 import numpy as np
 
 from benchmarks import steps, timing
-from skin_jax import augment, sharding
 from skin_jax import config as config_lib
-from skin_jax.tasks import settings
+from skin_jax.base import devices
+from skin_jax.tasks import augment, settings
 
 Row = dict[str, Any]
 
@@ -73,7 +73,7 @@ def _repeated(options: augment.Augmentation, ours: steps.OurStep) -> Callable[[i
         lambda images, rng, positions: augment.augment(
             images, augment.keys_of(rng, positions), options
         ),
-        compiler_options=sharding.compiler_options(jax.default_backend()),
+        compiler_options=devices.compiler_options(jax.default_backend()),
     )
 
     def run(times: int) -> None:

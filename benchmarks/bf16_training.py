@@ -17,9 +17,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from skin_jax import config as config_lib
-from skin_jax import train
 from skin_jax.eval.inference import make_predictor
-from skin_jax.experiment import start
+from skin_jax.train import loop
+from skin_jax.train.run import start
 
 _DEMO_IMAGES = 700
 _SMALLEST = 1e-7
@@ -50,8 +50,8 @@ def cross_entropy(config: ConfigDict) -> float:
         experiment = start(config, Path(folder))
     rng = jax.random.key(config.seed)
     state = jax.jit(experiment.task.init, out_shardings=experiment.placement)(rng)
-    dispatch = train.make_dispatch(experiment)
-    for feed in train.feeds(experiment, 0):
+    dispatch = loop.make_dispatch(experiment)
+    for feed in loop.feeds(experiment, 0):
         state, _ = jax.block_until_ready(dispatch(state, experiment.pipeline.resident, feed, rng))
     indices = experiment.indices("val")
     predict = make_predictor(experiment.task.predict, experiment.pipeline)

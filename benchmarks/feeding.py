@@ -16,9 +16,9 @@ import jax
 import numpy as np
 
 from benchmarks import steps, timing
-from skin_jax import experiment as experiment_lib
-from skin_jax import train
 from skin_jax.data.pipeline import PIPELINES
+from skin_jax.train import loop
+from skin_jax.train import run as run_lib
 
 Row = dict[str, Any]
 
@@ -26,7 +26,7 @@ NAMES = tuple(PIPELINES)
 
 _IMAGES = 500
 _ENDLESS = 10**6
-_STEPS = 2 * train._IN_FLIGHT
+_STEPS = 2 * loop._IN_FLIGHT
 """Of a call: as many under way as in training for at least half of them."""
 
 
@@ -63,15 +63,15 @@ class _Run:
         config = steps.config_of("sgan_224_b16", precision)
         config.data.demo_images, config.data.pipeline = _IMAGES, pipeline
         config.num_steps, config.sharding.num_devices = _ENDLESS, 1
-        self._experiment = experiment_lib.start(config, workdir)
+        self._experiment = run_lib.start(config, workdir)
         self.batch_size = self._experiment.rows
         self._rng = jax.random.key(0)
         self._state = jax.jit(self._experiment.task.init, out_shardings=self._experiment.placement)(
             self._rng
         )
-        self._dispatch = train.make_dispatch(self._experiment)
-        self._to_train = train.feeds(self._experiment, 0)
-        self._to_count = train.feeds(self._experiment, 0)
+        self._dispatch = loop.make_dispatch(self._experiment)
+        self._to_train = loop.feeds(self._experiment, 0)
+        self._to_count = loop.feeds(self._experiment, 0)
         self._gather = jax.jit(self._experiment.pipeline.gather)
         self.waiting: list[float] = []
 
@@ -84,9 +84,9 @@ class _Run:
     def train(self, times: int) -> None:
         """Makes `_STEPS` training steps, `times` times."""
         waited, start = 0.0, time.perf_counter()
-        pending: deque[Any] = deque(maxlen=train._IN_FLIGHT)
+        pending: deque[Any] = deque(maxlen=loop._IN_FLIGHT)
         for number in range(times * _STEPS):
-            if number == train._IN_FLIGHT:
+            if number == loop._IN_FLIGHT:
                 waited, start = 0.0, time.perf_counter()
             asked = time.perf_counter()
             feed = next(self._to_train)

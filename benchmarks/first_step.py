@@ -12,17 +12,18 @@ import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from skin_jax import entry, main
+from skin_jax import main
+from skin_jax.base import command
 
 
 def until_first_step(argv: list[str]) -> None:
     """`skin_jax.main`'s work; ends the process after the first step."""
     import jax  # after `entry` has named the folder of the compilation cache, as in skin_jax.main
 
-    from skin_jax import train
+    from skin_jax.train import loop
 
     moments = {"imported": time.time()}
-    start, make_dispatch = train.start, train.make_dispatch
+    start, make_dispatch = loop.start, loop.make_dispatch
 
     def noted_start(*arguments: Any) -> Any:
         experiment = start(*arguments)
@@ -40,9 +41,9 @@ def until_first_step(argv: list[str]) -> None:
 
         return first
 
-    train.start, train.make_dispatch = noted_start, dispatch_once
+    loop.start, loop.make_dispatch = noted_start, dispatch_once
     main.main(argv)
 
 
 if __name__ == "__main__":
-    entry.run(until_first_step)
+    command.run(until_first_step)

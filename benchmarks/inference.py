@@ -18,10 +18,10 @@ import numpy as np
 from PIL import Image
 
 from benchmarks import steps, timing
-from skin_jax import candidates, checkpoint
-from skin_jax import experiment as experiment_lib
-from skin_jax.eval import inference, prediction
+from skin_jax.eval import candidates, inference, prediction
 from skin_jax.tasks.sgan import Sgan
+from skin_jax.train import checkpoints as checkpoint_lib
+from skin_jax.train import run as run_lib
 
 Row = dict[str, Any]
 
@@ -36,7 +36,7 @@ def rows(rounds: int, only: Sequence[str], precision: str) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         config = steps.config_of("sgan_224_b16", precision)
         config.data.demo_images, config.sharding.num_devices = _IMAGES, 1
-        experiment = experiment_lib.start(config, Path(folder) / "run")
+        experiment = run_lib.start(config, Path(folder) / "run")
         state = jax.jit(experiment.task.init, out_shardings=experiment.placement)(jax.random.key(0))
         assert isinstance(experiment.task, Sgan)
         predictor = inference.make_predictor(experiment.task.predict, experiment.pipeline)
@@ -58,7 +58,7 @@ def rows(rounds: int, only: Sequence[str], precision: str) -> Iterator[Row]:
         for name, times in seconds.items():
             yield {"name": name, "images_per_second": timing.rate(calls[name][0], times)}
         if "predict" in only:
-            saved = checkpoint.Checkpoints(Path(folder) / "run" / "checkpoints")
+            saved = checkpoint_lib.Checkpoints(Path(folder) / "run" / "checkpoints")
             saved.save(1, state, 0.5)
             saved.close()
             yield {"name": "predict", **_predict(Path(folder), rounds)}

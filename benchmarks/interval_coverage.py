@@ -14,7 +14,7 @@ import pathlib
 
 import numpy as np
 
-from skin_jax.data.lesions import CLASSES, NUM_CLASSES
+from skin_jax.data.classes import CLASSES, NUM_CLASSES
 from skin_jax.eval import metrics
 
 LESIONS: dict[str, tuple[int, ...]] = {

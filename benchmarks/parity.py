@@ -335,7 +335,7 @@ def errors(name: str, tiny: bool, results: Arrays, *, gradients: bool) -> dict[s
     import jax
     import jax.numpy as jnp
 
-    from skin_jax.sharding import compiler_options
+    from skin_jax.base.devices import compiler_options
 
     network = jax_network(name, tiny)
     x = results["images"].astype(np.float32) / np.float32(127.5) - 1.0

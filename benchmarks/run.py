@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import augmentation, feeding, inference, startup, steps, timing
-from skin_jax.files import write_atomically
+from skin_jax.base.files import write_atomically
 
 Row = dict[str, Any]
 

@@ -16,10 +16,11 @@ import jax
 import numpy as np
 
 from configs import densenet121, efficientnet_lite0, resnet50, sgan
-from skin_jax import sharding, tasks
-from skin_jax.checkpoint import Checkpoints
-from skin_jax.data.lesions import NUM_CLASSES
+from skin_jax import tasks
+from skin_jax.base import devices
+from skin_jax.data.classes import NUM_CLASSES
 from skin_jax.data.pipeline import PIPELINES, Order
+from skin_jax.train.checkpoints import Checkpoints
 
 CONFIGS = {
     "sgan": sgan,
@@ -78,7 +79,7 @@ def pipeline_row(name: str, num_images: int, batch_size: int, batches: int = 40)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (num_images, 224, 224, 3), np.uint8)
     labels = rng.integers(0, NUM_CLASSES, num_images, np.int32)
-    pipeline = PIPELINES[name](images, labels, sharding.make_mesh(None))
+    pipeline = PIPELINES[name](images, labels, devices.make_mesh(None))
     order = Order(np.arange(num_images), labels, "natural", 0)
     feeds = pipeline.train_feeds(order, batch_size, 0, 3 * batches + 5, 1)
     gather = jax.jit(pipeline.gather)

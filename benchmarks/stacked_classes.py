@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks import timing
 from benchmarks.steps import OurStep
 from skin_jax import config as config_lib
-from skin_jax.data.lesions import CLASSES
+from skin_jax.data.classes import CLASSES
 
 
 def step_of(options: argparse.Namespace, stack: str, names: Sequence[str]) -> OurStep:

@@ -19,10 +19,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks import counting, parity, timing
-from skin_jax import augment, sharding, tasks
 from skin_jax import config as config_lib
-from skin_jax.data.lesions import CLASSES, NUM_CLASSES
-from skin_jax.tasks import classifier, dcgan, sgan
+from skin_jax import tasks
+from skin_jax.base import devices
+from skin_jax.data.classes import CLASSES, NUM_CLASSES
+from skin_jax.tasks import augment, classifier, dcgan, sgan
 
 PyTree = Any
 Row = dict[str, Any]
@@ -104,7 +105,7 @@ class OurStep:
         self._step = jax.jit(
             self.task.train_step,
             donate_argnums=0,
-            compiler_options=sharding.compiler_options(jax.default_backend()),
+            compiler_options=devices.compiler_options(jax.default_backend()),
         )
 
     def once(self) -> dict[str, jax.Array]:

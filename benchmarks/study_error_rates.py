@@ -24,7 +24,7 @@ import time
 import numpy as np
 from scipy import special
 
-from skin_jax.data.lesions import CLASSES, NUM_CLASSES
+from skin_jax.data.classes import CLASSES, NUM_CLASSES
 from skin_jax.eval import comparison
 
 IMAGES = (183, 264, 583, 60, 491, 4323, 80)

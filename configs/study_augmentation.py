@@ -20,7 +20,7 @@ What to expect: 60 runs and 5 GANs; `--dry_run` has the steps and, once some are
 
 from ml_collections import ConfigDict
 
-from skin_jax.plan import arm, generation, load, study, training
+from skin_jax.study.plan import arm, generation, load, study, training
 
 RATIOS = (0.25, 0.5, 1.0, 2.0)
 WITHOUT = {

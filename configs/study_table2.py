@@ -23,7 +23,7 @@ What to expect: 60 runs; `--dry_run` has the steps and, once some are done, the 
 from ml_collections import ConfigDict
 
 from skin_jax.config import NO_WEIGHTS, base
-from skin_jax.plan import arm, study
+from skin_jax.study.plan import arm, study
 
 NETWORKS = {
     "resnet50": "ResNet-50",

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from skin_jax.data.lesions import CLASSES
-from skin_jax.errors import UserError
-from skin_jax.files import write_atomically
+from skin_jax.base.errors import UserError
+from skin_jax.base.files import write_atomically
+from skin_jax.data.classes import CLASSES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -253,7 +253,7 @@ def classifier() -> ConfigDict:
     config.loss.class_weights = "none"  # "balanced"
     config.loss.label_smoothing = 0.1
 
-    config.optimizer = ConfigDict()  # see skin_jax.optimizers.fine_tuning
+    config.optimizer = ConfigDict()  # see skin_jax.tasks.optimizers.fine_tuning
     config.optimizer.learning_rate = 2e-3  # of the head
     config.optimizer.backbone_multiplier = 0.5
     config.optimizer.weight_decay = 0.02

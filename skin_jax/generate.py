@@ -29,16 +29,16 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from skin_jax import entry, errors
-from skin_jax.data.lesions import CLASSES
-from skin_jax.errors import UserError
+from skin_jax.base import command, errors
+from skin_jax.base.errors import UserError
+from skin_jax.data.classes import CLASSES
 
 if TYPE_CHECKING:
     import numpy as np
 
     from skin_jax import tasks
-    from skin_jax.candidates import Candidates
-    from skin_jax.data.synthetic import Generated
+    from skin_jax.data.generated import Generated
+    from skin_jax.eval.candidates import Candidates
 
 FLAGS = flags.FLAGS
 
@@ -103,9 +103,9 @@ def main(argv: list[str]) -> None:
 
     # Imported here: they take seconds, and --help needs none of them.
     from skin_jax import tasks
+    from skin_jax.base.files import locked
     from skin_jax.data import splits
-    from skin_jax.experiment import SPLITS_FILE, reopen_task
-    from skin_jax.files import locked
+    from skin_jax.train.run import SPLITS_FILE, reopen_task
 
     task, config = reopen_task(workdir)
     known: Sequence[str] = CLASSES
@@ -175,11 +175,12 @@ def quotas(
 
 def _judged_source(workdir: Path, task: "tasks.Task", wanted: Mapping[str, int]) -> Source:
     """Images that the run draws and judges with one and the same state."""
-    from skin_jax import candidates, sharding, tasks
-    from skin_jax.eval import runs
+    from skin_jax import tasks
+    from skin_jax.base import devices
+    from skin_jax.eval import candidates, runs
 
     assert isinstance(task, tasks.Generates)
-    mesh, step = sharding.make_mesh(1), FLAGS.step
+    mesh, step = devices.make_mesh(1), FLAGS.step
     if step is None:
         state, step = runs.best_of(workdir, task, mesh)
     else:
@@ -194,8 +195,9 @@ def _judged_source(workdir: Path, task: "tasks.Task", wanted: Mapping[str, int])
 
 def _class_source(workdir: Path, task: "tasks.Task", wanted: Mapping[str, int]) -> Source:
     """Images of each class by its own generator."""
-    from skin_jax import candidates, sharding, tasks
-    from skin_jax.eval import runs
+    from skin_jax import tasks
+    from skin_jax.base import devices
+    from skin_jax.eval import candidates, runs
 
     assert isinstance(task, tasks.GeneratesByClass)
     for name in ("min_confidence", "max_tries"):
@@ -204,7 +206,7 @@ def _class_source(workdir: Path, task: "tasks.Task", wanted: Mapping[str, int]) 
                 f"leave out --{name}: {workdir} has a generator for each class, whose images need "
                 "no judgement; it is for runs of the semi-supervised GAN"
             )
-    mesh = sharding.make_mesh(1)
+    mesh = devices.make_mesh(1)
     if FLAGS.step is not None:
         generators = runs.generators_at(workdir, task, mesh, FLAGS.step)
         steps = dict.fromkeys(wanted, FLAGS.step)
@@ -228,8 +230,8 @@ def _class_source(workdir: Path, task: "tasks.Task", wanted: Mapping[str, int]) 
 
 def _provenance(workdir: Path, weights: Any) -> dict[str, Any]:
     """The manifest's columns that are the same in every row."""
-    from skin_jax import state
-    from skin_jax.experiment import fitted_on
+    from skin_jax.tasks import state
+    from skin_jax.train.run import fitted_on
 
     return {
         "seed": FLAGS.seed,
@@ -255,14 +257,14 @@ def fill(out: Path, source: Source, wanted: Mapping[str, int]) -> None:
     from PIL import Image
     from tqdm import tqdm
 
-    from skin_jax.data import synthetic
-    from skin_jax.files import write_atomically
+    from skin_jax.base.files import write_atomically
+    from skin_jax.data import generated as generated_lib
 
     settings = {**source.settings, "images": dict(wanted)}
     shared = {key: settings[key] for key in ("seed", "run", "train_split")}
     tried, rows = _resumed(out, settings)
     counts = Counter(row.label for row in rows)
-    if _full(counts, wanted) and (out / synthetic.MANIFEST).exists():
+    if _full(counts, wanted) and (out / generated_lib.MANIFEST).exists():
         print(f"{out} is complete: {_summary(rows, wanted)}", flush=True)
         return
 
@@ -276,7 +278,7 @@ def fill(out: Path, source: Source, wanted: Mapping[str, int]) -> None:
 
     left = 0 if _full(counts, wanted) else max(0, source.max_tries - tried)
     if left:
-        (out / synthetic.MANIFEST).unlink(missing_ok=True)
+        (out / generated_lib.MANIFEST).unlink(missing_ok=True)
     save()  # first of all: it makes the folder one of these settings
     saved = time.monotonic()
     total = sum(wanted.values())
@@ -290,7 +292,7 @@ def fill(out: Path, source: Source, wanted: Mapping[str, int]) -> None:
                 Image.fromarray(candidate.pixels).save(encoded, format="PNG")
                 write_atomically(out / image, encoded.getvalue())
                 rows.append(
-                    synthetic.Generated(
+                    generated_lib.Generated(
                         image=image,
                         label=name,
                         index=index,
@@ -310,7 +312,7 @@ def fill(out: Path, source: Source, wanted: Mapping[str, int]) -> None:
                 saved = time.monotonic()
     save()
     _write_grids(out, rows, source.walks)
-    synthetic.write(out, rows)
+    generated_lib.write(out, rows)
     if not _full(counts, wanted):
         raise UserError(
             f"after {tried} drawn images not every class is full: {_summary(rows, wanted)}; what "
@@ -342,7 +344,7 @@ def _resumed(out: Path, settings: Mapping[str, Any]) -> "tuple[int, list[Generat
       UserError: the folder is one of other settings, or its progress is damaged.
     """
     from skin_jax.config import flatten
-    from skin_jax.data.synthetic import MANIFEST, Generated
+    from skin_jax.data.generated import MANIFEST, Generated
 
     tried, rows, before = 0, [], flatten(settings)
     path = out / PROGRESS
@@ -383,9 +385,9 @@ def _write_grids(
     import numpy as np
     from PIL import Image
 
-    from skin_jax.candidates import WALK_COLUMNS
-    from skin_jax.data.synthetic import GRIDS
-    from skin_jax.eval import figures
+    from skin_jax.data.generated import GRIDS
+    from skin_jax.eval.candidates import WALK_COLUMNS
+    from skin_jax.report import figures
 
     for name in CLASSES:
         shown = [out / row.image for row in rows if row.label == name][:_GRID]
@@ -397,4 +399,4 @@ def _write_grids(
 
 
 if __name__ == "__main__":
-    entry.run(main)
+    command.run(main)

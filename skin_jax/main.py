@@ -12,8 +12,8 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from skin_jax import entry
-from skin_jax.errors import UserError
+from skin_jax.base import command
+from skin_jax.base.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A file of configs/, with ':smoke' for a short try.", lock_config=True
@@ -31,11 +31,12 @@ def main(argv: list[str]) -> None:
         raise UserError("give both --config=configs/X.py and --workdir=DIR; see --help")
     if "arms" in _CONFIG.value:
         raise UserError("this configuration is a study: run it with skin_jax.study")
-    from skin_jax import sharding, train  # JAX takes its time to import: not for --help
+    from skin_jax.base import devices
+    from skin_jax.train import loop  # JAX takes its time to import: not for --help
 
-    sharding.start_distributed(**_CONFIG.value.distributed.to_dict())
-    train.train_and_evaluate(_CONFIG.value, Path(_WORKDIR.value))
+    devices.start_distributed(**_CONFIG.value.distributed.to_dict())
+    loop.train_and_evaluate(_CONFIG.value, Path(_WORKDIR.value))
 
 
 if __name__ == "__main__":
-    entry.run(main)
+    command.run(main)

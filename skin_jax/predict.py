@@ -12,8 +12,8 @@ from pathlib import Path
 
 from absl import flags
 
-from skin_jax import entry
-from skin_jax.errors import UserError
+from skin_jax.base import command
+from skin_jax.base.errors import UserError
 
 _WORKDIR = flags.DEFINE_list("workdir", [], "Folders of trained runs; several are averaged.")
 _IMAGES = flags.DEFINE_string("images", None, "A folder of images, or files, comma-separated.")
@@ -47,4 +47,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    entry.run(main)
+    command.run(main)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from skin_jax import config as config_lib
-from skin_jax.entry import run
+from skin_jax.base.command import run
 
 if TYPE_CHECKING:
     from skin_jax.data.examples import Examples
@@ -36,9 +36,9 @@ _BAR = 40
 def main(argv: list[str]) -> int:
     """Prepares the images and prints classes, lesions and splits; returns the exit status."""
     # Imported here: they take seconds, and --help needs none of them.
-    from skin_jax.data import builder, splits
+    from skin_jax.base.errors import UserError
+    from skin_jax.data import splits, store
     from skin_jax.data.examples import write_skipped
-    from skin_jax.errors import UserError
 
     if argv[1:]:
         raise UserError(f"unexpected argument {argv[1]!r}; did you mean --data_dir={argv[1]}?")
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
         train, val, test = map(float, FLAGS.split_fractions)
     except ValueError:
         raise UserError(f"--split_fractions are three numbers: {FLAGS.split_fractions}") from None
-    examples = builder.prepare(
+    examples = store.prepare(
         FLAGS.data_dir,
         image_size=FLAGS.image_size,
         cache_dir=FLAGS.cache_dir,
@@ -73,12 +73,12 @@ def main(argv: list[str]) -> int:
 
 
 def _classes(examples: "Examples") -> str:
-    from skin_jax.data import lesions
+    from skin_jax.data import classes
 
     counts = Counter(record.label for record in examples.records)
     total, largest = len(examples.records), max(counts.values())
     rows = [f"{total} images of {examples.images.shape[1]}x{examples.images.shape[2]} pixels"]
-    for label, name in enumerate(lesions.CLASSES):
+    for label, name in enumerate(classes.CLASSES):
         bar = "#" * round(_BAR * counts[label] / largest)
         rows.append(f"  {name:5} {counts[label]:6} {counts[label] / total:6.1%}  {bar}".rstrip())
     return "\n".join(rows)
@@ -93,16 +93,16 @@ def _lesions(examples: "Examples") -> str:
 
 
 def _sizes(examples: "Examples", assignment: list[str], split: str, fold: int | None) -> str:
-    from skin_jax.data import lesions, splits
+    from skin_jax.data import classes, splits
 
     counts = Counter(
         (side, record.label) for record, side in zip(examples.records, assignment, strict=True)
     )
     which = f"split '{split}'" + (f", fold {fold}" if fold is not None else "")
-    header = "".join(f"{name:>7}" for name in lesions.CLASSES)
+    header = "".join(f"{name:>7}" for name in classes.CLASSES)
     rows = [f"{which}, images per class", f"  {'':6}{header}{'all':>8}"]
     for side in splits.SPLITS:
-        cells = [counts[side, label] for label in range(lesions.NUM_CLASSES)]
+        cells = [counts[side, label] for label in range(classes.NUM_CLASSES)]
         rows.append(f"  {side:6}" + "".join(f"{c:7}" for c in cells) + f"{sum(cells):8}")
     return "\n".join(rows)
 

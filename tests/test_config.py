@@ -5,7 +5,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from skin_jax import config as config_lib
-from skin_jax.errors import UserError
+from skin_jax.base.errors import UserError
 
 
 def changed(**changes) -> ConfigDict:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from skin_jax import errors
+from skin_jax.base import errors
 
 pytestmark = pytest.mark.xdist_group("end_to_end")  # one worker makes the fixtures, once
 

@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from skin_jax import candidates, errors, sharding, tasks
-from skin_jax.data import splits, synthetic
-from skin_jax.data.lesions import CLASSES
-from skin_jax.errors import UserError
-from skin_jax.eval import runs
-from skin_jax.experiment import reopen_task
+from skin_jax import tasks
+from skin_jax.base import devices, errors
+from skin_jax.base.errors import UserError
+from skin_jax.data import generated as generated_lib
+from skin_jax.data import splits
+from skin_jax.data.classes import CLASSES
+from skin_jax.eval import candidates, runs
+from skin_jax.train.run import reopen_task
 
 pytestmark = pytest.mark.xdist_group("small_gan")  # one worker trains it, once
 
@@ -32,7 +34,7 @@ def workdir(small_gan, tmp_path_factory):
 @pytest.fixture(scope="module")
 def best(workdir):
     task, _ = reopen_task(workdir)
-    state, step = runs.best_of(workdir, task, sharding.make_mesh(1))
+    state, step = runs.best_of(workdir, task, devices.make_mesh(1))
     return task, state, step
 
 
@@ -105,14 +107,14 @@ def test_folder_manifest_and_judgement(run, workdir, best, favourite, tmp_path, 
     assert f"{favourite} 9 of 9 (the last is number" in output.out
     assert f"{favourite} 9/9" in output.err  # the progress bar
     task, state, step = best
-    rows = synthetic.read(tmp_path / "out")
+    rows = generated_lib.read(tmp_path / "out")
     assert [row.label for row in rows] == [favourite] * 9
     members = splits.members(workdir / "splits.csv", "train")
     for row in rows:
         assert row.image == f"{favourite}/{favourite}_0_{row.index}.png"
         assert (row.seed, row.step) == (0, step)
         assert row.run.startswith("tiny-")
-        assert row.train_split == synthetic.train_split_digest(members)
+        assert row.train_split == generated_lib.train_split_digest(members)
         scores = task.predict(state, jnp.asarray(pixels(tmp_path / "out" / row.image))[None])[0]
         assert CLASSES[int(scores.argmax())] == row.label
         assert row.confidence == pytest.approx(float(scores.max()), abs=1e-6)
@@ -126,7 +128,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(run, favouri
     run(tmp_path / "b", per_class=5, classes=favourite)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     run(tmp_path / "c", per_class=70, classes=favourite)  # more than a batch
-    few, many = synthetic.read(tmp_path / "a"), synthetic.read(tmp_path / "c")
+    few, many = generated_lib.read(tmp_path / "a"), generated_lib.read(tmp_path / "c")
     assert many[:5] == few
     for row in few:
         assert contents(tmp_path / "a")[row.image] == contents(tmp_path / "c")[row.image]
@@ -142,7 +144,7 @@ def fill(generate, out, stream, wanted, *, max_tries=1000, **changes):
 
 def test_classes_fill_in_the_order_of_the_stream(generate, tmp_path):
     fill(generate, tmp_path / "out", disc, {"akiec": 3, "df": 2})
-    rows = synthetic.read(tmp_path / "out")
+    rows = generated_lib.read(tmp_path / "out")
     by_class = {name: [r.index for r in rows if r.label == name] for name in ("akiec", "df")}
     assert by_class == {"akiec": [7, 14, 28], "df": [10, 17]}
     assert {row.confidence for row in rows} == {float(np.float32(0.9))}
@@ -156,7 +158,7 @@ def test_classes_that_do_not_come_end_with_a_partial_result(generate, tmp_path):
         fill(generate, out, disc, {"df": 30, "vasc": 2}, max_tries=100)
     assert caught.value.exit_code == errors.PARTIAL
     assert "df 9 of 30 (the last is number 94), vasc 0 of 2" in str(caught.value)
-    assert len(synthetic.read(out)) == 9
+    assert len(generated_lib.read(out)) == 9
     before = contents(out)
     with pytest.raises(UserError, match="after 100 drawn images"):
         fill(generate, out, disc, {"df": 30, "vasc": 2}, max_tries=100)
@@ -173,7 +175,7 @@ def test_a_partial_folder_goes_on_with_more_tries(generate, tmp_path):
     for tries in (100, 400):
         with pytest.raises(UserError, match=f"after {tries} drawn images"):
             fill(generate, out, stream, {"df": 30, "vasc": 2}, max_tries=tries)
-        assert len(synthetic.read(out)) == (9 if tries == 100 else 30)
+        assert len(generated_lib.read(out)) == (9 if tries == 100 else 30)
     with pytest.raises(UserError, match="df 30 of 30"):
         fill(generate, tmp_path / "whole", disc, {"df": 30, "vasc": 2}, max_tries=400)
     assert contents(out) == contents(tmp_path / "whole")
@@ -184,7 +186,7 @@ def test_an_interrupted_folder_ends_as_an_undisturbed_one(generate, tmp_path, mo
     """The write after `after` others never happens; half of the file lies there under a name."""
     wanted = {"akiec": 40, "mel": 30}
     monkeypatch.setattr(generate, "_SECONDS_BETWEEN_SAVES", 0.0 if after % 2 else 1e9)
-    from skin_jax import files
+    from skin_jax.base import files
 
     real, left = files.write_atomically, [10**6]
 
@@ -197,7 +199,7 @@ def test_an_interrupted_folder_ends_as_an_undisturbed_one(generate, tmp_path, mo
         real(path, content)
 
     monkeypatch.setattr(files, "write_atomically", failing)
-    monkeypatch.setattr(synthetic, "write_atomically", failing)
+    monkeypatch.setattr(generated_lib, "write_atomically", failing)
     fill(generate, tmp_path / "whole", disc, wanted)
     writes = 10**6 - left[0]
     left[0] = after * 9
@@ -210,7 +212,7 @@ def test_an_interrupted_folder_ends_as_an_undisturbed_one(generate, tmp_path, mo
     assert interrupted == (after * 9 < writes)
     if interrupted:
         with pytest.raises(UserError, match="has no manifest"):
-            synthetic.read(out)
+            generated_lib.read(out)
     left[0] = 10**6
     fill(generate, out, disc, wanted)
     assert contents(out) == contents(tmp_path / "whole")
@@ -309,7 +311,7 @@ def test_balance_to_reads_the_training_split(run, workdir, favourite, tmp_path):
     (tmp_path / "out" / ".generation.json.abc").write_text("half, from before a kill")
     run(tmp_path / "out", balance_to=real + 3, classes=favourite)
     assert not (tmp_path / "out" / ".generation.json.abc").exists()
-    assert len(synthetic.read(tmp_path / "out")) == 3
+    assert len(generated_lib.read(tmp_path / "out")) == 3
 
 
 def test_killed_and_started_again_on_another_number_of_devices(run, workdir, favourite, tmp_path):
@@ -337,7 +339,7 @@ def test_killed_and_started_again_on_another_number_of_devices(run, workdir, fav
     assert jax.device_count() > 1
     run(whole, classes=favourite, per_class=count)
     assert contents(out) == contents(whole)
-    assert len(synthetic.read(out)) == count
+    assert len(generated_lib.read(out)) == count
 
 
 def test_help_imports_nothing_heavy():

@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from skin_jax import checkpoint, errors, files, sharding
 from skin_jax import config as config_lib
-from skin_jax.augment import to_uint8
-from skin_jax.data import demo, splits, synthetic
-from skin_jax.data.lesions import CLASSES
-from skin_jax.errors import UserError
+from skin_jax.base import devices, errors, files
+from skin_jax.base.errors import UserError
+from skin_jax.data import demo, splits
+from skin_jax.data import generated as generated_lib
+from skin_jax.data.classes import CLASSES
 from skin_jax.eval import runs
-from skin_jax.experiment import reopen_task, start
+from skin_jax.tasks.augment import to_uint8
+from skin_jax.train import checkpoints as checkpoint_lib
+from skin_jax.train.run import reopen_task, start
 
 pytestmark = pytest.mark.xdist_group("generate_dcgan")  # one worker makes the fixtures, once
 
@@ -43,7 +45,7 @@ def workdir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     experiment = start(config, folder)
     init = jax.jit(experiment.task.init)
-    kept = checkpoint.Checkpoints(folder / checkpoint.GENERATORS, keep_all=True)
+    kept = checkpoint_lib.Checkpoints(folder / checkpoint_lib.GENERATORS, keep_all=True)
     generators = {}
     for step in (2, 4, 6):
         # Initial weights are small, and their images all but grey.
@@ -53,7 +55,7 @@ def workdir(tmp_path_factory):
         generators[step] = experiment.task.current(state)
         kept.save(step, generators[step], None)
     kept.close()
-    checkpoints = checkpoint.Checkpoints(folder / "checkpoints")
+    checkpoints = checkpoint_lib.Checkpoints(folder / "checkpoints")
     best = jax.tree.map(lambda a, b: a.at[2].set(b[2]), generators[2], generators[4])
     scores, steps = np.array([0.1, np.inf, 0.2], np.float32), np.array([2, 0, 4], np.int32)
     checkpoints.save(6, state.replace(best=best, best_score=scores, best_step=steps), None)
@@ -64,7 +66,7 @@ def workdir(tmp_path_factory):
 @pytest.fixture(scope="module")
 def generators_at(workdir):
     task, _ = reopen_task(workdir)
-    mesh = sharding.make_mesh(1)
+    mesh = devices.make_mesh(1)
     return lambda step: (task, runs.generators_at(workdir, task, mesh, step))
 
 
@@ -114,7 +116,7 @@ def test_each_class_has_its_best_generator(run, workdir, generators_at, tmp_path
         output.err
     )
     assert "bcc 5 of 5 (the last is number 4), df 5 of 5 (the last is number 4)" in output.out
-    rows = synthetic.read(tmp_path / "out")
+    rows = generated_lib.read(tmp_path / "out")
     steps = {"bcc": 2, "df": 6, "mel": 4}
     assert [(row.label, row.index, row.step) for row in rows] == [
         (name, index, step) for name, step in steps.items() for index in range(5)
@@ -124,7 +126,7 @@ def test_each_class_has_its_best_generator(run, workdir, generators_at, tmp_path
         assert row.image == f"{row.label}/{row.label}_3_{row.index}.png"
         assert (row.confidence, row.seed) == (1.0, 3)
         assert row.run.startswith("tiny-")
-        assert row.train_split == synthetic.train_split_digest(members)
+        assert row.train_split == generated_lib.train_split_digest(members)
     for name, step in steps.items():
         expected = images_of(*generators_at(step), name, 3, range(5))
         for index in range(5):
@@ -136,7 +138,7 @@ def test_each_class_has_its_best_generator(run, workdir, generators_at, tmp_path
 
 def test_images_depend_neither_on_the_other_classes_nor_on_their_number(run, seventy, tmp_path):
     run(tmp_path / "one", per_class=5, classes="mel")
-    many, few = synthetic.read(seventy), synthetic.read(tmp_path / "one")
+    many, few = generated_lib.read(seventy), generated_lib.read(tmp_path / "one")
     assert few == [row for row in many if row.label == "mel"][:5]
     ours, theirs = contents(tmp_path / "one"), contents(seventy)
     for row in few:
@@ -170,19 +172,19 @@ def test_balance_to_and_ratio_read_the_training_split(run, workdir, tmp_path):
     real = {name: int(real[CLASSES.index(name)]) for name in NAMES}
     full = max(real.values())
     run(tmp_path / "out", balance_to=full + 2)
-    made = Counter(row.label for row in synthetic.read(tmp_path / "out"))
+    made = Counter(row.label for row in generated_lib.read(tmp_path / "out"))
     assert made == {name: full + 2 - count for name, count in real.items()}
     run(tmp_path / "twice", ratio=2.0, classes="df")
-    assert len(synthetic.read(tmp_path / "twice")) == 2 * real["df"]
+    assert len(generated_lib.read(tmp_path / "twice")) == 2 * real["df"]
 
 
 def test_step_takes_what_was_kept_then(run, generators_at, tmp_path):
     run(tmp_path / "best", per_class=2)
     run(tmp_path / "two", per_class=2, step=2)
-    rows = synthetic.read(tmp_path / "two")
+    rows = generated_lib.read(tmp_path / "two")
     assert {row.step for row in rows} == {2}
     assert {row.run for row in rows}.isdisjoint(
-        row.run for row in synthetic.read(tmp_path / "best")
+        row.run for row in generated_lib.read(tmp_path / "best")
     )
     best, two = contents(tmp_path / "best"), contents(tmp_path / "two")
     assert best["bcc/bcc_0_0.png"] == two["bcc/bcc_0_0.png"]  # its best step
@@ -222,11 +224,11 @@ def test_an_interrupted_folder_ends_as_an_undisturbed_one(
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
         patch.setattr(files, "write_atomically", failing)
-        patch.setattr(synthetic, "write_atomically", failing)
+        patch.setattr(generated_lib, "write_atomically", failing)
         with pytest.raises(KeyboardInterrupt):
             run(out, per_class=70)
     with pytest.raises(UserError, match="has no manifest"):
-        synthetic.read(out)
+        generated_lib.read(out)
     run(out, per_class=70)
     assert contents(out) == contents(seventy)
 

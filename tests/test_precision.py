@@ -14,8 +14,8 @@ from skin_jax.models.cnn import Cnn
 from skin_jax.models.densenet import DenseNet
 from skin_jax.models.efficientnet_lite import LITE0, EfficientNetLite0
 from skin_jax.models.resnet import ResNet
-from skin_jax.state import digest
 from skin_jax.tasks import classifier
+from skin_jax.tasks.state import digest
 
 # As few layers as have one of each kind.
 CLASSIFIERS = {

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from skin_jax import checkpoint, tasks
 from skin_jax import config as config_lib
-from skin_jax.data.lesions import CLASSES
+from skin_jax import tasks
+from skin_jax.data.classes import CLASSES
 from skin_jax.eval import tables
+from skin_jax.train import checkpoints as checkpoint_lib
 
 pytestmark = pytest.mark.xdist_group("prediction")  # one worker makes the fixtures, once
 
@@ -24,7 +25,7 @@ def workdir(tmp_path_factory):
     )
     task = tasks.build(config, np.ones(7, int), 1, 1.0)
     state = jax.jit(task.init)(jax.random.key(config.seed))
-    checkpoints = checkpoint.Checkpoints(folder / "checkpoints")
+    checkpoints = checkpoint_lib.Checkpoints(folder / "checkpoints")
     checkpoints.save(1, state, 0.5)
     checkpoints.close()
     rows = [f"{name},{name},{name},train" for name in CLASSES]

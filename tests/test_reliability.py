@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from skin_jax import errors
+from skin_jax.base import errors
 
 pair = pytest.mark.xdist_group("pair")  # one worker trains the undisturbed pair, once
 
@@ -434,7 +434,7 @@ def class_folders(tmp_path_factory):
     from PIL import Image
 
     from skin_jax.data import demo
-    from skin_jax.data.lesions import CLASSES
+    from skin_jax.data.classes import CLASSES
 
     folder = tmp_path_factory.mktemp("folders")
     examples = demo.generate(80, 32, 0)

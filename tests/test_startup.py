@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from skin_jax import config as config_lib
-from skin_jax import entry
+from skin_jax.base import command
 
 ROOT = Path(__file__).parents[1]
 SLOW = ("jax", "tensorflow", "sklearn", "matplotlib", "orbax", "flax")  # to import
@@ -76,7 +76,7 @@ def test_a_cache_that_cannot_be_written_gives_one_warning(tmp_path, monkeypatch,
     monkeypatch.setattr(config_lib, "CACHE_ROOT", str(tmp_path / "file"))
     (tmp_path / "file").write_text("")
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
-    entry._keep_compiled()
+    command._keep_compiled()
     assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("warning: compiled programs cannot be kept for the next start")

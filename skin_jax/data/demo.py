@@ -19,9 +19,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from skin_jax.base.errors import UserError
+from skin_jax.data.classes import CLASSES, HAM10000_COUNTS, NUM_CLASSES
 from skin_jax.data.examples import Examples, Record, digest_of
-from skin_jax.data.lesions import CLASSES, HAM10000_COUNTS, NUM_CLASSES
-from skin_jax.errors import UserError
 
 VIEWS_PER_LESION = (2, 1, 1, 1, 3, 1, 1, 1, 2, 1, 1, 1)
 """Images of successive lesions of a class, repeated: 1.33 on average, as in HAM10000."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from skin_jax.files import write_atomically
+from skin_jax.base.files import write_atomically
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from skin_jax.data import images, lesions
+from skin_jax.base.errors import UserError
+from skin_jax.data import classes, images
 from skin_jax.data.examples import Record
-from skin_jax.errors import UserError
 
 _OFFICIAL_SPLITS = {"Training": "train", "Validation": "val", "Test": "test"}
 _HAM_METADATA = ("HAM10000_metadata.csv", "HAM10000_metadata")
@@ -161,7 +161,7 @@ def _is_ham10000(folder: Path) -> bool:
 
 def _is_class_folders(folder: Path) -> bool:
     names = {path.name.casefold() for path in folder.iterdir() if path.is_dir()}
-    return not names.isdisjoint(lesions.CLASSES)
+    return not names.isdisjoint(classes.CLASSES)
 
 
 def _input_folder(root: Path, part: str) -> Path:
@@ -222,7 +222,7 @@ def _read_ham10000(findings: _Findings) -> None:
         if label is None:
             findings.problems.append(
                 f"{row.where}, column dx: unknown class {row.values['dx']!r} "
-                f"(known: {', '.join(lesions.CLASSES)})"
+                f"(known: {', '.join(classes.CLASSES)})"
             )
         labels[image_id] = row, label
     for image_id, (row, label) in _matched(findings, files, labels).items():
@@ -242,7 +242,7 @@ def _read_class_folders(findings: _Findings) -> None:
         if label is None and paths:
             findings.problems.append(
                 f"{folder.name}: unknown class; {len(paths)} image file(s) in it "
-                f"(known: {', '.join(lesions.CLASSES)})"
+                f"(known: {', '.join(classes.CLASSES)})"
             )
         if label is None:
             continue
@@ -263,7 +263,7 @@ LAYOUTS: dict[str, _Layout] = {
         _read_ham10000,
     ),
     "class folders": _Layout(
-        f"one folder per class, named {', '.join(lesions.CLASSES)}",
+        f"one folder per class, named {', '.join(classes.CLASSES)}",
         _is_class_folders,
         _read_class_folders,
     ),
@@ -317,7 +317,7 @@ def _age(findings: _Findings, row: _Row) -> float:
 
 def _class_index(name: str) -> int | None:
     name = name.casefold()
-    return lesions.CLASSES.index(name) if name in lesions.CLASSES else None
+    return classes.CLASSES.index(name) if name in classes.CLASSES else None
 
 
 _Labels = Mapping[str, tuple[_Row, int | None]]
@@ -402,14 +402,14 @@ def _by_id(findings: _Findings, paths: Sequence[Path], seen: dict[str, Path]) ->
 
 def _one_hot(findings: _Findings, path: Path) -> _Labels:
     labels: dict[str, tuple[_Row, int | None]] = {}
-    for image_id, row in _table(findings, path, "image", lesions.CHALLENGE_COLUMNS).items():
+    for image_id, row in _table(findings, path, "image", classes.CHALLENGE_COLUMNS).items():
         labels[image_id] = row, _one_hot_label(findings, row)
     return labels
 
 
 def _one_hot_label(findings: _Findings, row: _Row) -> int | None:
     values = []
-    for column in lesions.CHALLENGE_COLUMNS:
+    for column in classes.CHALLENGE_COLUMNS:
         text = row.values[column]
         value = _number(text)
         if not math.isfinite(value):
@@ -424,7 +424,7 @@ def _one_hot_label(findings: _Findings, row: _Row) -> int | None:
     if abs(max(values) - 1) > 1e-6 or min(values) < -1e-6:
         findings.problems.append(f"{row.where}: the class columns are not one 1 and zeros")
         return None
-    return lesions.CHALLENGE_ORDER[values.index(max(values))]
+    return classes.CHALLENGE_ORDER[values.index(max(values))]
 
 
 def _number(text: str) -> float:

@@ -22,9 +22,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from skin_jax import sharding
-from skin_jax.data.lesions import NUM_CLASSES
-from skin_jax.errors import UserError
+from skin_jax.base import devices
+from skin_jax.base.errors import UserError
+from skin_jax.data.classes import NUM_CLASSES
 
 PyTree = Any
 Feed = dict[str, jax.Array]
@@ -166,9 +166,9 @@ class Pipeline:
         return self._feeds(_eval_blocks(indices, whole), batch_axis=0)
 
     def _feeds(self, blocks: Iterable[_Block], batch_axis: int) -> Iterator[Feed]:
-        placement = sharding.over_batch(self.mesh, batch_axis)
+        placement = devices.over_batch(self.mesh, batch_axis)
         local = self._load(_local(block, self._labels, self.mesh, batch_axis) for block in blocks)
-        return _ahead(sharding.to_global(block, placement) for block in local)
+        return _ahead(devices.to_global(block, placement) for block in local)
 
     def _load(self, blocks: Iterator[_Block]) -> Iterator[_Block]:
         """What of each block travels to the device."""
@@ -181,7 +181,7 @@ class DevicePipeline(Pipeline):
     def __init__(self, images: np.ndarray, labels: np.ndarray, mesh: Mesh):
         """Puts all images on every device of the mesh."""
         super().__init__(images, labels, mesh)
-        self.resident = sharding.to_global(images, sharding.replicated(mesh))
+        self.resident = devices.to_global(images, devices.replicated(mesh))
 
     @staticmethod
     def gather(resident: PyTree, feed: Feed) -> Feed:
@@ -245,7 +245,7 @@ def make(name: str, images: np.ndarray, labels: np.ndarray, mesh: Mesh) -> Pipel
     """
     if name == "auto":
         has_tf = importlib.util.find_spec("tensorflow") is not None
-        fits = sharding.first_decides(_fits(images.nbytes))
+        fits = devices.first_decides(_fits(images.nbytes))
         name = "tf" if has_tf and not fits else "device"
     return PIPELINES[name](images, labels, mesh)
 
@@ -296,7 +296,7 @@ def _eval_blocks(indices: np.ndarray, batch_size: int) -> Iterator[_Block]:
 
 def _local(block: _Block, labels: np.ndarray, mesh: Mesh, batch_axis: int) -> _Block:
     """This process's rows of a block, with labels; indices in the int32 that devices use."""
-    rows = sharding.local_rows(mesh, block["index"].shape[batch_axis])
+    rows = devices.local_rows(mesh, block["index"].shape[batch_axis])
     local = {k: v.take(rows, axis=batch_axis) for k, v in block.items()}
     return {
         **local,

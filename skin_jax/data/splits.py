@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from skin_jax.data import lesions
+from skin_jax.base.errors import UserError
+from skin_jax.base.files import write_atomically
+from skin_jax.data import classes
 from skin_jax.data.examples import Record
-from skin_jax.errors import UserError
-from skin_jax.files import write_atomically
 
 SPLITS = ("train", "val", "test")
 NUM_FOLDS = 5
@@ -131,7 +131,7 @@ def class_counts(path: Path, side: str) -> np.ndarray:
       UserError: the file is missing or damaged.
     """
     counts = Counter(row["label"] for row in _rows(path) if row["split"] == side)
-    return np.array([counts[name] for name in lesions.CLASSES])
+    return np.array([counts[name] for name in classes.CLASSES])
 
 
 def members(path: Path, side: str) -> list[tuple[str, str]]:
@@ -157,7 +157,7 @@ def members_of(
 ) -> list[tuple[str, str]]:
     """What `members` gives back once `write` has written the assignment."""
     return [
-        (record.image_id, lesions.CLASSES[record.label])
+        (record.image_id, classes.CLASSES[record.label])
         for record, own in zip(records, assignment, strict=True)
         if own == side
     ]
@@ -174,7 +174,7 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 
 def _identity(record: Record) -> tuple[str, str, str]:
-    return record.image_id, record.lesion_id, lesions.CLASSES[record.label]
+    return record.image_id, record.lesion_id, classes.CLASSES[record.label]
 
 
 def _check(

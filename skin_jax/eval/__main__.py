@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from skin_jax import entry
-from skin_jax.errors import UserError
+from skin_jax.base import command
+from skin_jax.base.errors import UserError
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -67,43 +67,46 @@ def main(argv: list[str]) -> None:
 
 
 def _compare(predictions: Path, truth: Path, out: Path) -> None:
-    from skin_jax.eval import metrics, report, tables
+    from skin_jax.eval import metrics, tables
+    from skin_jax.report import run as run_report
 
     scores, known = tables.join(predictions, truth)
-    evaluation = report.Evaluation(
+    evaluation = run_report.Evaluation(
         metrics=metrics.evaluate(scores.probabilities, known.labels),
         image_ids=scores.image_ids,
         labels=known.labels,
         probabilities=scores.probabilities,
     )
-    report.write_evaluation(out, evaluation)
-    print(report.table_one(evaluation.metrics))
+    run_report.write_evaluation(out, evaluation)
+    print(run_report.table_one(evaluation.metrics))
     print(f"\nresults: {out}")
 
 
 def _evaluate_split(workdir: Path, split: str, out: Path) -> None:
-    from skin_jax import checkpoint
-    from skin_jax.eval import report, runs
-    from skin_jax.experiment import reopen
+    from skin_jax.eval import runs
+    from skin_jax.report import run as run_report
+    from skin_jax.train import checkpoints as checkpoint_lib
+    from skin_jax.train.run import reopen
 
     experiment = reopen(workdir)
-    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", read_only=True)
+    checkpoints = checkpoint_lib.Checkpoints(workdir / "checkpoints", read_only=True)
     found = runs.evaluate_split(experiment, checkpoints, split, out)
     if found is not None:
-        print(report.table_one(found[0].metrics, found[0].shared_with_train))
+        print(run_report.table_one(found[0].metrics, found[0].shared_with_train))
         print(f"\nresults: {out}", flush=True)
 
 
 def _evaluate_elsewhere(workdir: Path, data_dir: Path, out: Path) -> None:
-    from skin_jax import checkpoint
-    from skin_jax.data import builder, splits
+    from skin_jax.base.errors import warn
+    from skin_jax.data import splits, store
     from skin_jax.data.examples import write_skipped
-    from skin_jax.errors import warn
-    from skin_jax.eval import report, runs
-    from skin_jax.experiment import SPLITS_FILE, reopen_task
+    from skin_jax.eval import runs
+    from skin_jax.report import run as run_report
+    from skin_jax.train import checkpoints as checkpoint_lib
+    from skin_jax.train.run import SPLITS_FILE, reopen_task
 
     task, config = reopen_task(workdir)
-    examples = builder.prepare(
+    examples = store.prepare(
         data_dir,
         image_size=config.data.image_size,
         cache_dir=config.data.cache_dir,
@@ -115,9 +118,9 @@ def _evaluate_elsewhere(workdir: Path, data_dir: Path, out: Path) -> None:
     trained = {image_id for image_id, _ in splits.members(workdir / SPLITS_FILE, "train")}
     if known := sum(record.image_id in trained for record in examples.records):
         warn(f"{known} of the {len(examples.records)} images have the id of a training image")
-    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", read_only=True)
+    checkpoints = checkpoint_lib.Checkpoints(workdir / "checkpoints", read_only=True)
     evaluation = runs.evaluate_examples(task, checkpoints, examples, config.eval_batch_size, out)
-    print(report.table_one(evaluation.metrics))
+    print(run_report.table_one(evaluation.metrics))
     print(f"\nresults: {out}", flush=True)
 
 
@@ -133,13 +136,15 @@ def _measure_quality(folder: Path, out: Path | None) -> None:
     if out.resolve().is_relative_to(folder.resolve()):
         raise UserError(f"{out} lies in {folder}, whose manifest names all of its images")
 
-    from skin_jax import config, sharding
-    from skin_jax.errors import warn
-    from skin_jax.eval import audit, audit_report, features
-    from skin_jax.experiment import reopen
+    from skin_jax import config
+    from skin_jax.base import devices
+    from skin_jax.base.errors import warn
+    from skin_jax.eval import audit, features
+    from skin_jax.report import quality as quality_report
+    from skin_jax.train.run import reopen
 
     generated = audit.generated_images(folder, config.read(workdir).data.image_size)
-    mesh = sharding.make_mesh(None)
+    mesh = devices.make_mesh(None)
     extractor = None
     if _WEIGHTS.value:
         extractor = features.efficientnet_lite0(_WEIGHTS.value, mesh)
@@ -162,15 +167,17 @@ def _measure_quality(folder: Path, out: Path | None) -> None:
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror})") from None
     names = {"generated": folder.resolve().name, "run": workdir.resolve().name}
-    print(audit_report.write(out, audit.audit(real, generated, extractor), real, generated, names))
+    print(
+        quality_report.write(out, audit.audit(real, generated, extractor), real, generated, names)
+    )
     print(f"results: {out}", flush=True)
 
 
 def _warn_of_known_images(workdir: Path, other: Path) -> None:
     """Distances of validation images mean little to a network that was trained on them."""
+    from skin_jax.base.errors import warn
     from skin_jax.data import splits
-    from skin_jax.errors import warn
-    from skin_jax.experiment import SPLITS_FILE
+    from skin_jax.train.run import SPLITS_FILE
 
     trained = {image_id for image_id, _ in splits.members(other / SPLITS_FILE, "train")}
     val = [image_id for image_id, _ in splits.members(workdir / SPLITS_FILE, "val")]
@@ -185,7 +192,7 @@ def _features_of(workdir: Path, mesh: "Mesh") -> "Extractor":
     from skin_jax import tasks
     from skin_jax.eval import runs
     from skin_jax.eval.features import Extractor
-    from skin_jax.experiment import reopen_task
+    from skin_jax.train.run import reopen_task
 
     task, config = reopen_task(workdir)
     if not isinstance(task, tasks.Describes):
@@ -201,4 +208,4 @@ def _features_of(workdir: Path, mesh: "Mesh") -> "Extractor":
 
 
 if __name__ == "__main__":
-    entry.run(main)
+    command.run(main)

@@ -17,11 +17,12 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from skin_jax.data import splits, synthetic
-from skin_jax.data.lesions import CLASSES
+from skin_jax.data import generated as generated_lib
+from skin_jax.data import splits
+from skin_jax.data.classes import CLASSES
 from skin_jax.eval import inference, quality
 from skin_jax.eval.features import Extractor
-from skin_jax.experiment import Experiment
+from skin_jax.train.run import Experiment
 
 DRAWS = 20
 LARGEST_HALF = 3000
@@ -176,7 +177,7 @@ def real_images(experiment: Experiment) -> Real:
         ids=[examples.records[i].image_id for i in train],
         val_images=examples.images[val],
         val_labels=examples.labels[val],
-        train_split=synthetic.train_split_digest(
+        train_split=generated_lib.train_split_digest(
             splits.members_of(examples.records, experiment.assignment, "train")
         ),
     )
@@ -188,8 +189,8 @@ def generated_images(folder: Path, size: int) -> Generated:
     Raises:
       UserError: no such folder, no manifest or one that does not fit, or unreadable images.
     """
-    rows = synthetic.read(folder)
-    examples = synthetic.load(folder, rows, size)
+    rows = generated_lib.read(folder)
+    examples = generated_lib.load(folder, rows, size)
     return Generated(
         images=examples.images,
         labels=examples.labels,

@@ -17,11 +17,11 @@ from absl import flags
 from PIL import Image
 
 from skin_jax import config as config_lib
-from skin_jax import entry
-from skin_jax.data.lesions import NUM_CLASSES
-from skin_jax.errors import UserError, warn
+from skin_jax.base import command
+from skin_jax.base.errors import UserError, warn
+from skin_jax.base.files import write_atomically
+from skin_jax.data.classes import NUM_CLASSES
 from skin_jax.eval import metrics
-from skin_jax.files import write_atomically
 
 if TYPE_CHECKING:
     from skin_jax.tasks import Task
@@ -66,7 +66,8 @@ def frozen_features(task: "Task", images: np.ndarray, seed: int) -> np.ndarray |
     """
     import jax
 
-    from skin_jax import sharding, tasks
+    from skin_jax import tasks
+    from skin_jax.base import devices
     from skin_jax.eval.features import Extractor
 
     if not isinstance(task, tasks.Pretrained) or not isinstance(task, tasks.Describes):
@@ -75,8 +76,8 @@ def frozen_features(task: "Task", images: np.ndarray, seed: int) -> np.ndarray |
     shapes = jax.eval_shape(task.init, rng)
     if task.pretrained(shapes) is shapes:
         return None
-    mesh = sharding.make_mesh(None)
-    state = jax.device_put(task.pretrained(jax.jit(task.init)(rng)), sharding.replicated(mesh))
+    mesh = devices.make_mesh(None)
+    state = jax.device_put(task.pretrained(jax.jit(task.init)(rng)), devices.replicated(mesh))
     extractor = Extractor(
         task.features, state, image_size=images.shape[1], mesh=mesh, network="pretrained"
     )
@@ -130,7 +131,7 @@ def main(argv: list[str]) -> None:
     if not _WORKDIR.value:
         raise UserError("give --workdir=DIR, the folder of a run")
     # It takes its time to import: not for --help, nor before `entry` has named JAX's cache.
-    from skin_jax.experiment import load_examples, read_split, reopen_task
+    from skin_jax.train.run import load_examples, read_split, reopen_task
 
     workdir = Path(_WORKDIR.value)
     config = config_lib.read(workdir)
@@ -165,4 +166,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    entry.run(main)
+    command.run(main)

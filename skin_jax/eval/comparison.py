@@ -45,7 +45,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy import stats
 
-from skin_jax.data.lesions import NUM_CLASSES
+from skin_jax.data.classes import NUM_CLASSES
 from skin_jax.eval import metrics
 from skin_jax.eval.metrics import RESAMPLES, Interval
 

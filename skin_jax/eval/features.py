@@ -10,13 +10,13 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from skin_jax import sharding
-from skin_jax.augment import to_float
-from skin_jax.errors import UserError
+from skin_jax.base import devices
+from skin_jax.base.errors import UserError
 from skin_jax.eval import inference
 from skin_jax.models import pretrained
 from skin_jax.models.efficientnet_lite import EfficientNetLite0
 from skin_jax.models.layers import ClassifierOutput
+from skin_jax.tasks.augment import to_float
 
 PyTree = Any
 
@@ -117,7 +117,7 @@ def efficientnet_lite0(weights: str, mesh: Mesh, flag: str = "--weights") -> Ext
 
     return Extractor(
         features,
-        jax.device_put(variables, sharding.replicated(mesh)),
+        jax.device_put(variables, devices.replicated(mesh)),
         image_size=EFFICIENTNET_SIZE,
         mesh=mesh,
         network=f"EfficientNet-Lite0 with {Path(weights).name}",

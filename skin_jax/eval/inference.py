@@ -7,8 +7,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from skin_jax import sharding
-from skin_jax.data.lesions import NUM_CLASSES
+from skin_jax.base import devices
+from skin_jax.data.classes import NUM_CLASSES
 from skin_jax.data.pipeline import Pipeline
 
 PyTree = Any
@@ -36,8 +36,8 @@ def make_predictor(
 
     jitted = jax.jit(
         forward,
-        out_shardings=sharding.replicated(pipeline.mesh),  # every process has all of them
-        compiler_options=sharding.compiler_options(sharding.platform(pipeline.mesh)),
+        out_shardings=devices.replicated(pipeline.mesh),  # every process has all of them
+        compiler_options=devices.compiler_options(devices.platform(pipeline.mesh)),
     )
 
     def run(state: PyTree, indices: np.ndarray, batch_size: int) -> np.ndarray:
@@ -57,8 +57,8 @@ def over_devices(function: Callable[..., jax.Array], mesh: Mesh) -> Callable[...
       function: a task's predict, explain or features.
       mesh: its size divides the leading axes; the state lies on it already.
     """
-    options = sharding.compiler_options(sharding.platform(mesh))
-    jitted, placement = jax.jit(function, compiler_options=options), sharding.over_batch(mesh)
+    options = devices.compiler_options(devices.platform(mesh))
+    jitted, placement = jax.jit(function, compiler_options=options), devices.over_batch(mesh)
 
     def run(state: PyTree, *arrays: np.ndarray) -> jax.Array:
         return jitted(state, *jax.device_put(arrays, placement))

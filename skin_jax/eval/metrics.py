@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from skin_jax.data.lesions import CLASSES, NUM_CLASSES
+from skin_jax.data.classes import CLASSES, NUM_CLASSES
 
 RESAMPLES = 2000
 FEW_LESIONS = 20

@@ -13,14 +13,16 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from skin_jax import sharding, tasks
+from skin_jax import tasks
+from skin_jax.base import devices
+from skin_jax.base.errors import PARTIAL, UserError, listed, warn
+from skin_jax.base.files import write_atomically
 from skin_jax.data import images
+from skin_jax.data.classes import NUM_CLASSES
 from skin_jax.data.examples import write_skipped
-from skin_jax.data.lesions import NUM_CLASSES
-from skin_jax.errors import PARTIAL, UserError, listed, warn
-from skin_jax.eval import explain, inference, runs, tables
-from skin_jax.experiment import reopen_task
-from skin_jax.files import write_atomically
+from skin_jax.eval import inference, runs, tables
+from skin_jax.report import heatmap
+from skin_jax.train.run import reopen_task
 
 SUFFIXES = frozenset(
     {*images.SUFFIXES, ".gif", ".jfif", ".jpe", ".jp2", ".avif", ".ppm", ".pgm", ".tga"}
@@ -84,7 +86,7 @@ def predict_files(
     ids, ambiguous = image_ids(files)
     skipped_path = out.with_name(f"{out.stem}.skipped.csv")
     _check_targets(files, ids, out, skipped_path, explain_dir)
-    mesh = sharding.make_mesh(None)
+    mesh = devices.make_mesh(None)
     members = [_open(workdir, mesh, tta=tta, explained=bool(explain_dir)) for workdir in workdirs]
     batch_size = -(-min(batch_size, len(files)) // mesh.size) * mesh.size
     sizes = list(dict.fromkeys(member.image_size for member in members))
@@ -105,7 +107,7 @@ def predict_files(
                 labels = values.argmax(axis=1).astype(np.int32)
                 maps = [m.heat_maps(stacks[m.image_size], labels) for m in members if m.heat_maps]
                 overlays = pool.map(
-                    explain.overlay,
+                    heatmap.overlay,
                     stacks[max(sizes)][: len(batch.places)],
                     zip(*maps, strict=True),
                     labels,

@@ -10,17 +10,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from skin_jax import checkpoint, sharding, tasks
+from skin_jax import tasks
+from skin_jax.base import devices
+from skin_jax.base.errors import UserError
 from skin_jax.config import flatten, without_folders
 from skin_jax.data import pipeline as pipelines
 from skin_jax.data import splits
+from skin_jax.data.classes import CLASSES, NUM_CLASSES
 from skin_jax.data.examples import Examples
-from skin_jax.data.lesions import CLASSES, NUM_CLASSES
-from skin_jax.errors import UserError
-from skin_jax.eval import metrics, report
+from skin_jax.eval import metrics
 from skin_jax.eval.inference import make_predictor
-from skin_jax.experiment import Experiment
-from skin_jax.metric_writer import HISTORY, read_history
+from skin_jax.report import kit
+from skin_jax.report import run as run_report
+from skin_jax.train import checkpoints as checkpoint_lib
+from skin_jax.train.history import HISTORY, read_history
+from skin_jax.train.run import Experiment
 
 PyTree = Any
 
@@ -32,7 +36,7 @@ _SPECIFICITIES = (0.90, 0.95)
 
 
 def best_state(
-    task: tasks.Task, checkpoints: checkpoint.Checkpoints, mesh: Mesh
+    task: tasks.Task, checkpoints: checkpoint_lib.Checkpoints, mesh: Mesh
 ) -> tuple[PyTree, int]:
     """The best checkpoint's state and its step.
 
@@ -101,7 +105,7 @@ def generators_at(workdir: Path, task: tasks.Task, mesh: Mesh, step: int) -> PyT
     assert isinstance(task, tasks.GeneratesByClass)
     template = _template(task, mesh)
     with (
-        _checkpoints_of(workdir, checkpoint.GENERATORS) as kept,
+        _checkpoints_of(workdir, checkpoint_lib.GENERATORS) as kept,
         _checkpoints_of(workdir) as checkpoints,
     ):
         if step in kept.steps():
@@ -114,13 +118,13 @@ def generators_at(workdir: Path, task: tasks.Task, mesh: Mesh, step: int) -> PyT
 
 def _checkpoints_of(
     workdir: Path, name: str = "checkpoints"
-) -> "contextlib.closing[checkpoint.Checkpoints]":
-    return contextlib.closing(checkpoint.Checkpoints(workdir / name, read_only=True))
+) -> "contextlib.closing[checkpoint_lib.Checkpoints]":
+    return contextlib.closing(checkpoint_lib.Checkpoints(workdir / name, read_only=True))
 
 
 def _template(task: tasks.Task, mesh: Mesh) -> PyTree:
     shapes = jax.eval_shape(task.init, jax.random.key(0))
-    return checkpoint.template_of(shapes, sharding.replicated(mesh))
+    return checkpoint_lib.template_of(shapes, devices.replicated(mesh))
 
 
 def _no_such_step(workdir: Path, step: int, what: str, steps: Sequence[int]) -> UserError:
@@ -129,8 +133,8 @@ def _no_such_step(workdir: Path, step: int, what: str, steps: Sequence[int]) -> 
 
 
 def evaluate_split(
-    experiment: Experiment, checkpoints: checkpoint.Checkpoints, split: str, out: Path
-) -> tuple[report.Evaluation, Sequence[report.Section]] | None:
+    experiment: Experiment, checkpoints: checkpoint_lib.Checkpoints, split: str, out: Path
+) -> tuple[run_report.Evaluation, Sequence[kit.Section]] | None:
     """Evaluates the best checkpoint on a split and writes the results into the folder `out`.
 
     Melanoma's operating points have their thresholds from the validation split. Of several
@@ -176,29 +180,29 @@ def evaluate_split(
         shared_with_train=shared if split == "test" else None,
         operating_points=operating_points,
     )
-    return evaluation, report.write_evaluation(out, evaluation) if sharding.is_first() else ()
+    return evaluation, run_report.write_evaluation(out, evaluation) if devices.is_first() else ()
 
 
 def evaluate_examples(
     task: tasks.Task,
-    checkpoints: checkpoint.Checkpoints,
+    checkpoints: checkpoint_lib.Checkpoints,
     examples: Examples,
     batch_size: int,
     out: Path,
-) -> report.Evaluation:
+) -> run_report.Evaluation:
     """Evaluates the best checkpoint on examples from elsewhere (external validation) into `out`."""
-    mesh = sharding.make_mesh(None)
+    mesh = devices.make_mesh(None)
     state, step = best_state(task, checkpoints, mesh)
     pipeline = pipelines.make("auto", examples.images, examples.labels, mesh)
     predict = make_predictor(_classifier(task).predict, pipeline)
     indices = np.arange(len(examples.records))
     probabilities = predict(state, indices, batch_size)
     evaluation = _evaluation(examples, indices, probabilities, step=step)
-    report.write_evaluation(out, evaluation)
+    run_report.write_evaluation(out, evaluation)
     return evaluation
 
 
-def write_page(experiment: Experiment, evaluation: Sequence[report.Section], workdir: Path) -> Path:
+def write_page(experiment: Experiment, evaluation: Sequence[kit.Section], workdir: Path) -> Path:
     """Writes `report.html` of a run; the sections are those of its test set, or none."""
     examples = experiment.examples
     grids = sorted((workdir / "samples").glob("step_*.png"), key=lambda path: int(path.stem[5:]))
@@ -210,8 +214,8 @@ def write_page(experiment: Experiment, evaluation: Sequence[report.Section], wor
     if experiment.synthetic is not None:
         labels = experiment.synthetic.labels
         counts["generated, for training"] = np.bincount(labels, minlength=NUM_CLASSES)
-    note = [report.Section("The demo", [report.Text(DEMO_NOTE)])] if experiment.is_demo else []
-    return report.write_run_report(
+    note = [kit.Section("The demo", [kit.Text(DEMO_NOTE)])] if experiment.is_demo else []
+    return run_report.write_run_report(
         workdir,
         title=f"skin_jax: {experiment.config.task}" + ", procedural lesions" * experiment.is_demo,
         facts={"steps": experiment.num_steps, **without_folders(flatten(experiment.config))},
@@ -234,19 +238,19 @@ def _classifier(task: tasks.Task) -> tasks.Classifies:
 
 def _evaluation(
     examples: Examples, indices: np.ndarray, probabilities: np.ndarray, **facts: Any
-) -> report.Evaluation:
+) -> run_report.Evaluation:
     labels = examples.labels[indices]
     records = [examples.records[i] for i in indices]
     known = any(record.lesion_id != record.image_id for record in records)
     lesion_ids = [record.lesion_id for record in records] if known else None
     if not known:
         facts["shared_with_train"] = None  # nobody knows
-    return report.Evaluation(
+    return run_report.Evaluation(
         metrics=metrics.evaluate(probabilities, labels, lesion_ids),
         image_ids=[record.image_id for record in records],
         labels=labels,
         probabilities=probabilities,
-        mistake_images=examples.images[indices[report.mistaken(probabilities, labels)]],
+        mistake_images=examples.images[indices[run_report.mistaken(probabilities, labels)]],
         subgroups=metrics.subgroups(
             probabilities,
             labels,

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from skin_jax.data.lesions import CHALLENGE_COLUMNS, CHALLENGE_ORDER, CLASSES
-from skin_jax.errors import UserError, listed
-from skin_jax.files import write_atomically
+from skin_jax.base.errors import UserError, listed
+from skin_jax.base.files import write_atomically
+from skin_jax.data.classes import CHALLENGE_COLUMNS, CHALLENGE_ORDER, CLASSES
 
 COLUMNS = ("image", *CHALLENGE_COLUMNS)
 

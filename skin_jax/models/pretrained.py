@@ -11,8 +11,8 @@ import numpy as np
 from flax import traverse_util
 from safetensors import SafetensorError, safe_open
 
+from skin_jax.base.errors import UserError, first_line, listed
 from skin_jax.config import HUB_PREFIX
-from skin_jax.errors import UserError, first_line, listed
 from skin_jax.models import densenet
 from skin_jax.models.densenet import DenseNet
 from skin_jax.models.efficientnet_lite import EfficientNetLite0

@@ -11,18 +11,17 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from skin_jax import augment, losses, optimizers
+from skin_jax.base.errors import UserError
 from skin_jax.config import NO_WEIGHTS, at_least, choice
-from skin_jax.errors import UserError
 from skin_jax.models import pretrained
 from skin_jax.models.cnn import Cnn
 from skin_jax.models.densenet import DenseNet
 from skin_jax.models.efficientnet_lite import EfficientNetLite0
 from skin_jax.models.layers import ClassifierOutput
 from skin_jax.models.resnet import ResNet
-from skin_jax.state import ClassifierState, Network, guard, update_ema
-from skin_jax.tasks import settings
+from skin_jax.tasks import augment, losses, optimizers, settings
 from skin_jax.tasks.gradcam import grad_cam
+from skin_jax.tasks.state import ClassifierState, Network, guard, update_ema
 
 PyTree = Any
 Metrics = dict[str, jax.Array]

@@ -15,13 +15,12 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from skin_jax import augment, losses, optimizers
+from skin_jax.base.errors import UserError
 from skin_jax.config import at_least, choice, class_labels
-from skin_jax.errors import UserError
 from skin_jax.models.dcgan import Discriminator, Generator, check_image_size
-from skin_jax.state import ClassGansState, GanState, Network
-from skin_jax.tasks import settings
+from skin_jax.tasks import augment, losses, optimizers, settings
 from skin_jax.tasks.gan import Metrics, adversarial_step, in_training
+from skin_jax.tasks.state import ClassGansState, GanState, Network
 
 PyTree = Any
 Stack = Literal["auto", "vmap", "unroll"]

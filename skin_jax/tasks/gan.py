@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import optax
 
-from skin_jax.state import GanState, Network, guard, update_ema
+from skin_jax.tasks.state import GanState, Network, guard, update_ema
 
 PyTree = Any
 Metrics = dict[str, jax.Array]

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from skin_jax.augment import Augmentation
+from skin_jax.base.errors import UserError
 from skin_jax.config import at_least, choice
-from skin_jax.errors import UserError
+from skin_jax.tasks.augment import Augmentation
 
 _DTYPES = {"float32": jnp.float32, "bf16": jnp.bfloat16}
 

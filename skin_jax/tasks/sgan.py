@@ -12,14 +12,13 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from skin_jax import augment, losses, optimizers
+from skin_jax.base.errors import UserError
 from skin_jax.config import at_least, choice
-from skin_jax.errors import UserError
 from skin_jax.models.sgan import Discriminator, DiscriminatorOutput, Generator, check_image_size
-from skin_jax.state import GanState, Network
-from skin_jax.tasks import settings
+from skin_jax.tasks import augment, losses, optimizers, settings
 from skin_jax.tasks.gan import Metrics, adversarial_step, in_training
 from skin_jax.tasks.gradcam import grad_cam
+from skin_jax.tasks.state import GanState, Network
 
 PyTree = Any
 GeneratorLoss = Literal["minimax", "non_saturating", "feature_matching"]

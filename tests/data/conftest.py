@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from skin_jax.data import lesions
+from skin_jax.data import classes
 
 COLUMNS = "image,MEL,NV,BCC,AKIEC,BKL,DF,VASC"
 
@@ -19,7 +19,7 @@ def save_image(path: Path, seed: int, size: tuple[int, int] = (12, 9)) -> None:
 
 
 def one_hot(image_id: str, name: str) -> str:
-    columns = lesions.CHALLENGE_COLUMNS
+    columns = classes.CHALLENGE_COLUMNS
     return ",".join([image_id, *(f"{float(c == name.upper())}" for c in columns)])
 
 
@@ -59,7 +59,7 @@ def write_class_folders(root: Path, labels: dict[str, str]) -> Path:
 @pytest.fixture
 def labels() -> dict[str, str]:
     """Fourteen images, two of each class."""
-    return {f"ISIC_{k:07}": lesions.CLASSES[k % 7] for k in range(14)}
+    return {f"ISIC_{k:07}": classes.CLASSES[k % 7] for k in range(14)}
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ from sklearn.metrics import balanced_accuracy_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from skin_jax.base.errors import BAD_INPUT, UserError
 from skin_jax.data import demo
+from skin_jax.data.classes import CLASSES, HAM10000_COUNTS
 from skin_jax.data.examples import Examples
-from skin_jax.data.lesions import CLASSES, HAM10000_COUNTS
-from skin_jax.errors import BAD_INPUT, UserError
 
 
 @pytest.fixture(scope="module")

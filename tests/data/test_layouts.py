@@ -5,8 +5,8 @@ from collections import Counter
 
 import pytest
 
-from skin_jax.data import layouts, lesions
-from skin_jax.errors import UserError
+from skin_jax.base.errors import UserError
+from skin_jax.data import classes, layouts
 
 TRUTH = "ISIC2018_Task3_Training_GroundTruth/ISIC2018_Task3_Training_GroundTruth.csv"
 INPUT = "ISIC2018_Task3_Training_Input"
@@ -33,7 +33,7 @@ def test_official_layout(official, labels):
     assert listing.layout == "ISIC 2018 Task 3"
     assert listing.problems == ()
     assert [r.image_id for r in listing.records] == sorted(labels)
-    assert {r.image_id: lesions.CLASSES[r.label] for r in listing.records} == labels
+    assert {r.image_id: classes.CLASSES[r.label] for r in listing.records} == labels
     first = listing.records[0]
     assert first.lesion_id == "L0"
     assert listing.records[1].lesion_id == "L0"
@@ -62,7 +62,7 @@ def test_metadata_beside_the_official_folders_is_joined_by_id(official, labels):
     assert (second.sex, second.localization) == ("", "trunk")
     assert math.isnan(second.age)
     # The official files go before: label, lesion and confirmation stay theirs.
-    assert (lesions.CLASSES[first.label], first.lesion_id) == (labels["ISIC_0000000"], "L0")
+    assert (classes.CLASSES[first.label], first.lesion_id) == (labels["ISIC_0000000"], "L0")
     assert first.confirmation == "histo"
     assert len(others) == 12
     (official / GROUPINGS).unlink()
@@ -93,7 +93,7 @@ def test_ham10000_layout(tmp_path, labels, write, metadata):
     listing = layouts.read(root)
     assert listing.layout == "HAM10000"
     assert listing.problems == ()
-    assert {r.image_id: lesions.CLASSES[r.label] for r in listing.records} == labels
+    assert {r.image_id: classes.CLASSES[r.label] for r in listing.records} == labels
     first = listing.records[0]
     assert (first.lesion_id, first.age, first.sex) == ("HAM_0", 40.0, "male")
     assert (first.localization, first.confirmation) == ("back", "histo")
@@ -124,7 +124,7 @@ def test_class_folders_in_any_case(tmp_path, labels, write):
     listing = layouts.read(root)
     assert listing.layout == "class folders"
     assert listing.problems == ()
-    assert {r.image_id: lesions.CLASSES[r.label] for r in listing.records} == labels
+    assert {r.image_id: classes.CLASSES[r.label] for r in listing.records} == labels
 
 
 def test_a_symlinked_folder_is_read(official, tmp_path):
@@ -136,9 +136,9 @@ def test_a_symlinked_folder_is_read(official, tmp_path):
 def test_real_data(real_data):
     listing = layouts.read(real_data)
     assert listing.problems == ()
-    counts = Counter(lesions.CLASSES[r.label] for r in listing.records)
+    counts = Counter(classes.CLASSES[r.label] for r in listing.records)
     assert len(listing.records) == 5984
-    assert [counts[name] for name in lesions.CLASSES] == [183, 264, 583, 60, 491, 4323, 80]
+    assert [counts[name] for name in classes.CLASSES] == [183, 264, 583, 60, 491, 4323, 80]
     assert {r.confirmation for r in listing.records} == {
         "histo",
         "follow_up",

@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from skin_jax import sharding
+from skin_jax.base import devices
+from skin_jax.base.errors import UserError
 from skin_jax.data import pipeline as pipelines
-from skin_jax.errors import UserError
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (23, 4, 4, 3), dtype=np.uint8)
@@ -18,7 +18,7 @@ BOTH = [pytest.param("tf", marks=needs_tf), "device"]
 
 
 def make(name: str, num_devices: int = 1) -> pipelines.Pipeline:
-    return pipelines.make(name, IMAGES, LABELS, sharding.make_mesh(num_devices))
+    return pipelines.make(name, IMAGES, LABELS, devices.make_mesh(num_devices))
 
 
 def order(sampling: str = "natural", seed: int = 0, indices=None) -> pipelines.Order:

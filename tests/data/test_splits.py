@@ -5,9 +5,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from skin_jax.base.errors import UserError
 from skin_jax.data import splits
 from skin_jax.data.examples import Record
-from skin_jax.errors import UserError
 
 FRACTIONS = (0.7, 0.1, 0.2)
 

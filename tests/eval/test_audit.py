@@ -10,13 +10,17 @@ from absl import flags
 from PIL import Image
 
 from skin_jax import config as config_lib
-from skin_jax import sharding, tasks, train
-from skin_jax.data import demo, splits, synthetic
+from skin_jax import tasks
+from skin_jax.base import devices
+from skin_jax.base.errors import UserError
+from skin_jax.data import demo, splits
+from skin_jax.data import generated as generated_lib
+from skin_jax.data.classes import CLASSES
 from skin_jax.data.images import decode
-from skin_jax.data.lesions import CLASSES
-from skin_jax.errors import UserError
-from skin_jax.eval import audit, audit_report, features, quality
-from skin_jax.experiment import reopen, reopen_task
+from skin_jax.eval import audit, features, quality
+from skin_jax.report import quality as quality_report
+from skin_jax.train import loop
+from skin_jax.train.run import reopen, reopen_task
 
 pytestmark = pytest.mark.xdist_group("audit")  # one worker makes the fixtures, once
 
@@ -47,7 +51,7 @@ def workdir(tmp_path_factory):
     config = config_lib.sgan()
     config.update_from_flattened_dict(SMALL)
     folder = tmp_path_factory.mktemp("runs") / "tiny"
-    train.train_and_evaluate(config, folder)
+    loop.train_and_evaluate(config, folder)
     return folder
 
 
@@ -65,7 +69,7 @@ def blocks(state, images):
 
 @pytest.fixture(scope="module")
 def extractor():
-    mesh = sharding.make_mesh(None)
+    mesh = devices.make_mesh(None)
     assert mesh.size > 1
     return features.Extractor(
         blocks, jnp.float32(0.5), image_size=16, mesh=mesh, network="blocks of colour"
@@ -97,7 +101,7 @@ def others(count, seed=1):
 def write_folder(folder, images, labels, train_split):
     rows = []
     for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-        row = synthetic.Generated(
+        row = generated_lib.Generated(
             image=f"{CLASSES[label]}/{i}.png",
             label=CLASSES[label],
             index=i,
@@ -110,7 +114,7 @@ def write_folder(folder, images, labels, train_split):
         (folder / CLASSES[label]).mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(folder / row.image)
         rows.append(row)
-    synthetic.write(folder, rows)
+    generated_lib.write(folder, rows)
 
 
 def test_features_do_not_depend_on_the_batch_and_images_are_resized_as_pillow_does(extractor):
@@ -119,7 +123,7 @@ def test_features_do_not_depend_on_the_batch_and_images_are_resized_as_pillow_do
         lambda state, x: x.reshape(len(x), -1).astype(jnp.float32),
         jnp.float32(0),
         image_size=20,
-        mesh=sharding.make_mesh(None),
+        mesh=devices.make_mesh(None),
         network="pixels",
     )
     resized = pixels(images)
@@ -131,7 +135,7 @@ def test_features_do_not_depend_on_the_batch_and_images_are_resized_as_pillow_do
     assert "pixels, of images at 20x20" in pixels.description
     assert extractor(images[:, ::2, ::2]).shape == (70, 48)  # the size that it has: not resized
     broken = features.Extractor(
-        blocks, jnp.float32(np.nan), image_size=16, mesh=sharding.make_mesh(None), network="broken"
+        blocks, jnp.float32(np.nan), image_size=16, mesh=devices.make_mesh(None), network="broken"
     )
     with pytest.raises(UserError, match="not all features of broken, of images at 16x16"):
         broken(images)
@@ -206,7 +210,7 @@ def test_planted_copies_are_found_however_they_are_turned(real, extractor, tmp_p
     assert copies.closest[0].distance == pytest.approx(0, abs=1e-6)
     assert copies.share(np.ones(40, bool)) >= 3 / 40
 
-    text = audit_report.write(tmp_path, found, real, folder, {"run": "tiny"})
+    text = quality_report.write(tmp_path, found, real, folder, {"run": "tiny"})
     content = json.loads((tmp_path / "quality.json").read_text())
     closest = content["copies"]["closest"]
     assert len(closest) == audit.PAIRS_SHOWN
@@ -228,7 +232,7 @@ def test_val_images_of_trained_lesions_are_no_yardstick(workdir):
     found = audit.real_images(dataclasses.replace(experiment, examples=examples))
     np.testing.assert_array_equal(found.val_images, experiment.examples.images[val[1:]])
     members = splits.members(workdir / "splits.csv", "train")
-    assert found.train_split == synthetic.train_split_digest(members)
+    assert found.train_split == generated_lib.train_split_digest(members)
 
 
 def test_too_few_images_are_null_and_said(real, extractor, tmp_path):
@@ -243,7 +247,7 @@ def test_too_few_images_are_null_and_said(real, extractor, tmp_path):
     )
     folder = generated(others(17), [0, 1, 1, 1, 2, 2, 3, 3, 3, 4, *[NV] * 7], "0" * 64)
     found = audit.audit(real, folder, extractor, progress=False)
-    text = " ".join(audit_report.write(tmp_path, found, real, folder, {}).split())
+    text = " ".join(quality_report.write(tmp_path, found, real, folder, {}).split())
     groups = json.loads((tmp_path / "quality.json").read_text())["groups"]
     for name in ("akiec", "bcc", "bkl"):
         for key in ("generated", "floor", "halves", "shuffled"):
@@ -322,7 +326,7 @@ def test_without_features_there_is_the_sliced_wasserstein_distance(run, folder, 
     assert nv["swd"]["mean"] == pytest.approx((nv["swd_32"]["mean"] + nv["swd_16"]["mean"]) / 2)
     assert str(workdir.parent) not in (out / "quality.md").read_text()
     assert sorted(folder.rglob("*")) == before  # and its manifest still fits
-    assert len(synthetic.read(folder)) == 12
+    assert len(generated_lib.read(folder)) == 12
 
 
 def test_features_of_a_run_and_images_of_a_foreign_generator(run, workdir, tmp_path, capfd):
@@ -381,7 +385,7 @@ def test_efficientnet_finds_a_planted_copy_of_a_real_image(real_data):
     train, val, fresh = np.split(pictures, [120, 160])
     planted = [train[17], cropped(train[99][:, ::-1]), np.rot90(cropped(train[110]), 3)]
     extractor = features.efficientnet_lite0(
-        str(Path(weights) / "tf_efficientnet_lite0.in1k.safetensors"), sharding.make_mesh(None)
+        str(Path(weights) / "tf_efficientnet_lite0.in1k.safetensors"), devices.make_mesh(None)
     )
     described = extractor(train)
     assert described.shape == (120, 1280)

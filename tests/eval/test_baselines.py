@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from skin_jax.errors import UserError
+from skin_jax.base.errors import UserError
 from skin_jax.eval import baselines
 
 RNG = np.random.default_rng(0)

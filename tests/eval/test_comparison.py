@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from skin_jax.data.lesions import NUM_CLASSES
+from skin_jax.data.classes import NUM_CLASSES
 from skin_jax.eval import comparison, metrics
 
 

@@ -11,7 +11,7 @@ from isic_challenge_scoring import load_csv
 from isic_challenge_scoring import metrics as scorer
 from sklearn import metrics as reference
 
-from skin_jax.data.lesions import CLASSES, NUM_CLASSES
+from skin_jax.data.classes import CLASSES, NUM_CLASSES
 from skin_jax.eval import metrics, tables
 
 

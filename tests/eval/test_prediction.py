@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from skin_jax import checkpoint, experiment, sharding, tasks
 from skin_jax import config as config_lib
+from skin_jax import tasks
+from skin_jax.base import devices
+from skin_jax.base.errors import UserError
 from skin_jax.data import images
-from skin_jax.data.lesions import CLASSES
-from skin_jax.errors import UserError
+from skin_jax.data.classes import CLASSES
 from skin_jax.eval import prediction, runs, tables
+from skin_jax.train import checkpoints as checkpoint_lib
+from skin_jax.train import run as run_lib
 
 pytestmark = pytest.mark.xdist_group("prediction")  # one worker makes the fixtures, once
 
@@ -32,7 +35,7 @@ def run(folder: Path, **changes) -> Path:
     state = jax.jit(task.init)(jax.random.key(config.seed))
     larger = jax.tree.map(lambda x: 3 * x, (state.discriminator.params, state.ema))
     discriminator = state.discriminator.replace(params=larger[0])
-    checkpoints = checkpoint.Checkpoints(folder / "checkpoints")
+    checkpoints = checkpoint_lib.Checkpoints(folder / "checkpoints")
     checkpoints.save(1, state.replace(discriminator=discriminator, ema=larger[1]), 0.5)
     checkpoints.close()
     rows = [f"{name},{name},{name},train" for name in CLASSES]
@@ -54,8 +57,8 @@ def other_workdir(tmp_path_factory):
 
 def of_run(workdir: Path):
     """The task, its best state and its image size."""
-    task, config = experiment.reopen_task(workdir)
-    state, _ = runs.best_of(workdir, task, sharding.make_mesh(None))
+    task, config = run_lib.reopen_task(workdir)
+    state, _ = runs.best_of(workdir, task, devices.make_mesh(None))
     return task, state, config.data.image_size
 
 
@@ -455,7 +458,7 @@ def test_tasks_that_do_not_classify_or_explain_are_refused(workdir, folder, tmp_
         def __init__(self, task):
             self.init, self.predict = task.init, task.predict
 
-    reopen_task = experiment.reopen_task
+    reopen_task = run_lib.reopen_task
 
     def classifier(workdir):
         task, config = reopen_task(workdir)

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from skin_jax import checkpoint
-from skin_jax.data import builder
-from skin_jax.data.lesions import CLASSES
-from skin_jax.errors import UserError
+from skin_jax.base.errors import UserError
+from skin_jax.data import store
+from skin_jax.data.classes import CLASSES
 from skin_jax.eval import runs, tables
-from skin_jax.experiment import reopen, reopen_task
+from skin_jax.train import checkpoints as checkpoint_lib
+from skin_jax.train.run import reopen, reopen_task
 
 pytestmark = pytest.mark.xdist_group("small_gan")  # one worker trains it, once
 
@@ -27,7 +27,7 @@ def experiment(workdir):
 
 @pytest.fixture
 def checkpoints(workdir):
-    opened = checkpoint.Checkpoints(workdir / "checkpoints", read_only=True)
+    opened = checkpoint_lib.Checkpoints(workdir / "checkpoints", read_only=True)
     yield opened
     opened.close()
 
@@ -51,7 +51,7 @@ def test_an_empty_split_is_said_and_writes_nothing(experiment, checkpoints, tmp_
 
 
 def test_a_run_without_checkpoints_says_so(experiment, tmp_path):
-    empty = checkpoint.Checkpoints(tmp_path / "checkpoints")
+    empty = checkpoint_lib.Checkpoints(tmp_path / "checkpoints")
     with pytest.raises(UserError, match="no checkpoint yet"):
         runs.best_state(experiment.task, empty, experiment.mesh)
     empty.close()
@@ -64,7 +64,7 @@ def test_another_labelled_folder_is_evaluated_whole(workdir, experiment, checkpo
         for i in range(2):
             pixels = np.random.default_rng([label, i]).integers(0, 256, (40, 50, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / f"{name}_{i}.png")
-    examples = builder.prepare(
+    examples = store.prepare(
         tmp_path / "other", image_size=32, cache_dir=tmp_path / "cache", progress=False
     )
     task, _ = reopen_task(workdir)

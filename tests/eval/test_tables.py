@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from skin_jax.data.lesions import NUM_CLASSES
-from skin_jax.errors import BAD_INPUT, UserError
+from skin_jax.base.errors import BAD_INPUT, UserError
+from skin_jax.data.classes import NUM_CLASSES
 from skin_jax.eval import tables
 
 HEADER = "image,MEL,NV,BCC,AKIEC,BKL,DF,VASC\n"

@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 import yaml
 
-from skin_jax import errors
+from skin_jax.base import errors
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "launch/gke_jobset.yaml"

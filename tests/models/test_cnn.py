@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from skin_jax.errors import UserError
+from skin_jax.base.errors import UserError
 from skin_jax.models import pretrained
 from skin_jax.models.cnn import Cnn
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from skin_jax.errors import UserError
+from skin_jax.base.errors import UserError
 from skin_jax.models import pretrained
 from skin_jax.models.densenet import DenseNet
 from skin_jax.models.efficientnet_lite import EfficientNetLite0

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from skin_jax import augment, losses, tasks
 from skin_jax import config as config_lib
-from skin_jax.errors import UserError
+from skin_jax import tasks
+from skin_jax.base.errors import UserError
 from skin_jax.models.layers import ClassifierHead, ClassifierOutput, StridedConv, batch_norm
-from skin_jax.state import digest
-from skin_jax.tasks import classifier
+from skin_jax.tasks import augment, classifier, losses
+from skin_jax.tasks.state import digest
 
 RNG = jax.random.key(0)
 BATCH = {

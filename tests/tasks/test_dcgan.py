@@ -8,10 +8,10 @@ import pytest
 
 from skin_jax import config as config_lib
 from skin_jax import tasks
-from skin_jax.data.lesions import CLASSES
-from skin_jax.errors import UserError
-from skin_jax.state import MAX_NONFINITE_IN_A_ROW, digest
+from skin_jax.base.errors import UserError
+from skin_jax.data.classes import CLASSES
 from skin_jax.tasks import dcgan
+from skin_jax.tasks.state import MAX_NONFINITE_IN_A_ROW, digest
 
 RNG = jax.random.key(3)
 B = 4

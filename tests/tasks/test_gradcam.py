@@ -4,8 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from skin_jax import augment, tasks
 from skin_jax import config as config_lib
+from skin_jax import tasks
+from skin_jax.tasks import augment
 from skin_jax.tasks.gradcam import grad_cam
 
 RNG = np.random.default_rng(0)

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from skin_jax import config as config_lib
-from skin_jax import losses, tasks
-from skin_jax.errors import UserError
-from skin_jax.state import digest
-from skin_jax.tasks import settings, sgan
+from skin_jax import tasks
+from skin_jax.base.errors import UserError
+from skin_jax.tasks import losses, settings, sgan
+from skin_jax.tasks.state import digest
 
 RNG = jax.random.key(0)
 BATCH = {

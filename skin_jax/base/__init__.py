@@ -1,0 +1,1 @@
+"""Errors, files, command lines, devices: what every room stands on; imports nothing of ours."""

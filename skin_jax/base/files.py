@@ -1,0 +1,71 @@
+"""Files among several processes: written whole or not at all, and locks."""
+
+import contextlib
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from skin_jax.base.errors import UserError, warn
+
+
+def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
+    """Writes a whole file or nothing, so that a reader never meets half of it.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
+    path = Path(path)
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+            # mkstemp makes files that only their owner reads; a result is as readable as any file.
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, waiting_for: str | None = None) -> Iterator[int | None]:
+    """Lets one process at a time in; the lock goes with its process, also with a killed one.
+
+    Args:
+      path: of the lock file, made where it is missing.
+      waiting_for: what is said when another process is in, before waiting for it.
+
+    Yields:
+      The lock's file descriptor; a child process that inherits it keeps others out as long as it
+      lives, whatever becomes of this process. None where the file system cannot lock.
+
+    Raises:
+      BlockingIOError: another process is in, and `waiting_for` is None.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if waiting_for is None:
+                raise
+            warn(waiting_for)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            warn(f"{path} cannot be locked ({error.strerror})")
+            yield None
+            return
+        yield file.fileno()
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

@@ -1,0 +1,261 @@
+"""A folder of generated images: pixels, and the manifest that says what made each of them.
+
+FOLDER/<class>/<class>_<seed>_<index>.png   8-bit RGB
+FOLDER/manifest.csv                         one row an image; written last, so it means "finished"
+FOLDER/grids/<class>.png                    for the eye; no images of a class
+FOLDER/grids/<class>_walk.png               in straight lines from one of its images to the next
+"""
+
+import csv
+import hashlib
+import io
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from skin_jax.base.errors import UserError, listed
+from skin_jax.base.files import write_atomically
+from skin_jax.data import images
+from skin_jax.data.classes import CLASSES
+from skin_jax.data.examples import Examples, Record, digest_of
+from skin_jax.data.images import SUFFIXES
+
+MANIFEST = "manifest.csv"
+GRIDS = "grids"
+
+_MAX_WORKERS = 8
+
+
+@dataclass(frozen=True)
+class Generated:
+    """One generated image: a row of the manifest, whose columns are these fields."""
+
+    image: str
+    """The file, relative to the folder of the manifest: `<class>/<name>`."""
+    label: str
+    """Name of its class, one of `lesions.CLASSES`."""
+    index: int
+    """Seed and index alone, with the weights, make the image; where each class has a generator of
+    its own, seed, class and index."""
+    confidence: float
+    """The run's own probability of that class for the stored pixels, in [0, 1]; 1 where each class
+    has a generator of its own, which was shown no other."""
+    seed: int
+    step: int
+    """That the generator of the image was taken at."""
+    run: str
+    """Which run: the name of its work folder and the first digits of the digest of its state, or
+    of its classes' generators."""
+    train_split: str
+    """`train_split_digest` of the images that the generator was fitted on."""
+
+
+COLUMNS = tuple(field.name for field in fields(Generated))
+
+
+def train_split_digest(members: Iterable[tuple[str, str]]) -> str:
+    """Identifies what a model was fitted on, wherever the images lie and in whatever order.
+
+    Two runs with equal digests share their training split; images of a generator with another
+    digest may show lesions of this run's validation or test split.
+
+    Args:
+      members: (image id, class name) of each training image, as `splits.members` gives them.
+
+    Returns:
+      SHA-256 over the sorted lines `<image id>,<class name>`, 64 hexadecimal digits.
+    """
+    lines = sorted(f"{image_id},{name}\n" for image_id, name in members)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def write(folder: Path, rows: Iterable[Generated]) -> None:
+    """Writes the manifest, whole or not at all, so that `read` gives back exactly the same.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([COLUMNS, *map(astuple, rows)])
+    write_atomically(folder / MANIFEST, text.getvalue())
+
+
+def read(folder: Path) -> list[Generated]:
+    """Reads the manifest of a folder and compares it with the files there.
+
+    Returns:
+      One row an image, in the order of the manifest; every file exists.
+
+    Raises:
+      UserError: no folder, no manifest, other columns; or, all of them in one list: rows that are
+        damaged or repeat, unknown classes, images outside the folder of their label, files without
+        a row and rows without a file.
+    """
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}; give one that skin_jax.generate has filled")
+    path = folder / MANIFEST
+    try:
+        table = csv.reader(io.StringIO(path.read_text(encoding="utf-8"), newline=""), strict=True)
+        header = tuple(next(table, []))
+        lines = [(table.line_num, cells) for cells in table if cells]
+    except FileNotFoundError:
+        raise UserError(
+            f"{folder} has no {MANIFEST}: it holds no generated images, or not all of them yet; "
+            "the skin_jax.generate command that began it ends it"
+        ) from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"cannot read the manifest {path}: {error}") from None
+    if header != COLUMNS:
+        raise UserError(f"{path}: its columns are {','.join(header)}, not {','.join(COLUMNS)}")
+    rows: list[Generated] = []
+    problems = [] if lines else ["no rows below the header"]
+    named: set[str] = set()
+    for line, cells in lines:
+        row, found = _parsed(cells)
+        problems += [f"row {line}, {problem}" for problem in found]
+        if cells[0] in named:
+            problems.append(f"row {line}, column image: {cells[0]} has a row already")
+        named.add(cells[0])
+        if row is not None:
+            rows.append(row)
+    files = _image_files(folder)
+    problems += [f"{image}: in the manifest, but not in the folder" for image in named - files]
+    problems += [f"{image}: in the folder, but not in the manifest" for image in files - named]
+    if problems:
+        raise listed(f"{folder} and its {MANIFEST} do not fit", problems)
+    return rows
+
+
+def at_most(
+    rows: Sequence[Generated], real_counts: np.ndarray, ratio: float | None
+) -> list[Generated]:
+    """Those of the rows that a run is trained with, sorted by name of the file.
+
+    Args:
+      rows: of `read`.
+      real_counts: int [7], real training images of each class.
+      ratio: times the real images of a class, rounded to the nearest, halves up, as
+        `skin_jax.generate --ratio` has it; the images with the lowest index are taken. None: all.
+    """
+    if ratio is None:
+        return sorted(rows, key=lambda row: row.image)
+    left = Counter(
+        {name: math.floor(ratio * real_counts[i] + 0.5) for i, name in enumerate(CLASSES)}
+    )
+    taken = []
+    for row in sorted(rows, key=lambda row: (row.index, row.image)):
+        if left[row.label] > 0:
+            left[row.label] -= 1
+            taken.append(row)
+    return sorted(taken, key=lambda row: row.image)
+
+
+def load(folder: Path, rows: Sequence[Generated], size: int) -> Examples:
+    """Generated images as examples, each a lesion of its own, in the order of the rows.
+
+    Args:
+      folder: of the manifest.
+      rows: of `read`; there may be none.
+      size: side of the images in pixels; others are resized as real ones are.
+
+    Raises:
+      UserError: names every image that cannot be decoded.
+    """
+    pixels = np.empty((len(rows), size, size, 3), np.uint8)
+
+    def decode(place: int) -> str | None:
+        try:
+            pixels[place] = images.decode(folder / rows[place].image, size)
+        except images.UnreadableImage as error:
+            return f"{rows[place].image}: {error}"
+        return None
+
+    with ThreadPoolExecutor(max(1, min(_MAX_WORKERS, os.cpu_count() or 1))) as pool:
+        found = list(pool.map(decode, range(len(rows))))
+    if problems := [problem for problem in found if problem is not None]:
+        raise listed(f"{folder} holds images that cannot be read", problems)
+    records = tuple(
+        Record(
+            image_id=row.image,
+            label=CLASSES.index(row.label),
+            lesion_id=row.image,
+            age=math.nan,
+            sex="",
+            localization="",
+            confirmation="",
+            official_split="train",
+            path=folder / row.image,
+        )
+        for row in rows
+    )
+    return Examples(records, pixels, digest_of(records, pixels))
+
+
+def _parsed(cells: list[str]) -> tuple[Generated | None, list[str]]:
+    """A row, or what is wrong with it."""
+    if len(cells) != len(COLUMNS):
+        return None, [f"{len(cells)} values: the header has {len(COLUMNS)}"]
+    values: dict[str, Any] = {}
+    problems = []
+    for column, cell in zip(COLUMNS, cells, strict=True):
+        convert, kind = _KINDS[column]
+        try:
+            values[column] = convert(cell)
+        except ValueError:
+            problems.append(f"column {column}: {cell!r} is not {kind}")
+    if problems:
+        return None, problems
+    row = Generated(**values)
+    parts = PurePosixPath(row.image).parts
+    if parts[:-1] != (row.label,):
+        return None, [f"column label: {row.label}, but {row.image} lies in another folder"]
+    return row, []
+
+
+def _matching(pattern: str) -> Callable[[str], str]:
+    def convert(cell: str) -> str:
+        if not re.fullmatch(pattern, cell):
+            raise ValueError
+        return cell
+
+    return convert
+
+
+def _count(cell: str) -> int:
+    return int(_matching(r"[0-9]+")(cell))
+
+
+def _probability(cell: str) -> float:
+    if not 0 <= float(cell) <= 1:  # NaN, too
+        raise ValueError
+    return float(cell)
+
+
+_KINDS: dict[str, tuple[Callable[[str], Any], str]] = {
+    "image": (_matching(r".+/.+"), "a file in a class folder"),
+    "label": (_matching("|".join(CLASSES)), f"a class ({', '.join(CLASSES)})"),
+    "index": (_count, "a whole number from 0"),
+    "confidence": (_probability, "a number in [0, 1]"),
+    "seed": (_count, "a whole number from 0"),
+    "step": (_count, "a whole number from 0"),
+    "run": (_matching(r".+"), "the name of a run"),
+    "train_split": (_matching(r"[0-9a-f]{64}"), "a SHA-256 digest"),
+}
+
+
+def _image_files(folder: Path) -> set[str]:
+    """Images anywhere in the folder but in the grids, relative to it."""
+    found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return {
+        path.as_posix()
+        for path in found
+        if path.suffix.lower() in SUFFIXES and path.parts[0] != GRIDS
+    }

@@ -1,0 +1,194 @@
+"""Building blocks of reports: text, tables and pictures, as Markdown or one self-contained page.
+
+A report is a list of sections of plain blocks; `markdown` and `html` render the same list.
+"""
+
+import base64
+import dataclasses
+import os
+import pathlib
+import textwrap
+from collections.abc import Sequence
+from html import escape
+
+import numpy as np
+
+from skin_jax.eval.metrics import Interval
+
+PathLike = str | os.PathLike[str]
+
+
+UNDEFINED = "n/a"
+
+
+_COLUMNS = 80
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """A paragraph."""
+
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table: the first column to the left, the others (numbers, unless prose) to the right."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    prose: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A PNG file with its alternative text and its caption."""
+
+    path: PathLike
+    caption: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """A heading and what stands below it."""
+
+    heading: str
+    blocks: Sequence[Text | Table | Picture]
+
+
+def markdown(title: str, sections: Sequence[Section], folder: PathLike) -> str:
+    """Render sections as Markdown for a file in `folder`; pictures are relative links."""
+    parts = [f"# {title}"]
+    for section in sections:
+        parts.append(f"## {section.heading}")
+        for block in section.blocks:
+            if isinstance(block, Picture):
+                link = pathlib.Path(os.path.relpath(block.path, folder)).as_posix()
+                parts.append(f"![{block.caption}]({link})\n\n{block.caption}")
+            else:
+                parts.append(block_text(block))
+    return "\n\n".join(parts) + "\n"
+
+
+def html(title: str, sections: Sequence[Section]) -> str:
+    """Render sections as one HTML page that needs no other file and no network."""
+    body = "\n".join(_html_section(section) for section in sections)
+    heading = escape(title)
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{heading}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"<h1>{heading}</h1>\n{body}\n</main>\n</body>\n</html>\n"
+    )
+
+
+_STYLE = """
+:root { color-scheme: light; }
+body { margin: 0; background: #fff; color: #1a1a1a;
+  font: 1rem/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif; }
+main { max-width: 60rem; margin: 0 auto; padding: 1rem; }
+h1 { font-size: 1.6rem; line-height: 1.25; margin: .5rem 0 1rem; }
+h2 { font-size: 1.2rem; margin: 2rem 0 .5rem; padding-bottom: .25rem;
+  border-bottom: 1px solid #ccc; }
+p { max-width: 45rem; }
+.scroll { overflow-x: auto; margin: 1rem 0; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
+th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid #e0e0e0;
+  white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
+table.prose th, table.prose td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
+table.prose td:first-child { font-weight: 600; overflow-wrap: normal; }
+thead th { border-bottom: 2px solid #555; }
+@media (max-width: 40rem) {
+  main { padding: .6rem; }
+  table { font-size: .72rem; }
+  th, td { padding: .25rem .22rem; }
+  th, td:first-child { white-space: normal; }
+}
+.pictures { display: flex; flex-wrap: wrap; gap: 1rem; }
+figure { margin: 1rem 0; flex: 1 1 20rem; min-width: 0; max-width: 34rem; }
+img { max-width: 100%; height: auto; display: block; }
+figcaption { font-size: .9rem; color: #444; margin-top: .3rem; }
+"""
+
+
+def _html_section(section: Section) -> str:
+    parts = [f"<section>\n<h2>{escape(section.heading)}</h2>"]
+    pictures = [_html_block(b) for b in section.blocks if isinstance(b, Picture)]
+    parts += [_html_block(b) for b in section.blocks if not isinstance(b, Picture)]
+    if pictures:
+        parts.append('<div class="pictures">\n' + "\n".join(pictures) + "\n</div>")
+    return "\n".join([*parts, "</section>"])
+
+
+def _html_block(block: Text | Table | Picture) -> str:
+    if isinstance(block, Text):
+        return f"<p>{escape(block.text)}</p>"
+    if isinstance(block, Picture):
+        data = base64.b64encode(pathlib.Path(block.path).read_bytes()).decode()
+        caption = escape(block.caption)
+        return (
+            f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
+            f"<figcaption>{caption}</figcaption></figure>"
+        )
+    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in block.header)
+    rows = "".join(
+        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>\n"
+        for row in block.rows
+    )
+    kind = ' class="prose"' if block.prose else ""
+    return (
+        f'<div class="scroll"><table{kind}><thead><tr>{head}</tr></thead>\n'
+        f"<tbody>\n{rows}</tbody></table></div>"
+    )
+
+
+def block_text(block: Text | Table | Picture) -> str:
+    """Lay a block out for a terminal or Markdown, 80 columns wide."""
+    if isinstance(block, Table):
+        return pipes(block)
+    assert isinstance(block, Text)
+    return textwrap.fill(block.text, _COLUMNS)
+
+
+def pipes(table: Table) -> str:
+    """Lay a table out with aligned pipes: readable on a terminal, a table in Markdown."""
+    cells = [
+        [c.replace("|", "\\|").replace("\n", " ") for c in r] for r in (table.header, *table.rows)
+    ]
+    left = [table.prose or i == 0 for i in range(len(table.header))]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(table.header))]
+    lines = [
+        "| "
+        + " | ".join(
+            cell.ljust(width) if left[i] else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        + " |"
+        for row in cells
+    ]
+    rule = "|" + "|".join(
+        "-" * (w + 2) if left[i] else "-" * (w + 1) + ":" for i, w in enumerate(widths)
+    )
+    return "\n".join([lines[0], rule + "|", *lines[1:]])
+
+
+def number(value: float) -> str:
+    """Three decimals, or "n/a"."""
+    return UNDEFINED if np.isnan(value) else f"{value:.3f}"
+
+
+def span(interval: Interval) -> str:
+    """Such as "0.643 to 0.756", or "n/a"."""
+    return UNDEFINED if np.isnan(interval[0]) else f"{interval[0]:.3f} to {interval[1]:.3f}"
+
+
+def estimate(value: float, interval: Interval) -> str:
+    """Such as "0.70 (0.64-0.76)", without an interval where that is not defined."""
+    if np.isnan(value):
+        return UNDEFINED
+    return f"{value:.2f}" if np.isnan(interval[0]) else f"{value:.2f} ({_short(interval)})"
+
+
+def _short(interval: Interval) -> str:
+    return f"{interval[0]:.2f}-{interval[1]:.2f}"

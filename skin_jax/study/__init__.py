@@ -1,0 +1,1 @@
+"""Studies: arms x folds x seeds of one configuration, run as jobs and compared."""

@@ -1,0 +1,183 @@
+"""Runs a study: arms x folds x seeds of one configuration file, compared in one report.
+
+python -m skin_jax.study --config configs/study_X.py --workdir W [--shard i/n] [--dry_run]
+    [--report_only] [--config.data.dir=FOLDER] [--config.key=value ...]
+
+--dry_run prints the plan and what it costs. The same command goes on where it was ended: what is
+finished is never made again, what was interrupted goes on, what failed is tried again. Several
+processes may share W; --shard 0/4 to 3/4 give each its share of the runs. At its end each writes
+study.json, study.md and report.html about what is finished by then; --report_only does that alone,
+with the same settings.
+
+Settings for every run stand at the top (--config.data.dir), for every arm in `every_arm`
+(--config.every_arm.num_steps=N), for one in `arms.<name>.overrides`, for a GAN in
+`steps.<name>.overrides`. Arms, folds and seeds can be added to a W later on.
+
+The exit status is 0, 1 (failure), 2 (usage or bad input), 3 (some jobs failed; the rest is done),
+or 130 (Ctrl-C) and 143 (SIGTERM): asked to end, everything is saved.
+"""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from absl import flags
+from ml_collections import config_flags
+
+from skin_jax.base import command, errors
+from skin_jax.base.errors import UserError
+
+if TYPE_CHECKING:
+    from skin_jax.study.jobs import Result
+    from skin_jax.study.plan import Plan
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "A file configs/study_X.py, with ':smoke' for a short try.", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the study: made, or gone on with.")
+_SHARD = flags.DEFINE_string("shard", "0/1", "This process's share of the runs, from 0: i/n.")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the plan and its cost; start nothing.")
+_REPORT_ONLY = flags.DEFINE_bool("report_only", False, "Report on what is finished; start nothing.")
+
+
+def main(argv: list[str]) -> int:
+    """The command line's work; see the module's docstring."""
+    if len(argv) > 1:
+        raise UserError(
+            f"unexpected argument {argv[1]!r}; settings are given as --config.key=value"
+        )
+    if _CONFIG.value is None or not _WORKDIR.value:
+        raise UserError("give both --config=configs/study_X.py and --workdir=DIR; see --help")
+    if "arms" not in _CONFIG.value:
+        raise UserError("this configuration is one run, not a study: run it with skin_jax.main")
+    if _DRY_RUN.value and _REPORT_ONLY.value:
+        raise UserError("--dry_run and --report_only exclude each other; give one of them")
+    shard, shards = _shard(_SHARD.value)
+    workdir = Path(_WORKDIR.value)
+
+    from skin_jax.study import plan as plan_lib  # they take their time to import: not for --help
+    from skin_jax.study.jobs import Result, Runner
+
+    plan = plan_lib.make(_CONFIG.value, workdir)
+    runs = plan.share(shard, shards)
+    if _DRY_RUN.value:
+        plan_lib.check(plan)
+        print(_described(plan, runs))
+        return 0
+    result = Result()
+    try:
+        if _REPORT_ONLY.value:
+            plan_lib.recorded(workdir)  # there must be one: the report would make the folder
+            plan_lib.check(plan)
+        else:
+            plan_lib.register(plan)
+            result = Runner(plan, runs).run()
+        _report(workdir)
+    except OSError as error:
+        raise UserError(
+            f"{workdir}: {error}; mend that and run the same command again", errors.FAILURE
+        ) from error
+    return _ended(plan, result)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
+    if found is None or not int(found[1]) < int(found[2]):
+        raise UserError(
+            f"--shard is {text!r}; it takes i/n, the number of a share from 0 and how many there "
+            "are, such as 0/4 to 3/4"
+        )
+    return int(found[1]), int(found[2])
+
+
+def _described(plan: "Plan", runs: list[str]) -> str:
+    """The plan as a table and its cost."""
+    from skin_jax.report import kit
+    from skin_jax.study.jobs import Costs, table
+
+    jobs = plan.with_needs(runs)
+    missing = [job for job in jobs if job.missing()]
+    steps, images = (
+        f"{sum(getattr(job, what) for job in jobs):,} ({sum(getattr(j, what) for j in missing):,} "
+        "of jobs that are not finished)"
+        for what in ("steps", "images")
+    )
+    rows = [
+        ["runs", f"{len(runs)} of {len(plan.runs)}"],
+        ["compared with", plan.record["control"]],
+        ["to be confirmed", plan.record["confirmatory"] or "nothing: all arms are exploratory"],
+        ["optimiser steps", steps],
+        ["images through them", images],
+        ["time left on one process", Costs(plan).left(jobs)],
+    ]
+    header, lines = table(plan, jobs)
+    sections = [
+        kit.Section("Jobs", [kit.Table(header, lines)]),
+        kit.Section("In all", [kit.Table(["", ""], rows, prose=True)]),
+    ]
+    return kit.markdown(f"Plan of {plan.workdir}", sections, plan.workdir)
+
+
+def _ended(plan: "Plan", result: "Result") -> int:
+    """Says what was not done; the exit status."""
+    from skin_jax.study.jobs import folder_of
+
+    for name, reason in result.failed.items():
+        errors.warn(f"{name} failed: {reason} (see {folder_of(plan.workdir, name)}/log.txt)")
+    for name, reason in result.skipped.items():
+        errors.warn(f"{name} was not run: {reason}")
+    if result.failed:
+        errors.warn(f"{len(result.failed)} jobs failed; the same command tries them again")
+        return errors.PARTIAL
+    return 0
+
+
+def _report(workdir: Path) -> None:
+    """Writes the report about all runs that are finished, whichever process made them."""
+    from skin_jax.base.files import locked
+    from skin_jax.eval import comparison
+    from skin_jax.report import kit
+    from skin_jax.report import study as study_report
+    from skin_jax.study import outcomes
+    from skin_jax.study.plan import recorded
+
+    with locked(workdir / ".report.lock", waiting_for=f"waiting for the report of {workdir}"):
+        record = recorded(workdir)  # under the lock: another process may have added to the study
+        found = outcomes.read(workdir, record)
+        if not found:
+            print("no run is finished yet: there is nothing to report", flush=True)
+            return
+        arms, folds = record["arms"], len(record["folds"])
+        try:
+            compared = comparison.compare(
+                found,
+                control=record["control"],
+                confirmatory=record["confirmatory"],
+                isolating=record["isolating"],
+                ratios=outcomes.ratios(record),
+            )
+        except ValueError as error:
+            raise UserError(
+                f"the runs in {workdir} cannot be compared: {error}; were they given the same "
+                "--config.data.dir?"
+            ) from None
+        study = study_report.Study(
+            compared,
+            plan_counts=dict.fromkeys(arms, folds * len(record["seeds"])),
+            claims=[study_report.CLAIMS[name] for name in record["claims"]],
+            gan_arms=outcomes.with_generated_images(record),
+        )
+        page = study_report.write(
+            workdir,
+            study,
+            title=f"Study of {len(arms)} arms over {folds} fold{'s' * (folds != 1)}",
+            facts=outcomes.facts(workdir, record),
+            arm_descriptions=outcomes.descriptions(record),
+            samples=outcomes.samples(workdir, record),
+        )
+    print(kit.markdown(str(workdir), study_report.summary(study), workdir))
+    print(f"full report: {page}", flush=True)
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,389 @@
+"""Runs the jobs of a study, each in a process of its own, and knows how they stand.
+
+W/jobs/<job>/log.txt         what the job printed
+W/jobs/<job>/attempts.jsonl  when it was started and how it ended: what costs are estimated from
+W/jobs/<job>/lock            held by whoever runs it, and by the job itself
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from skin_jax.base import errors
+from skin_jax.base.files import locked
+from skin_jax.study.plan import Job, Plan
+from skin_jax.train.history import HISTORY, duration, read_history
+
+_LOG_TAIL = 8192
+_LOOK_SECONDS = 0.5  # between looks at a child, or at what another process makes
+_SAY_SECONDS = 30.0
+
+
+@dataclasses.dataclass
+class Result:
+    """What was not done, by name of the job, and why."""
+
+    failed: dict[str, str] = dataclasses.field(default_factory=dict)
+    skipped: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Attempt:
+    """A part of a job that was made in one go.
+
+    Attributes:
+      seconds: from its start to its end, or to the last line of its metrics.jsonl.
+      units: steps, or folders of images, that were made.
+      code: `Plan.code` of the study that started it.
+    """
+
+    seconds: float
+    units: int
+    code: str
+
+
+def folder_of(workdir: Path, name: str) -> Path:
+    """Where the study keeps what it knows of a job."""
+    return workdir / "jobs" / name
+
+
+def steps_done(job: Job) -> int:
+    """Optimiser steps of a job so far, as its metrics.jsonl has them."""
+    return _last_step(job.folder / HISTORY) if job.steps else 0
+
+
+def _last_step(history: Path) -> int:
+    return max((row["step"] for row in read_history(history)[-1:]), default=0)
+
+
+def last_words(log: Path) -> str:
+    """The last line that the last attempt of a job printed; "" for none."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _LOG_TAIL))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return ""
+    for line in reversed(text.splitlines()):  # bars of progress end with a carriage return
+        if line.startswith("$ "):
+            break
+        if line.strip():
+            return line.strip()
+    return ""
+
+
+class Costs:
+    """What jobs cost, measured by what was done in the study's folder so far, by whichever process.
+
+    The time of an attempt holds its start, evaluations and saving.
+    """
+
+    def __init__(self, plan: Plan):
+        seconds: dict[str, float] = {}
+        units: dict[str, int] = {}
+        for job in plan.jobs.values():
+            for attempt in attempts(plan.workdir, job.name):
+                seconds[job.group] = seconds.get(job.group, 0.0) + attempt.seconds
+                units[job.group] = units.get(job.group, 0) + attempt.units
+        self._per_unit = {group: seconds[group] / units[group] for group in seconds}
+
+    def per_unit(self, group: str) -> float | None:
+        """Seconds a step, or a folder of images; None before any of the group was measured."""
+        return self._per_unit.get(group)
+
+    def left(self, jobs: Sequence[Job]) -> str:
+        """Such as "2h05m", or what is known of it."""
+        total, unknown = 0.0, []
+        for job in jobs:
+            if job.missing():
+                per_unit = self.per_unit(job.group)
+                if per_unit is None:
+                    unknown.append(job.group)
+                else:
+                    total += per_unit * max(job.units - steps_done(job), 0)
+        if not unknown:
+            return duration(total)
+        groups = ", ".join(dict.fromkeys(unknown))
+        known = f"{duration(total)} and " if total else ""
+        return f"{known}an unknown time of {groups} (not measured yet)"
+
+
+def attempts(workdir: Path, name: str) -> list[Attempt]:
+    """Those at a job of a study's folder that got anywhere, in order."""
+    found: list[Attempt] = []
+    start: dict[str, Any] | None = None
+
+    def add(start: dict[str, Any], end: float, units: int) -> None:
+        if units > start["units"] and end > start["time"]:
+            found.append(Attempt(end - start["time"], units - start["units"], start["code"]))
+
+    for row in _rows(workdir, name):
+        if row["event"] == "end" and start:
+            add(start, row["time"], row["units"])
+            start = None
+        elif row["event"] == "start":
+            start = row
+    if start:  # it runs, or was killed together with the study
+        history = workdir / name / HISTORY
+        with contextlib.suppress(OSError):
+            add(start, history.stat().st_mtime, _last_step(history))
+    return found
+
+
+def _rows(workdir: Path, name: str) -> list[dict[str, Any]]:
+    path = folder_of(workdir, name) / "attempts.jsonl"
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        with contextlib.suppress(json.JSONDecodeError):  # cut by a kill
+            rows.append(json.loads(line))
+    return rows
+
+
+class Runner:
+    """Makes runs and what they need, one after another, sharing the folder with other processes.
+
+    What another process is making is left to it, and waited for at the end; what fails is reported
+    and ends nothing but what needs it. What a signal or a watchdog ended goes on once more at once.
+    SIGTERM and Ctrl-C are passed on to the job.
+    """
+
+    def __init__(self, plan: Plan, runs: Sequence[str]):
+        """Takes what is not finished of these runs, by name, and of what they need."""
+        self._plan = plan
+        self._runs = [plan.jobs[name] for name in runs]
+        needed = plan.with_needs([job.name for job in self._runs if job.missing()])
+        self._open = [job for job in needed if job.missing() and self._is_needed(job, needed)]
+        self._total = len(self._open)
+        self._began = time.time()
+        self._result = Result()
+        self._asked: int | None = None
+        self._child: subprocess.Popen[bytes] | None = None
+        self._waiting: list[str] = []
+        self._said_waiting: list[str] = []
+
+    def _is_needed(self, job: Job, among: Sequence[Job]) -> bool:
+        """Whether anything unfinished needs it: generated images outlive their generator."""
+        return job in self._runs or any(
+            job.name in other.needs and other.missing() and self._is_needed(other, among)
+            for other in among
+        )
+
+    def run(self) -> Result:
+        """Runs until nothing is left that can be done.
+
+        Raises:
+          Ended: by SIGTERM (status 143) or Ctrl-C (130), after the job has ended.
+        """
+        unfinished = sum(bool(job.missing()) for job in self._runs)
+        print(
+            f"{len(self._runs) - unfinished} of {len(self._runs)} runs are finished; jobs to do: "
+            f"{self._total}",
+            flush=True,
+        )
+        with self._signals():
+            while self._open:
+                if not self._pass():
+                    self._say_waiting()
+                    time.sleep(_LOOK_SECONDS)
+                self._end_if_asked("no job was running")
+        return self._result
+
+    def _pass(self) -> bool:
+        """Goes through the open jobs up to one that could be settled; whether there was any."""
+        lost = {**self._result.failed, **self._result.skipped}
+        self._waiting = []
+        for job in self._open:
+            if bad := [need for need in job.needs if need in lost]:
+                self._result.skipped[job.name] = f"it needs {bad[0]}"
+            elif gone := [need for need in job.needs if self._plan.jobs[need].missing()]:
+                if any(other.name in gone for other in self._open):
+                    continue
+                self._result.skipped[job.name] = f"{gone[0]} was there and is gone"
+            elif job.missing() and not self._try(job):
+                self._waiting.append(job.name)
+                continue
+            self._open.remove(job)
+            return True
+        return False
+
+    def _try(self, job: Job) -> bool:
+        """Makes a job, unless another process does."""
+        with contextlib.ExitStack() as stack:
+            try:
+                lock = stack.enter_context(locked(folder_of(self._plan.workdir, job.name) / "lock"))
+            except BlockingIOError:
+                return False
+            if job.missing() and not self._failed_elsewhere(job):
+                self._make(job, lock)
+        return True
+
+    def _failed_elsewhere(self, job: Job) -> bool:
+        """Whether another process has failed at it since this call began: once is enough."""
+        ends = [row for row in _rows(self._plan.workdir, job.name) if row["event"] == "end"]
+        if ends and ends[-1]["time"] > self._began and ends[-1]["failure"]:
+            self._result.failed[job.name] = ends[-1]["failure"]
+        return job.name in self._result.failed
+
+    def _make(self, job: Job, lock: int | None) -> None:
+        log = folder_of(self._plan.workdir, job.name) / "log.txt"
+        self._say(job, f"begins; it prints to {log}")
+        began = time.monotonic()
+        status, failure = self._attempt(job, lock, began)
+        if failure and (status == errors.STANDS_STILL or status < 0):
+            self._say(job, f"{failure}; it goes on")
+            status, failure = self._attempt(job, lock, began)
+        spent = duration(time.monotonic() - began)
+        if failure:
+            self._result.failed[job.name] = failure
+            self._say(job, f"FAILED after {spent}: {failure}")
+        else:
+            others = [other for other in self._open if other is not job]
+            left = f"; left: {Costs(self._plan).left(others)}" if others else ""
+            self._say(job, f"finished in {spent}{left}")
+
+    def _attempt(self, job: Job, lock: int | None, began: float) -> tuple[int, str]:
+        """Starts a job's process and waits for it: its status, and why it failed if it did."""
+        folder = folder_of(self._plan.workdir, job.name)
+        log = folder / "log.txt"
+        _append(
+            folder,
+            event="start",
+            time=time.time(),
+            units=steps_done(job),
+            code=self._plan.code,
+        )
+        with log.open("ab") as output:
+            output.write(f"$ {shlex.join(job.command)}\n".encode())
+            output.flush()
+            self._child = subprocess.Popen(
+                job.command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                # Ctrl-C of a terminal goes to its whole group; the job gets it from here, once.
+                start_new_session=True,
+                # A job whose study was killed goes on alone: with the lock, nobody joins it.
+                pass_fds=() if lock is None else (lock,),
+            )
+        try:
+            if self._asked is not None:  # while it was started
+                self._child.send_signal(self._asked)
+            self._watch(job, self._child, log, began)
+        finally:
+            if self._child.poll() is None:
+                self._child.terminate()
+                self._child.wait()
+        status, self._child = self._child.returncode, None
+        missing = job.missing()
+        failure = "" if self._asked is not None else _failure(status, missing, log)
+        _append(
+            folder,
+            event="end",
+            time=time.time(),
+            units=steps_done(job) if missing else job.units,
+            status=status,
+            failure=failure,
+        )
+        self._end_if_asked(f"{job.name} ended with status {status}")
+        return status, failure
+
+    def _watch(self, job: Job, child: "subprocess.Popen[bytes]", log: Path, began: float) -> None:
+        said, said_at = "", time.monotonic()
+        while True:
+            try:
+                child.wait(_LOOK_SECONDS)
+                return
+            except subprocess.TimeoutExpired:
+                now = time.monotonic()
+            if now - said_at > _SAY_SECONDS and (words := last_words(log)) != said:
+                left = Costs(self._plan).left(self._open)
+                self._say(job, f"{words}  ({duration(now - began)}; all jobs: {left} left)")
+                said, said_at = words, now
+
+    def _say(self, job: Job, what: str) -> None:
+        number = self._total - len(self._open) + 1
+        print(f"[{number}/{self._total}] {job.name}: {what}", flush=True)
+
+    def _say_waiting(self) -> None:
+        if self._waiting and self._waiting != self._said_waiting:
+            print(f"waiting for {', '.join(self._waiting)}, at work in another process", flush=True)
+            self._said_waiting = self._waiting
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        taken = [signal.SIGTERM, signal.SIGINT]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # not under nohup
+            taken.append(signal.SIGHUP)
+        previous = {signum: signal.signal(signum, self._receive) for signum in taken}
+        try:
+            yield
+        finally:
+            for signum, handler in previous.items():
+                signal.signal(signum, handler)
+
+    def _receive(self, signum: int, frame: FrameType | None) -> None:
+        self._asked = signal.SIGINT if signum == signal.SIGINT else signal.SIGTERM
+        if self._child is not None:
+            self._child.send_signal(self._asked)
+
+    def _end_if_asked(self, what: str) -> None:
+        if self._asked is not None:
+            interrupted = self._asked == signal.SIGINT
+            raise errors.Ended(
+                f"asked to end: {what}; run the same command again to go on",
+                errors.INTERRUPTED if interrupted else errors.PREEMPTED,
+            )
+
+
+def _failure(status: int, missing: str, log: Path) -> str:
+    """Why an attempt counts as failed; "" if it does not."""
+    if status == 0 and not missing:
+        return ""
+    ended = f"status {status}"
+    if status < 0:
+        ended = f"ended by {signal.Signals(-status).name}"
+    elif status == 0:
+        ended = f"it ended, but left {missing}"
+    words = last_words(log)
+    return f"{ended}: {words}" if words else ended
+
+
+def _append(folder: Path, **row: Any) -> None:
+    with (folder / "attempts.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def table(plan: Plan, jobs: Sequence[Job]) -> tuple[Sequence[str], list[list[str]]]:
+    """How groups of jobs stand and what they cost: a header and rows, without anything started."""
+    header = ["jobs", "needs", "number", "done", "begun", "steps each", "images each", "measured"]
+    costs, rows = Costs(plan), []
+    groups: dict[str, list[Job]] = {}
+    for job in jobs:
+        groups.setdefault(job.group, []).append(job)
+    for group, members in groups.items():
+        first, per_unit = members[0], costs.per_unit(group)
+        missing = [job for job in members if job.missing()]
+        unit = "s/step" if first.steps else "s"
+        rows.append(
+            [
+                group,
+                ", ".join(plan.jobs[need].group for need in first.needs),
+                str(len(members)),
+                str(len(members) - len(missing)),
+                str(sum(bool(_rows(plan.workdir, job.name)) for job in missing)),
+                f"{first.steps:,}" if first.steps else "",
+                f"{first.images:,}" if first.images else "",
+                "not yet" if per_unit is None else f"{per_unit:.3g} {unit}",
+                costs.left(members) if per_unit is not None else "unknown",
+            ]
+        )
+    return [*header, "time left"], rows

@@ -1,0 +1,167 @@
+"""A study's finished runs: each checked against the plan, and read for the report."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from skin_jax import config as config_lib
+from skin_jax.base.errors import UserError
+from skin_jax.data import splits
+from skin_jax.data.classes import CLASSES, FULL_NAMES
+from skin_jax.data.generated import GRIDS
+from skin_jax.eval.comparison import Outcome
+from skin_jax.eval.tables import read_predictions
+from skin_jax.study import jobs
+from skin_jax.study.plan import PREDICTIONS, RUN_PROOFS, is_procedural, run_name
+from skin_jax.train.history import HISTORY, duration, read_starts
+from skin_jax.train.run import DIGEST_FILE, SPLITS_FILE
+
+Record = dict[str, Any]
+"""What `plan.recorded` gives."""
+
+
+def read(workdir: Path, record: Record) -> list[Outcome]:
+    """What each finished run says of its fold's test images.
+
+    Raises:
+      UserError: a run that is not what the plan says, was made of other images, or is damaged.
+    """
+    found, digests = [], {}
+    for arm, fold, seed, folder in _finished(workdir, record):
+        _check_settings(folder, record["arms"][arm]["settings"], fold, seed)
+        digests[(folder / DIGEST_FILE).read_text()] = folder
+        if len(digests) > 1:
+            raise UserError(
+                f"{' and '.join(map(str, digests.values()))} were made of different images; give "
+                "all the same --config.data.dir, and delete the folder that was not, to make it "
+                "again"
+            )
+        scores = read_predictions(folder / PREDICTIONS)
+        names = dict(splits.members(folder / SPLITS_FILE, "test"))
+        lesions = splits.lesion_ids(folder / SPLITS_FILE)
+        if names.keys() != set(scores.image_ids):
+            raise UserError(
+                f"{folder / PREDICTIONS} is not about the test images of {folder / SPLITS_FILE}; "
+                "delete the folder to make this run again"
+            )
+        found.append(
+            Outcome(
+                arm=arm,
+                fold=fold,
+                seed=seed,
+                image_ids=scores.image_ids,
+                lesion_ids=[lesions[image] for image in scores.image_ids],
+                labels=np.array([CLASSES.index(names[image]) for image in scores.image_ids]),
+                probabilities=scores.probabilities,
+            )
+        )
+    return found
+
+
+def ratios(record: Record) -> dict[str, float | None]:
+    """Arm -> generated images for each real one, where it is given by that."""
+    return {
+        name: arm["settings"]["data"]["synthetic_ratio"] for name, arm in record["arms"].items()
+    }
+
+
+def with_generated_images(record: Record) -> list[str]:
+    """Arms that a GAN has a part in."""
+    return [
+        name
+        for name, arm in record["arms"].items()
+        if arm["settings"]["needs"] or arm["settings"]["task"] != "classifier"
+    ]
+
+
+def facts(workdir: Path, record: Record) -> dict[str, Any]:
+    """What was run: what all arms share, the control's and the steps' own, hardware and time."""
+    arms = {name: _shown(arm["settings"]) for name, arm in record["arms"].items()}
+    control = arms[record["control"]]
+    shared = {
+        k: v for k, v in control.items() if all(k in arm and arm[k] == v for arm in arms.values())
+    }
+    found = {
+        "folds": record["folds"],
+        "seeds": record["seeds"],
+        "images": "procedural lesions" if is_procedural(record) else "of a data folder",
+        **shared,
+        **{f"{record['control']}: {k}": v for k, v in control.items() if k not in shared},
+    }
+    for name, step in record["steps"].items():
+        settings = _shown(step["settings"])
+        found |= {f"{name}: {k}": v for k, v in settings.items() if shared.get(k, ...) != v}
+    return found | _circumstances(workdir, record)
+
+
+def descriptions(record: Record) -> dict[str, str]:
+    """Arm -> its title, and the settings in which it differs from the control."""
+    usual = _shown(record["arms"][record["control"]]["settings"])
+    found = {}
+    for name, arm in record["arms"].items():
+        own = _shown(arm["settings"])
+        special = [f"{k} = {own.get(k)}" for k in sorted(own) if own[k] != usual.get(k, ...)]
+        found[name] = "; ".join([arm["title"], *special])
+    return found
+
+
+def samples(workdir: Path, record: Record) -> list[tuple[str, Path]]:
+    """Captions and grids of generated images of the first fold."""
+    found = []
+    for step in dict.fromkeys(arm["settings"]["needs"] for arm in record["arms"].values()):
+        fold = record["folds"][0]
+        for name in CLASSES:
+            path = workdir / "steps" / str(step) / f"fold{fold}" / GRIDS / f"{name}.png"
+            if path.exists():
+                found.append((f"{FULL_NAMES[name]}: {step}, fold {fold}", path))
+    return found
+
+
+def _finished(workdir: Path, record: Record) -> list[tuple[str, int, int, Path]]:
+    """Arm, fold, seed and folder of each."""
+    planned = [
+        (arm, fold, seed, workdir / run_name(arm, fold, seed))
+        for arm in record["arms"]
+        for fold in record["folds"]
+        for seed in record["seeds"]
+    ]
+    return [run for run in planned if all((run[-1] / proof).exists() for proof in RUN_PROOFS)]
+
+
+def _check_settings(folder: Path, planned: Record, fold: int, seed: int) -> None:
+    """Refuses a run with other settings than the plan's: the folder may have been put there."""
+    path = folder / config_lib.FILE_NAME
+    try:
+        actual = config_lib.flatten(json.loads(path.read_text()))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error!r}); delete the folder to make it again") from (
+            None
+        )
+    wanted = config_lib.flatten(planned) | {"data.fold": fold, "seed": seed}
+    del wanted["needs"]
+    if differing := config_lib.differences(wanted, actual):
+        raise UserError(
+            f"{folder} is not the run that the study planned; delete it to make that one ("
+            f"{'; '.join(differing)})"
+        )
+
+
+def _shown(settings: Record) -> dict[str, Any]:
+    return config_lib.without_folders(config_lib.flatten(settings))
+
+
+def _circumstances(workdir: Path, record: Record) -> dict[str, Any]:
+    """Where and in what time the finished jobs were made, and by how many versions of the code."""
+    folders = [run[-1] for run in _finished(workdir, record)]
+    folders += sorted(workdir.glob("steps/*/fold*"))
+    begun = [start for folder in folders for start in read_starts(folder / HISTORY)]
+    found = {"hardware": "; ".join(sorted({s["hardware"] for s in begun if "hardware" in s}))}
+    found["jax"] = ", ".join(sorted({s["jax"] for s in begun if "jax" in s}))
+    names = [folder.relative_to(workdir) for folder in folders]
+    attempts = [attempt for name in names for attempt in jobs.attempts(workdir, str(name))]
+    found["time of all jobs"] = duration(sum(attempt.seconds for attempt in attempts))
+    codes = sorted({attempt.code[:12] for attempt in attempts})
+    found["versions of the code"] = f"{len(codes)} (SHA-256 {', '.join(codes)})"
+    return found

@@ -1,0 +1,96 @@
+"""From the `optimizer` section of a configuration to optax."""
+
+from typing import Any
+
+import jax
+import optax
+from ml_collections import ConfigDict
+
+from skin_jax.base.errors import UserError
+from skin_jax.config import at_least, choice
+
+PyTree = Any
+
+
+def make(section: ConfigDict, num_steps: int) -> optax.GradientTransformation:
+    """Adam with a constant or a cosine learning rate.
+
+    Args:
+      section: `b1`, `b2`, and what `learning_rate` takes.
+      num_steps: length of the run, where a cosine schedule ends at 0.
+
+    Raises:
+      UserError: a setting outside its choices or its range.
+    """
+    return optax.adam(learning_rate(section, num_steps), b1=section.b1, b2=section.b2)
+
+
+def fine_tuning(section: ConfigDict, num_steps: int, head: str) -> optax.GradientTransformation:
+    """AdamW (Loshchilov and Hutter, ICLR 2019) for a classifier whose backbone is pretrained.
+
+    Norms' scales and biases do not decay; the backbone's steps and decay are `backbone_multiplier`
+    times the head's.
+
+    Args:
+      section: `weight_decay`, `backbone_multiplier`, and what `learning_rate` takes.
+      num_steps: length of the run, where a cosine schedule ends at 0.
+      head: the submodule of the network that is no part of its backbone.
+
+    Raises:
+      UserError: a setting outside its choices or its range.
+    """
+    at_least(section.weight_decay, 0.0, "optimizer.weight_decay")
+    at_least(section.backbone_multiplier, 0.0, "optimizer.backbone_multiplier")
+    return optax.chain(
+        optax.scale_by_adam(),
+        optax.add_decayed_weights(section.weight_decay, mask=_decays),
+        optax.masked(
+            optax.scale(section.backbone_multiplier), lambda params: _outside(params, head)
+        ),
+        optax.scale_by_learning_rate(learning_rate(section, num_steps)),
+    )
+
+
+def learning_rate(section: ConfigDict, num_steps: int) -> optax.Schedule:
+    """The learning rate of each step.
+
+    Args:
+      section: `learning_rate`, `schedule` ("constant" or "cosine"), and `warmup_steps` of linear
+        warm-up.
+      num_steps: length of the run, where a cosine schedule ends at 0.
+
+    Raises:
+      UserError: an unknown schedule, a learning rate that is not positive, or a negative warm-up.
+    """
+    if not section.learning_rate > 0:
+        raise UserError(
+            f"config.optimizer.learning_rate is {section.learning_rate}; it must be above 0"
+        )
+    at_least(section.warmup_steps, 0, "optimizer.warmup_steps")
+    if section.warmup_steps >= num_steps:
+        raise UserError(
+            f"config.optimizer.warmup_steps is {section.warmup_steps}, but the run has {num_steps} "
+            "steps; it must be shorter"
+        )
+    if choice(section.schedule, ("constant", "cosine"), "optimizer.schedule") == "constant":
+        decay = optax.constant_schedule(section.learning_rate)
+    else:
+        decay = optax.cosine_decay_schedule(
+            section.learning_rate, max(1, num_steps - section.warmup_steps)
+        )
+    if not section.warmup_steps:
+        return decay
+    warmup = optax.linear_schedule(0.0, section.learning_rate, section.warmup_steps)
+    return optax.join_schedules([warmup, decay], [section.warmup_steps])
+
+
+def _decays(params: PyTree) -> PyTree:
+    """Whether weight decay pulls at a parameter: at kernels, not at biases and norms' scales."""
+    return jax.tree.map(lambda x: x.ndim > 1, params)
+
+
+def _outside(params: PyTree, submodule: str) -> PyTree:
+    return {
+        name: jax.tree.map(lambda _, outside=name != submodule: outside, part)
+        for name, part in params.items()
+    }

@@ -1,0 +1,315 @@
+"""Saving, verified restoring with fallback, and preemption. The only user of Orbax."""
+
+import contextlib
+import json
+import math
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from orbax.checkpoint import checkpoint_managers
+
+from skin_jax.base import devices, errors
+from skin_jax.tasks import state as state_lib
+
+PyTree = Any
+
+SCORE = "val_macro_auc"
+"""The metric that chooses the best checkpoint."""
+
+
+GENERATORS = "generators"
+"""The folder, beside `checkpoints`, of the generators that are kept for a choice by hand."""
+
+
+class SaveError(errors.UserError):
+    """A checkpoint could not be saved; of several processes perhaps in this one only."""
+
+
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, but for preemption: it would report steps to the counter of JAX's that ours uses."""
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
+
+
+class Checkpoints:
+    """The checkpoints of one run: the last two, and the best by validation macro AUC; or all.
+
+    Each holds the whole state and its digest. Saving is asynchronous; an error of a save is raised
+    by the next call. A kill in the middle of a save leaves the earlier checkpoints as they were.
+    """
+
+    def __init__(self, directory: Path, *, read_only: bool = False, keep_all: bool = False):
+        """Opens, or makes, the folder of checkpoints."""
+        policies = checkpoint_managers.preservation_policy
+        last_two_and_best = policies.AnyPreservationPolicy(
+            [
+                policies.LatestN(2),
+                policies.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False),
+            ]
+        )
+        self._directory = directory.absolute()
+        self._manager = _Manager(
+            self._directory,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policies.PreserveAll() if keep_all else last_two_and_best,
+                best_fn=_score,
+                cleanup_tmp_directories=not read_only,
+                read_only=read_only,
+                enable_background_delete=False,
+                # Among several processes a failed asynchronous save of one is heard of only when
+                # Orbax's threads have waited for each other for ten minutes.
+                enable_async_checkpointing=jax.process_count() == 1,
+            ),
+            item_names=("state", "digest"),
+        )
+
+    def save(self, step: int, state: PyTree, score: float | None) -> None:
+        """Starts to save a state after `step` steps; does nothing if that step is saved already.
+
+        Args:
+          step: number of finished steps.
+          state: pytree of arrays.
+          score: validation macro AUC at this step; None or NaN where it is not known, which
+            never counts as the best.
+
+        Raises:
+          SaveError: this save could not start, or the one before it failed.
+        """
+        if step in self.steps():
+            return
+        with self._saving():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),
+                    digest=ocp.args.JsonSave({"blake2b": state_lib.digest(state)}),
+                ),
+                metrics={SCORE: -1.0 if score is None or math.isnan(score) else score},
+            )
+
+    def wait(self) -> None:
+        """Returns when everything is on disk.
+
+        Raises:
+          SaveError: saving failed, for example on a full disk.
+        """
+        with self._saving():
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _saving(self) -> Iterator[None]:
+        """Orbax raises the errors of an asynchronous save at the next call, of many types."""
+        try:
+            yield
+        except Exception as error:
+            raise SaveError(
+                f"saving a checkpoint in {self._directory} failed ({_reason(error)}); the earlier "
+                "ones are whole: make room and run the same command again",
+                errors.FAILURE,
+            ) from error
+
+    def steps(self) -> list[int]:
+        """Steps with a checkpoint, in order, as the first of several processes sees them."""
+        return devices.first_lists(sorted(self._manager.all_steps()))
+
+    def best_step(self) -> int | None:
+        """The step with the highest score, the later one of equals; the last where none has one."""
+        return next(iter(self._best_first()), None)
+
+    def restore_latest(self, template: PyTree) -> tuple[PyTree, int] | None:
+        """The newest undamaged state and its step, or None where there is no checkpoint.
+
+        Args:
+          template: pytree of `jax.ShapeDtypeStruct` with shardings.
+
+        Raises:
+          UserError: there are checkpoints, and every one is damaged.
+        """
+        return self._restore_first(list(reversed(self.steps())), template)
+
+    def restore_best(self, template: PyTree) -> tuple[PyTree, int] | None:
+        """The best undamaged state and its step; see `restore_latest`."""
+        return self._restore_first(self._best_first(), template)
+
+    def restore(self, step: int, template: PyTree) -> PyTree:
+        """The state of one of `steps()`, in this process alone; see `restore_latest`.
+
+        Raises:
+          UserError: there is none of that step, or it is damaged.
+        """
+        try:
+            return self._restore(step, template)
+        except Exception as error:
+            raise errors.UserError(
+                f"{self._directory / str(step)} cannot be read ({_reason(error)}); restore the "
+                "folder from a copy, or take another step"
+            ) from error
+
+    def _best_first(self) -> list[int]:
+        """Steps by score, the later of equals first."""
+        steps = self._manager.all_steps()
+        return devices.first_lists(
+            sorted(steps, key=lambda step: (self._read_score(step), step), reverse=True)
+        )
+
+    def _restore_first(self, steps: list[int], template: PyTree) -> tuple[PyTree, int] | None:
+        damaged = []
+        for step in steps:
+            reason = ""
+            try:
+                state = self._restore(step, template)
+            except Exception as error:
+                reason = _reason(error)
+            if not devices.everywhere(not reason):
+                reason = reason or "another process cannot read it"
+                damaged.append(f"{self._directory / str(step)}: {reason}")
+                errors.warn(f"checkpoint {damaged[-1]}; trying another")
+                continue
+            if damaged:
+                errors.warn(f"going on from step {step}")
+            return state, step
+        if damaged:
+            raise errors.listed(
+                f"no checkpoint in {self._directory} can be read; restore the folder from a copy, "
+                "or delete it to start again",
+                damaged,
+            )
+        return None
+
+    def _restore(self, step: int, template: PyTree) -> PyTree:
+        """Reads a state and checks it, in this process alone.
+
+        Not by the manager: it would wait for the other processes after reading, also for those
+        that could not read.
+        """
+        folder = self._directory / str(step)
+        handler = ocp.StandardCheckpointHandler()
+        try:
+            state = handler.restore(folder / "state", args=ocp.args.StandardRestore(template))
+        finally:
+            handler.close()
+        stored = json.loads((folder / "digest" / "metadata").read_text())["blake2b"]
+        found = state_lib.digest(state)
+        if stored != found:
+            raise ValueError(f"its contents have digest {found}, not {stored} as when it was saved")
+        return state
+
+    def set_aside_after(self, step: int) -> None:
+        """Moves checkpoints later than `step`, the damaged ones, to the folder `damaged` beside.
+
+        There they are out of the way of saving those steps anew, and nothing is lost.
+        """
+        later = [s for s in self.steps() if s > step]
+        for number in later if devices.is_first() else ():
+            target = self._directory.parent / "damaged" / f"{number}_{time.time_ns()}"
+            target.parent.mkdir(exist_ok=True)
+            (self._directory / str(number)).rename(target)
+            errors.warn(f"checkpoint {number} is set aside in {target}")
+        if later:
+            devices.wait_for_all("damaged checkpoints are set aside")
+            self._manager.reload()
+
+    def _read_score(self, step: int) -> float:
+        try:
+            metrics = self._manager.metrics(step)
+        except Exception:
+            return -math.inf
+        return _score(metrics) if metrics else -math.inf
+
+    def close(self) -> None:
+        """Waits for the last save and ends Orbax's threads."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+
+def template_of(state: PyTree, placement: jax.sharding.Sharding) -> PyTree:
+    """Shapes and dtypes of a state (or of its `jax.eval_shape`), to be restored to `placement`."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placement), state
+    )
+
+
+def _reason(error: Exception) -> str:
+    """One line; Orbax's messages begin with what matters and may be pages long."""
+    line = errors.first_line(error)
+    return line if len(line) < 400 else f"{line[:150]} ... {line[-200:]}"
+
+
+def _score(metrics: PyTree) -> float:
+    value = float(metrics.get(SCORE, -1.0))
+    return -math.inf if math.isnan(value) else value
+
+
+class Preemption:
+    """What SIGTERM and Ctrl-C do: they end the process, with status 143 or 130, after saving.
+
+    Within `deferred` the signal is only remembered, for the loop to look at between dispatches;
+    elsewhere (loading, restoring, evaluating) it raises at once, because everything is saved there.
+    A second Ctrl-C interrupts at once everywhere.
+
+    Among several processes SIGTERM is JAX's own: a signal to any of them ends all of them at the
+    same dispatch, and outside the loop it is kept until there is one.
+    """
+
+    def __init__(self) -> None:
+        self._received: int | None = None
+        self._deferred = False
+        self._previous: dict[int, Any] = {}
+        self._distributed = jax.distributed.is_initialized()
+
+    def __enter__(self) -> "Preemption":
+        # A handler of SIGTERM here would take the place of JAX's.
+        for signum in (signal.SIGINT,) if self._distributed else (signal.SIGINT, signal.SIGTERM):
+            self._previous[signum] = signal.signal(signum, self._receive)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+
+    def requested(self, dispatch: int) -> bool:
+        """Whether to save and end now.
+
+        Args:
+          dispatch: number of finished dispatches; several processes agree on one, so each has to
+            ask at every one.
+        """
+        if self._distributed:
+            return multihost_utils.reached_preemption_sync_point(dispatch)
+        return self._received is not None
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Within it, a signal is only remembered."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+        if self._received is not None and not self._distributed:
+            raise self.ended("everything so far is saved")
+
+    def ended(self, what: str) -> errors.Ended:
+        """What ends the process."""
+        status = errors.INTERRUPTED if self._received == signal.SIGINT else errors.PREEMPTED
+        return errors.Ended(f"asked to end: {what}; run the same command again to go on", status)
+
+    def _receive(self, signum: int, frame: FrameType | None) -> None:
+        if signum == signal.SIGINT and self._received is not None:
+            raise KeyboardInterrupt
+        self._received = signum
+        if self._distributed:
+            os.kill(os.getpid(), signal.SIGTERM)  # JAX tells the others
+        elif not self._deferred:
+            raise self.ended("everything so far is saved")

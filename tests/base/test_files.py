@@ -1,0 +1,55 @@
+import os
+import stat
+
+import pytest
+
+from skin_jax.base import files
+from skin_jax.base.errors import UserError
+from skin_jax.base.files import write_atomically
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "p.csv"
+    path.write_text("old")
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(UserError, match="No space left"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_written_files_have_the_permissions_of_any_new_file(tmp_path):
+    write_atomically(tmp_path / "a", b"x")
+    (tmp_path / "b").write_bytes(b"x")
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == stat.S_IMODE(
+        (tmp_path / "b").stat().st_mode
+    )
+
+
+def test_a_folder_that_cannot_be_made_is_a_user_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        write_atomically(tmp_path / "file" / "p.csv", "x")
+
+
+def test_a_lock_keeps_others_out_until_it_is_released(tmp_path):
+    with files.locked(tmp_path / "lock") as alone:
+        assert alone
+        with pytest.raises(BlockingIOError), files.locked(tmp_path / "lock"):
+            pass
+    with files.locked(tmp_path / "lock") as alone:
+        assert alone
+
+
+def test_without_locks_the_work_goes_on_with_a_warning(tmp_path, monkeypatch, capsys):
+    def flock(file, operation):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(files.fcntl, "flock", flock)
+    with files.locked(tmp_path / "lock") as alone:
+        assert not alone
+    assert "cannot be locked" in capsys.readouterr().err

@@ -1,0 +1,140 @@
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from skin_jax import config as config_lib
+from skin_jax import tasks
+from skin_jax.data.classes import CLASSES
+from skin_jax.eval import candidates
+from skin_jax.tasks.augment import to_uint8
+
+SIZE = 4
+
+
+class Judging:
+    """Draws noise and finds the class in the first two values of the stored image."""
+
+    def sample(self, state, rng, labels):
+        return state * jax.random.uniform(rng, (len(labels), SIZE, SIZE, 3), minval=-1.0)
+
+    def predict(self, state, images):
+        values = images[:, 0, 0].astype(jnp.float32)
+        other = (1 - values[:, :1] / 255) / 6
+        return jnp.where(
+            jnp.arange(7)[None] == (values[:, 1:2] % 7),
+            jnp.maximum(values[:, :1] / 255, other),
+            other,
+        )
+
+
+class ByClass:
+    """Its images are the noise; its generators, numbers that weaken it."""
+
+    labels = np.array([1, 3, 4])
+
+    def noise(self, keys):
+        return jax.vmap(lambda key: jax.random.uniform(key, (SIZE * SIZE * 3,), minval=-1.0))(keys)
+
+    def images_of(self, generators, place, noise):
+        return generators[place] * noise.reshape(-1, SIZE, SIZE, 3)
+
+
+GENERATORS = jnp.array([1.0, 0.5, 0.25])
+
+
+@pytest.fixture
+def sampler():
+    return candidates.ClassSampler(ByClass(), GENERATORS, seed=7)
+
+
+def test_judged_images_are_of_their_likeliest_class():
+    task, state = Judging(), jnp.float32(0.9)
+    draw = candidates.make_draw(task, state, 3)
+    stream = candidates.judged(task, state, step=5, seed=3, min_confidence=0.5)
+    (images, scores), (later, _) = draw(0), draw(64)
+    found = list(itertools.islice(stream(0), 80))
+    for index, candidate in enumerate(found[:64]):
+        if scores[index].max() < 0.5:
+            assert candidate is None
+            continue
+        assert candidate.label == CLASSES[scores[index].argmax()]
+        assert candidate.confidence == float(scores[index].max())
+        assert (candidate.index, candidate.step) == (index, 5)
+        np.testing.assert_array_equal(candidate.pixels, images[index])
+    assert {candidate is None for candidate in found} == {True, False}
+    everything = candidates.judged(task, state, step=5, seed=3, min_confidence=0.0)
+    at_70 = next(everything(70))  # in the middle of a batch
+    assert at_70.index == 70
+    np.testing.assert_array_equal(at_70.pixels, later[6])
+
+
+def test_a_judged_image_is_a_function_of_seed_and_index_alone():
+    config = config_lib.sgan()
+    config.update_from_flattened_dict(
+        {"data.image_size": 32, "model.width": 4, "num_steps": 1, "batch_size": 8}
+    )
+    task = tasks.build(config, np.full(7, 10), 1, 1.0)
+    state = jax.jit(task.init)(jax.random.key(0))
+    images, probabilities = candidates.make_draw(task, state, 7)(128)
+    for i in (0, 5, 63):
+        key = jax.random.fold_in(jax.random.key(7), 128 + i)
+        alone = to_uint8(task.sample(state, key, jnp.zeros((1,), jnp.int32)))[0]
+        # One level: the arithmetic of a batch of one may differ in the last bit.
+        np.testing.assert_allclose(images[i].astype(int), np.asarray(alone, int), atol=1)
+    assert images.dtype == np.uint8
+    assert images.shape == (64, 32, 32, 3)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1.0, rtol=1e-5)
+    assert len({image.tobytes() for image in images}) == 64
+
+
+def test_an_image_of_a_class_is_a_function_of_seed_class_and_index_alone(sampler):
+    drawn = {name: sampler.batch(name, 64) for name in ("bcc", "df", "mel")}
+    for name, scale in zip(drawn, GENERATORS, strict=True):
+        assert drawn[name].shape == (64, SIZE, SIZE, 3)
+        key = jax.random.fold_in(jax.random.key(7), CLASSES.index(name))
+        for i in (0, 63):
+            noise = ByClass().noise(jax.random.fold_in(key, 64 + i)[None])
+            expected = to_uint8(scale * noise.reshape(SIZE, SIZE, 3))
+            np.testing.assert_array_equal(drawn[name][i], expected)
+    fewer = ByClass()
+    fewer.labels = np.array([4])
+    alone = candidates.ClassSampler(fewer, GENERATORS[2:], seed=7)
+    np.testing.assert_array_equal(alone.batch("mel", 64), drawn["mel"])
+    other = candidates.ClassSampler(ByClass(), GENERATORS, seed=8)
+    assert (other.batch("mel", 64) != drawn["mel"]).any()
+
+
+def test_classes_come_one_after_another_from_any_position(sampler, monkeypatch):
+    wanted, steps = {"bcc": 70, "mel": 3}, {"bcc": 10, "mel": 20}
+    drawn = []
+    batch = sampler.batch
+    monkeypatch.setattr(sampler, "batch", lambda *args: drawn.append(args) or batch(*args))
+    stream = candidates.by_class(sampler, steps, wanted)
+    whole = list(stream(0))
+    assert drawn == [("bcc", 0), ("bcc", 64), ("mel", 0)]
+    assert [(c.label, c.index) for c in whole] == [
+        *(("bcc", i) for i in range(70)),
+        *(("mel", i) for i in range(3)),
+    ]
+    assert {(c.label, c.confidence, c.step) for c in whole} == {("bcc", 1.0, 10), ("mel", 1.0, 20)}
+    np.testing.assert_array_equal(whole[69].pixels, batch("bcc", 64)[5])
+    for position in (1, 63, 64, 66, 70, 72, 73):
+        drawn.clear()
+        rest = list(stream(position))
+        assert [(c.label, c.index) for c in rest] == [(c.label, c.index) for c in whole[position:]]
+        for ours, theirs in zip(rest, whole[position:], strict=True):
+            np.testing.assert_array_equal(ours.pixels, theirs.pixels)
+    assert drawn == []  # at the end
+
+
+def test_walks_are_straight_lines_between_the_first_images(sampler):
+    walks = sampler.walks("bcc").reshape(8, 8, -1).astype(float)
+    images = sampler.batch("bcc", 0).reshape(64, -1)
+    np.testing.assert_array_equal(walks[:, 0], images[0:16:2])
+    np.testing.assert_array_equal(walks[:, -1], images[1:16:2])
+    share = np.linspace(0, 1, 8)[:, None]
+    line = (1 - share) * walks[:, :1] + share * walks[:, -1:]
+    np.testing.assert_allclose(walks, line, atol=1.01)  # each is rounded

@@ -1,0 +1,208 @@
+import base64
+import csv
+import html.parser
+import json
+import re
+
+import numpy as np
+import pytest
+
+from skin_jax.data.classes import CLASSES, NUM_CLASSES
+from skin_jax.eval import metrics, tables
+from skin_jax.report import figures, kit
+from skin_jax.report import run as run_report
+
+
+def results(n=210, absent=None):
+    rng = np.random.default_rng(0)
+    labels = np.arange(n) % NUM_CLASSES
+    if absent is not None:
+        labels = np.where(labels == absent, 5, labels)
+    probabilities = rng.dirichlet(np.ones(NUM_CLASSES), n)
+    probabilities[np.arange(n), labels] += 0.3
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    if absent is not None:
+        probabilities[:, absent] = 0
+    lesions = [f"l{i // 14}-{c}" for i, c in enumerate(labels)]
+    return probabilities, labels, lesions
+
+
+def evaluation(**extra):
+    probabilities, labels, lesions = results()
+    return run_report.Evaluation(
+        metrics=metrics.evaluate(probabilities, labels, lesions, resamples=50),
+        image_ids=[f"ISIC_{i}" for i in range(len(labels))],
+        labels=labels,
+        probabilities=probabilities,
+        split="test",
+        step=40,
+        **extra,
+    )
+
+
+def row_of(text, name):
+    return [c.strip() for c in re.search(rf"^\| {name} .*$", text, re.M)[0].strip("|").split("|")]
+
+
+def test_table_one_shows_both_results_within_80_columns():
+    e = evaluation()
+    text = run_report.table_one(e.metrics)
+    assert max(map(len, text.splitlines())) <= 80
+    widths = [len(line) for line in text.split("\n\n")[0].splitlines()]
+    assert len(widths) == 2 + NUM_CLASSES
+    assert len(set(widths)) == 1
+    m, mel = e.metrics, CLASSES.index("mel")
+    expected = [f"{v[mel]:.3f}" for v in (m.precision, m.recall, m.f1)]
+    assert row_of(text, "mel") == ["mel", *expected, "30", "15", "0.81", "0.79", "0.800"]
+    low, high = m.ci95["balanced_accuracy"]
+    assert row_of(text, "balanced accuracy")[1:] == [
+        f"{m.balanced_accuracy:.3f}",
+        f"{low:.3f} to {high:.3f}",
+        "0.829 or 0.861",
+    ]
+    assert row_of(text, "mean F1")[3] == "0.834"
+    assert "contradicts" in text
+    assert "Chance: balanced accuracy 0.143 with 7 classes" in text
+    assert "share a lesion" not in " ".join(text.split())
+
+
+def test_the_papers_figures_agree_with_one_another():
+    rows = run_report.PAPER_A["table_one"]
+    assert tuple(rows) == CLASSES
+    for precision, recall, f1 in rows.values():
+        assert f1 == pytest.approx(2 * precision * recall / (precision + recall), abs=0.006)
+    assert np.mean([f1 for _, _, f1 in rows.values()]) == pytest.approx(0.834, abs=0.001)
+
+
+def test_notes_tell_of_shared_lesions_unknown_lesions_and_ties():
+    probabilities, labels, _ = results()
+    probabilities[3] = 0.25
+    m = metrics.evaluate(probabilities, labels, resamples=0)
+    text = " ".join(run_report.table_one(m, shared_with_train=42).split())
+    assert "42 of the 210 images evaluated (20.0%) share a lesion with the training set" in text
+    assert "lesions are not known" in text
+    assert "tied largest score: 1." in text
+    assert row_of(run_report.table_one(m), "nv")[5] == "n/a"
+
+
+def test_undefined_is_not_applicable_and_explained():
+    probabilities, labels, lesions = results(absent=3)
+    m = metrics.evaluate(probabilities, labels, lesions, resamples=0)
+    text = run_report.table_one(m)
+    assert row_of(text, "df")[1:5] == ["n/a", "n/a", "n/a", "0"]
+    assert row_of(text, "accuracy")[2] == "n/a"
+    assert "Means are over the classes where the value is defined" in " ".join(text.split())
+    assert "nan" not in text
+    assert "n/a:" not in run_report.table_one(evaluation().metrics)
+
+
+def test_an_evaluation_is_written_as_agreed(tmp_path):
+    e = evaluation()
+    run_report.write_evaluation(tmp_path, e)
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    assert found == e.metrics.to_json(split="test", step=40)
+    read = tables.read_predictions(tmp_path / "predictions.csv")
+    assert read.image_ids == e.image_ids
+    assert (read.probabilities == e.probabilities).all()
+    text = (tmp_path / "report.md").read_text()
+    assert text.startswith("# Evaluation on test\n")
+    assert run_report.table_one(e.metrics) in text
+    links = re.findall(r"!\[.*\]\((.*)\)", text)
+    assert len(links) == 4
+    assert all((tmp_path / link).is_file() for link in links)
+    assert not (tmp_path / "subgroups.csv").exists()
+
+
+def test_subgroups_are_written_with_intervals_and_a_warning(tmp_path):
+    probabilities, labels, lesions = results()
+    sex = np.where(np.arange(len(labels)) < 14, "male", "female")
+    groups = metrics.subgroups(probabilities, labels, lesions, {"sex": sex}, resamples=50)
+    points = [metrics.OperatingPoint(0.9, 0.3, 0.75, 0.875)]
+    e = evaluation(subgroups=groups, operating_points=points)
+    run_report.write_evaluation(tmp_path, e)
+    text = (tmp_path / "report.md").read_text()
+    assert row_of(text, "sex: male")[1:3] == ["14", "7 (few)"]
+    assert "which say little: sex male." in " ".join(text.split())
+    assert row_of(text, "90%")[1:] == ["0.300", "0.750", "0.875"]
+    with (tmp_path / "subgroups.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [r["few_lesions"] for r in rows] == ["0", "1"]
+    assert float(rows[0]["recall_mel"]) == groups[0].metrics.recall[4]
+    assert float(rows[0]["balanced_accuracy_low"]) == groups[0].metrics.ci95["balanced_accuracy"][0]
+
+
+class Page(html.parser.HTMLParser):
+    """Checks that tags close in order; keeps sources and text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.sources, self.tags, self.text = [], [], [], ""
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.sources += [v for k, v in attrs if k in ("src", "href")]
+        if tag not in ("img", "meta"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_run_report_is_one_file_with_every_part(tmp_path):
+    probabilities, labels, _ = results()
+    chosen = run_report.mistaken(probabilities, labels)
+    pictures = np.zeros((len(chosen), 8, 8, 3), np.uint8)
+    grid = tmp_path / "samples.png"
+    figures.image_grid(grid, pictures, 4)
+    sections = run_report.write_evaluation(
+        tmp_path / "eval" / "test", evaluation(mistake_images=pictures)
+    )
+    path = run_report.write_run_report(
+        tmp_path,
+        title="A run <1>",
+        facts={"config": "configs/demo.py", "seed": 0},
+        evaluation=sections,
+        class_counts={"train": np.arange(NUM_CLASSES)},
+        history=[{"step": 1, "d_loss": 2.0}],
+        samples=(pictures[:7], np.arange(7)),
+        real_and_generated=grid,
+    )
+    text = path.read_text(encoding="utf-8")
+    page = Page(text)
+    # Confusion, ROC, precision-recall, reliability, mistakes, histogram, samples, curves, grid.
+    assert page.tags.count("img") == 9
+    assert all(source.startswith("data:image/png;base64,") for source in page.sources)
+    for source in page.sources:
+        assert base64.b64decode(source.split(",")[1]).startswith(b"\x89PNG")
+    assert "http" not in text
+    assert 'name="viewport"' in text
+    assert "A run <1>" in page.text
+    assert "configs/demo.py" in page.text
+    assert "0.829 or 0.861" in page.text
+    assert not re.search(r"\bnan\b", page.text)
+
+
+def test_a_run_without_a_test_set_or_pictures_still_has_a_report(tmp_path):
+    counts = {"train": np.arange(NUM_CLASSES)}
+    path = run_report.write_run_report(
+        tmp_path, title="Run", facts={}, evaluation=[], class_counts=counts
+    )
+    assert Page(path.read_text()).tags.count("img") == 1
+
+
+def test_text_is_escaped_in_both_forms(tmp_path):
+    sections = [
+        kit.Section(
+            "a & b",
+            [kit.Text("x < y"), kit.Table(("k|", "v"), [("<i>", "1|2")])],
+        )
+    ]
+    page = kit.html("t", sections)
+    assert "<i>" not in page
+    assert "x &lt; y" in page
+    assert "| <i> | 1\\|2 |" in kit.markdown("t", sections, tmp_path)
