@@ -1,0 +1,84 @@
+"""Tables of text: one reader that collects every problem, and one writer that loses nothing."""
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+
+class Row(NamedTuple):
+    """One row of a table: where it stands in the file, from 1, and its cells by column."""
+
+    number: int
+    values: dict[str, str]
+
+
+def parse(
+    content: bytes,
+    problems: list[str],
+    *,
+    columns: Sequence[str] = (),
+    strip: bool = False,
+) -> tuple[tuple[str, ...], list[Row]]:
+    """Reads the header and the rows of a table; what is wrong is added to `problems`.
+
+    Rows that are blank are passed over. Cells are separated by commas, or by tabs where the header
+    has any.
+
+    Args:
+      content: of the file, in UTF-8 with or without a mark.
+      problems: gets a clause for each fault, with its row and column.
+      columns: that must be there; others may be.
+      strip: takes spaces around names and cells away, for tables that people made.
+
+    Returns:
+      The header, and the rows that have as many cells as it; none where the header is at fault.
+    """
+    try:
+        lines = list(_lines(content.decode("utf-8-sig")))
+    except UnicodeDecodeError as error:
+        row = content[: error.start].count(b"\n") + 1
+        problems.append(f"row {row}: not UTF-8 text ({error.reason})")
+        return (), []
+    except csv.Error as error:
+        problems.append(f"not a CSV file ({error})")
+        return (), []
+    if not lines:
+        problems.append("empty: it needs a header" + f" with {', '.join(columns)}" * bool(columns))
+        return (), []
+    header = tuple(cell.strip() if strip else cell for cell in lines[0][1])
+    faults = [f"column {name}: missing" for name in columns if name not in header]
+    repeated = [name for name in dict.fromkeys(header) if header.count(name) > 1]
+    faults += [f"column {name}: given twice" for name in repeated]
+    if faults:
+        problems += [f"row {lines[0][0]}, {fault}" for fault in faults]
+        if any(fault.endswith("missing") for fault in faults):
+            problems[-1] += f" (there are {', '.join(header)})"
+        return header, []
+    rows = []
+    for number, cells in lines[1:]:
+        if len(cells) != len(header):
+            problems.append(f"row {number}: {len(cells)} values, the header has {len(header)}")
+            continue
+        values = [cell.strip() for cell in cells] if strip else cells
+        rows.append(Row(number, dict(zip(header, values, strict=True))))
+    if len(lines) == 1:
+        problems.append("no rows below the header")
+    return header, rows
+
+
+def text(rows: Iterable[Sequence[object]]) -> str:
+    """Lays rows out as a CSV, such that `parse` gives back the same cells."""
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    return buffer.getvalue()
+
+
+def _lines(content: str) -> Iterable[tuple[int, list[str]]]:
+    tabs = "\t" in content.partition("\n")[0]
+    reader = csv.reader(
+        io.StringIO(content, newline=""), delimiter="\t" if tabs else ",", strict=True
+    )
+    for cells in reader:
+        if any(cell.strip() for cell in cells):
+            yield reader.line_num, cells
