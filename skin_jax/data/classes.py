@@ -140,7 +140,11 @@ def read(workdir: Path) -> Classes:
     path = workdir / FILE_NAME
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        found = Classes(**{k: tuple(v) if isinstance(v, list) else v for k, v in content.items()})
+        found = Classes(
+            *(tuple(content[key]) for key in ("names", "titles", "groups")),
+            focus=content["focus"],
+            columns=tuple(content["columns"]),
+        )
         lengths = {len(part) for part in (found.names, found.titles, found.groups, found.columns)}
         if len(lengths) != 1 or sorted(found.column_order) != list(range(len(found))):
             raise ValueError("its lists do not fit each other")
