@@ -141,7 +141,9 @@ def read(workdir: Path) -> Classes:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         found = Classes(
-            *(tuple(content[key]) for key in ("names", "titles", "groups")),
+            names=tuple(content["names"]),
+            titles=tuple(content["titles"]),
+            groups=tuple(content["groups"]),
             focus=content["focus"],
             columns=tuple(content["columns"]),
         )
