@@ -31,11 +31,11 @@ def main(argv: list[str]) -> None:
         raise UserError("give both --config=configs/X.py and --workdir=DIR; see --help")
     if "arms" in _CONFIG.value:
         raise UserError("this configuration is a study: run it with skin_jax.study")
+    from skin_jax import api  # JAX takes its time to import: not for --help
     from skin_jax.base import devices
-    from skin_jax.train import loop  # JAX takes its time to import: not for --help
 
     devices.start_distributed(**_CONFIG.value.distributed.to_dict())
-    loop.train_and_evaluate(_CONFIG.value, Path(_WORKDIR.value))
+    api.train(_CONFIG.value, Path(_WORKDIR.value))
 
 
 if __name__ == "__main__":

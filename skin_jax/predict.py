@@ -35,6 +35,7 @@ def main(argv: list[str]) -> int:
     whole = os.path.lexists(_IMAGES.value)
     inputs = [_IMAGES.value] if whole else [part for part in _IMAGES.value.split(",") if part]
     from skin_jax.eval import prediction  # JAX takes its time to import: not for --help
+    from skin_jax.report import heatmap
 
     return prediction.predict_files(
         [Path(workdir) for workdir in _WORKDIR.value],
@@ -42,6 +43,7 @@ def main(argv: list[str]) -> int:
         Path(_OUT.value),
         tta=_TTA.value,
         explain_dir=Path(_EXPLAIN.value) if _EXPLAIN.value else None,
+        overlay=heatmap.overlay,
         batch_size=_BATCH_SIZE.value,
     )
 

@@ -105,6 +105,11 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def several() -> bool:
+    """Whether other processes belong to this run."""
+    return jax.process_count() > 1
+
+
 def first_decides(value: bool) -> bool:
     """What process 0 found, in all processes."""
     if jax.process_count() == 1:

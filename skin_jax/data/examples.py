@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from skin_jax.base.files import write_atomically
+from skin_jax.data.classes import HAM10000, Classes
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class Examples:
     """`digest_of(records, images)`: a resumed run must find the same."""
     skipped: tuple[tuple[str, str], ...] = ()
     """(file, reason) of each unreadable image that was left out."""
+    classes: Classes = HAM10000
+    """What the labels mean."""
 
     @cached_property
     def labels(self) -> np.ndarray:

@@ -103,9 +103,10 @@ def _evaluate_elsewhere(workdir: Path, data_dir: Path, out: Path) -> None:
     from skin_jax.eval import runs
     from skin_jax.report import run as run_report
     from skin_jax.train import checkpoints as checkpoint_lib
-    from skin_jax.train.run import SPLITS_FILE, reopen_task
+    from skin_jax.train.run import SPLITS_FILE, trained
 
-    task, config = reopen_task(workdir)
+    run = trained(workdir)
+    task, config = run.task, run.config
     examples = store.prepare(
         data_dir,
         image_size=config.data.image_size,
@@ -115,8 +116,8 @@ def _evaluate_elsewhere(workdir: Path, data_dir: Path, out: Path) -> None:
     if examples.skipped:
         write_skipped(out / "skipped.csv", examples.skipped)
         warn(f"{len(examples.skipped)} unreadable images are left out: {out}/skipped.csv")
-    trained = {image_id for image_id, _ in splits.members(workdir / SPLITS_FILE, "train")}
-    if known := sum(record.image_id in trained for record in examples.records):
+    seen = {image_id for image_id, _ in splits.members(workdir / SPLITS_FILE, "train")}
+    if known := sum(record.image_id in seen for record in examples.records):
         warn(f"{known} of the {len(examples.records)} images have the id of a training image")
     checkpoints = checkpoint_lib.Checkpoints(workdir / "checkpoints", read_only=True)
     evaluation = runs.evaluate_examples(task, checkpoints, examples, config.eval_batch_size, out)
@@ -189,21 +190,18 @@ def _warn_of_known_images(workdir: Path, other: Path) -> None:
 
 
 def _features_of(workdir: Path, mesh: "Mesh") -> "Extractor":
-    from skin_jax import tasks
-    from skin_jax.eval import runs
     from skin_jax.eval.features import Extractor
-    from skin_jax.train.run import reopen_task
+    from skin_jax.train.run import trained
 
-    task, config = reopen_task(workdir)
-    if not isinstance(task, tasks.Describes):
-        raise UserError(f"{workdir}: a run of the task {config.task!r} has no features of images")
-    state, step = runs.best_of(workdir, task, mesh)
+    run = trained(workdir)
+    describe = run.ability("features")
+    state, step = run.best_state(mesh)
     return Extractor(
-        task.features,
+        describe,
         state,
-        image_size=config.data.image_size,
+        image_size=run.config.data.image_size,
         mesh=mesh,
-        network=f"the run {workdir.resolve().name} ({config.task}) at step {step}",
+        network=f"the run {run.name} ({run.config.task}) at step {step}",
     )
 
 

@@ -70,7 +70,7 @@ def frozen_features(task: "Task", images: np.ndarray, seed: int) -> np.ndarray |
     from skin_jax.base import devices
     from skin_jax.eval.features import Extractor
 
-    if not isinstance(task, tasks.Pretrained) or not isinstance(task, tasks.Describes):
+    if not tasks.can(task, "features"):
         return None
     rng = jax.random.key(seed)
     shapes = jax.eval_shape(task.init, rng)
@@ -79,7 +79,11 @@ def frozen_features(task: "Task", images: np.ndarray, seed: int) -> np.ndarray |
     mesh = devices.make_mesh(None)
     state = jax.device_put(task.pretrained(jax.jit(task.init)(rng)), devices.replicated(mesh))
     extractor = Extractor(
-        task.features, state, image_size=images.shape[1], mesh=mesh, network="pretrained"
+        tasks.require(task, "features", "this run"),
+        state,
+        image_size=images.shape[1],
+        mesh=mesh,
+        network="pretrained",
     )
     return extractor(images, "pretrained features")
 
@@ -131,7 +135,7 @@ def main(argv: list[str]) -> None:
     if not _WORKDIR.value:
         raise UserError("give --workdir=DIR, the folder of a run")
     # It takes its time to import: not for --help, nor before `entry` has named JAX's cache.
-    from skin_jax.train.run import load_examples, read_split, reopen_task
+    from skin_jax.train.run import load_examples, read_split, trained
 
     workdir = Path(_WORKDIR.value)
     config = config_lib.read(workdir)
@@ -142,7 +146,7 @@ def main(argv: list[str]) -> None:
     examples = load_examples(config)
     assignment = read_split(examples, workdir)
     present = len(np.unique(examples.labels[assignment == "test"]))
-    task, _ = reopen_task(workdir)
+    task = trained(workdir).task
     try:
         frozen = frozen_features(task, examples.images, config.seed)
     except UserError as error:

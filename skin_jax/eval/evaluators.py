@@ -1,38 +1,125 @@
-"""What is looked at once an epoch while one GAN a class trains: pictures, scores, collapse."""
+"""Evaluators: once an epoch each looks at the state of a run, prints, draws, and gives scores.
+
+Pictures are handed to the functions that `make` was given: nothing here writes files.
+"""
 
 import functools
 import math
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from skin_jax import tasks
-from skin_jax.base.devices import compiler_options, platform, replicated
+from skin_jax.base.devices import compiler_options, is_first, platform, replicated
 from skin_jax.base.errors import warn
 from skin_jax.config import NO_WEIGHTS
-from skin_jax.data.classes import CLASSES
-from skin_jax.eval import features, quality
+from skin_jax.eval import features, metrics, quality
 from skin_jax.eval.audit import PATCHED_IMAGES
-from skin_jax.report import figures, kit
+from skin_jax.eval.inference import make_predictor
 from skin_jax.tasks.augment import to_uint8
 from skin_jax.train.run import Experiment
 
 PyTree = Any
+Scalars = dict[str, float]
+Summary = tuple[Sequence[str], Sequence[Sequence[str]]]
 
 COLLAPSED = 0.25
 """A class has collapsed where its generated images differ this little, as a share of what its real
 ones differ by: mean distance of all pairs."""
 
+_GRID_IMAGES = 24  # real ones, and as many generated ones
 _REAL_COLUMNS, _GENERATED_COLUMNS = 4, 8
 _CHUNK = 100  # images generated at once
 _NOISE = 2**32 - 1  # a stream of noise that `skin_jax.generate` has for no seed and no class
 _POOLED = 8  # side of the pixels that stand in for features where there are no weights
 
 
-class ClassGansWatch:
+class Pictures(NamedTuple):
+    """What draws: each function takes the step and images uint8 [N, S, S, 3].
+
+    samples gets real and generated images, by_class class name -> real and generated images.
+    """
+
+    samples: Callable[[int, np.ndarray, np.ndarray], None]
+    by_class: Callable[[int, Mapping[str, tuple[np.ndarray, np.ndarray]]], None]
+
+
+class Evaluator(Protocol):
+    """What `train.loop` calls, and what is said of a run at its end."""
+
+    def __call__(self, state: PyTree, step: int) -> tuple[PyTree, Scalars]:
+        """The state, in which it may keep what scored best, and scalars to log."""
+
+    def summary(self, state: PyTree) -> Summary | None:
+        """Header and rows about the last state, where there is anything to say."""
+
+
+class Classification:
+    """Macro AUC and balanced accuracy on the validation split; nothing where it is empty."""
+
+    def __init__(self, experiment: Experiment, pictures: Pictures):
+        """Takes the task's predictions."""
+        del pictures
+        predict = experiment.task.predict  # type: ignore[attr-defined]
+        self._predictor = make_predictor(predict, experiment.pipeline)
+        self._indices = experiment.indices("val")
+        self._labels = experiment.examples.labels[self._indices]
+        self._batch_size = experiment.config.eval_batch_size
+
+    @staticmethod
+    def check(config: ConfigDict, mesh: Mesh) -> None:
+        """Needs nothing."""
+
+    def __call__(self, state: PyTree, step: int) -> tuple[PyTree, Scalars]:
+        """Scores the state."""
+        if len(self._indices) == 0:
+            return state, {}
+        probabilities = self._predictor(state, self._indices, self._batch_size)
+        scores = {
+            "val_macro_auc": metrics.macro_auc(probabilities, self._labels),
+            "val_balanced_accuracy": metrics.balanced_accuracy(probabilities, self._labels),
+        }
+        print("  ".join([f"step {step}", *(f"{key} {v:.3f}" for key, v in scores.items())]))
+        return state, scores
+
+    def summary(self, state: PyTree) -> None:
+        """Has nothing to add to the evaluation on test."""
+
+
+class Samples:
+    """A grid of the same real images and of the same noise each time, to compare epochs by."""
+
+    def __init__(self, experiment: Experiment, pictures: Pictures):
+        """Chooses the real images."""
+        task = experiment.task
+        self._sample = _sampler(task, experiment.mesh)
+        self._generators = task.generators
+        self._draw = pictures.samples
+        train = experiment.indices("train")
+        chosen = np.random.default_rng(0).permutation(train)[:_GRID_IMAGES]
+        self._real = experiment.examples.images[chosen]
+
+    @staticmethod
+    def check(config: ConfigDict, mesh: Mesh) -> None:
+        """Needs nothing."""
+
+    def __call__(self, state: PyTree, step: int) -> tuple[PyTree, Scalars]:
+        """Draws the grid; there is no score."""
+        keys = jax.random.split(jax.random.key(0), _GRID_IMAGES)
+        generated = self._sample(self._generators(state), 0, keys)
+        if is_first():
+            self._draw(step, self._real, np.asarray(generated))
+        return state, {}
+
+    def summary(self, state: PyTree) -> None:
+        """Has nothing to add."""
+
+
+class Generators:
     """Compares the generators of a run with the training images of their classes.
 
     The score of a class is the KID of EfficientNet-Lite0's features where `config.score.weights`
@@ -40,73 +127,74 @@ class ClassGansWatch:
     are the same at every call, so that epochs can be compared.
     """
 
-    def __init__(self, experiment: Experiment):
+    def __init__(self, experiment: Experiment, pictures: Pictures):
         """Reads the network that describes images, if any.
 
         Raises:
           UserError: the weights cannot be read, or do not fit.
         """
         task, config = experiment.task, experiment.config
-        assert isinstance(task, tasks.GeneratesByClass)
         self._task, self._placement = task, experiment.placement
+        self._draw = pictures.by_class
         self._count = config.score.images
         self._collapsed: list[str] = []
-        self._extract = None
-        if config.score.weights != NO_WEIGHTS:
-            self._extract = features.efficientnet_lite0(
-                config.score.weights, experiment.mesh, flag="--config.score.weights"
-            )
-        options = compiler_options(platform(experiment.mesh))
-        self._sample = jax.jit(
-            lambda generators, place, keys: to_uint8(
-                task.images_of(generators, place, task.noise(keys))
-            ),
-            out_shardings=replicated(experiment.mesh),
-            compiler_options=options,
-        )
+        self._extract = self._extractor(config, experiment.mesh)
+        self._sample = _sampler(task, experiment.mesh)
         self._scored = jax.jit(
-            task.scored, donate_argnums=0, out_shardings=self._placement, compiler_options=options
+            task.scored,  # type: ignore[attr-defined]
+            donate_argnums=0,
+            out_shardings=self._placement,
+            compiler_options=compiler_options(platform(experiment.mesh)),
         )
+        self._labels = task.classes_drawn(len(experiment.classes))
+        self._names = [experiment.classes.names[label] for label in self._labels]
+        self._train_counts = experiment.class_counts("train")[self._labels]
         train = experiment.indices("train")
         self._real: list[np.ndarray] = []
-        for label in task.labels:
+        for label in self._labels:
             members = train[experiment.examples.labels[train] == label]
             chosen = np.random.default_rng(0).permutation(members)[: self._count]
             self._real.append(experiment.examples.images[chosen])
 
+    @classmethod
+    def check(cls, config: ConfigDict, mesh: Mesh) -> None:
+        """Reads the weights, which otherwise fail an hour later."""
+        cls._extractor(config, mesh)
+
+    @staticmethod
+    def _extractor(config: ConfigDict, mesh: Mesh) -> features.Extractor | None:
+        weights = config.score.weights
+        if weights == NO_WEIGHTS:
+            return None
+        return features.efficientnet_lite0(weights, mesh, flag="--config.score.weights")
+
     @functools.cached_property
     def _described(self) -> list[tuple[np.ndarray, float]]:
-        """Of each class's real images the description, and how far apart they are.
+        """Description of each class's real images, and how far apart they are.
 
-        Seconds to a minute on a CPU, which a run that is finished already needs not.
+        Seconds to a minute on a CPU, which a run that is finished already does not need.
         """
         described = [self._describe(real) for real in self._real]
         return [(each, quality.mean_distance(each)) for each in described]
 
     @property
     def measure(self) -> str:
-        """What the score is: "kid" or "swd"."""
+        """Name of the score: "kid" or "swd"."""
         return "swd" if self._extract is None else "kid"
 
-    def look(self, state: PyTree, step: int, grid: Path) -> tuple[PyTree, dict[str, float]]:
-        """Scores every class, prints the scores, warns of collapsed classes, writes a picture.
-
-        Args:
-          state: of the task.
-          step: after which.
-          grid: the PNG to write: a row of real and generated images for each class.
+    def __call__(self, state: PyTree, step: int) -> tuple[PyTree, Scalars]:
+        """Scores every class, prints the scores, warns of collapsed classes, draws a picture.
 
         Returns:
           The state with the generators that are now the best of their class (the one given is
           gone), and `<measure>/<class>` and `diversity/<class>` to log.
         """
-        generators = self._task.current(state)
+        generators = self._task.generators(state)
         scores: list[float] = []
-        values: dict[str, float] = {}
+        values: Scalars = {}
         shown = {}
-        for place, label in enumerate(self._task.labels):
-            name = CLASSES[label]
-            generated = self._generated(generators, place, int(label))
+        for place, (label, name) in enumerate(zip(self._labels, self._names, strict=True)):
+            generated = self._generated(generators, int(label))
             shown[name] = (self._real[place][:_REAL_COLUMNS], generated[:_GENERATED_COLUMNS])
             score, diversity = self._compare(place, generated)
             scores.append(score)
@@ -121,18 +209,38 @@ class ClassGansWatch:
                 "collapsed, if this is not the beginning of the run"
             )
         self._collapsed = collapsed
-        figures.real_and_generated_by_class(grid, shown)
+        self._draw(step, shown)
         state = self._scored(state, jax.device_put(np.array(scores, np.float32), self._placement))
         return state, values
 
-    def _generated(self, generators: PyTree, place: int, label: int) -> np.ndarray:
+    def summary(self, state: PyTree) -> Summary:
+        """The step and the score of each class's best generator, and its real training images."""
+        rows = [
+            (
+                name,
+                str(count),
+                str(step) if np.isfinite(score) else "n/a",
+                f"{score:.3f}" if np.isfinite(score) else "n/a",
+            )
+            for name, count, step, score in zip(
+                self._names,
+                self._train_counts,
+                np.asarray(state.best_step),
+                np.asarray(state.best_score),
+                strict=True,
+            )
+        ]
+        measure = "sliced Wasserstein" if self._extract is None else "KID"
+        return ("class", "training images", "step", measure), rows
+
+    def _generated(self, generators: PyTree, label: int) -> np.ndarray:
         # Images that a generator was chosen by would be no fair sample of what it draws.
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), _NOISE), label)
         keys = jax.random.split(key, self._count)
         chunks = [
             # Always one size, so that it compiles once.
             np.asarray(
-                self._sample(generators, place, keys[np.arange(start, start + _CHUNK) % len(keys)])
+                self._sample(generators, label, keys[np.arange(start, start + _CHUNK) % len(keys)])
             )
             for start in range(0, self._count, _CHUNK)
         ]
@@ -157,30 +265,33 @@ class ClassGansWatch:
         return float(np.mean(list(levels.values()))), diversity
 
 
-def table_of_best(experiment: Experiment, state: PyTree) -> kit.Table:
-    """The step and the score of each class's best generator, and its real training images."""
-    task = experiment.task
-    assert isinstance(task, tasks.GeneratesByClass)
-    counts = experiment.class_counts("train")
-    measure = "KID" if experiment.config.score.weights != NO_WEIGHTS else "sliced Wasserstein"
-    rows = [
-        (
-            CLASSES[label],
-            str(counts[label]),
-            str(step) if np.isfinite(score) else "n/a",
-            f"{score:.3f}" if np.isfinite(score) else "n/a",
-        )
-        for label, step, score in zip(
-            task.labels, np.asarray(state.best_step), np.asarray(state.best_score), strict=True
-        )
-    ]
-    return kit.Table(("class", "training images", "step", measure), rows)
+EVALUATORS: dict[str, type[Classification] | type[Samples] | type[Generators]] = {
+    "classification": Classification,
+    "samples": Samples,
+    "generators": Generators,
+}
 
 
-def by_name(values: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[str, float]:
-    """Scalars `<name>/<class>` of each [K], to log."""
-    return {
-        f"{key}/{CLASSES[label]}": float(value)
-        for key, each in values.items()
-        for label, value in zip(labels, each, strict=True)
-    }
+def make(experiment: Experiment, pictures: Pictures) -> list[Evaluator]:
+    """The evaluators that the task of a run asks for."""
+    return [EVALUATORS[name](experiment, pictures) for name in experiment.task.evaluators]
+
+
+def check(config: ConfigDict, task: tasks.Task, mesh: Mesh) -> None:
+    """Refuses what the evaluators of a task could not work with, before anything is written.
+
+    Raises:
+      UserError: the weights of a judge cannot be read, or do not fit.
+    """
+    for name in task.evaluators:
+        EVALUATORS[name].check(config, mesh)
+
+
+def _sampler(task: tasks.Task, mesh: Mesh) -> Callable[[PyTree, int, jax.Array], jax.Array]:
+    """The jitted function (generators, label, keys [B]) -> images uint8 [B, S, S, 3]."""
+    images_of, noise = task.images_of, task.noise  # type: ignore[attr-defined]
+    return jax.jit(
+        lambda generators, label, keys: to_uint8(images_of(generators, label, noise(keys))),
+        out_shardings=replicated(mesh),
+        compiler_options=compiler_options(platform(mesh)),
+    )

@@ -8,7 +8,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from skin_jax.base import devices
-from skin_jax.data.classes import NUM_CLASSES
 from skin_jax.data.pipeline import Pipeline
 
 PyTree = Any
@@ -18,10 +17,10 @@ Predictor = Callable[[PyTree, np.ndarray, int], np.ndarray]
 def make_predictor(
     predict: Callable[[PyTree, jax.Array], jax.Array], pipeline: Pipeline
 ) -> Predictor:
-    """A function (state, indices int [N], batch_size) -> probabilities float64 [N, 7].
+    """A function (state, indices int [N], batch_size) -> probabilities float64 [N, n].
 
-    Each example counts once for any batch size; rows are in the order of `indices`. It compiles
-    once for each batch size.
+    There must be examples. Each counts once for any batch size; rows are in the order of `indices`.
+    It compiles once for each batch size.
 
     Args:
       predict: a task's predict.
@@ -41,10 +40,13 @@ def make_predictor(
     )
 
     def run(state: PyTree, indices: np.ndarray, batch_size: int) -> np.ndarray:
-        probabilities = np.full((len(indices), NUM_CLASSES), np.nan)
+        found = []
         for feed in pipeline.eval_feeds(indices, batch_size):
             values, rows, mask = map(np.asarray, jitted(state, pipeline.resident, feed))
-            probabilities[rows[mask > 0]] = values[mask > 0]
+            found.append((rows[mask > 0], values[mask > 0]))
+        probabilities = np.full((len(indices), found[0][1].shape[1]), np.nan)
+        for rows, values in found:
+            probabilities[rows] = values
         return probabilities
 
     return run

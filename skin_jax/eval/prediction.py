@@ -13,16 +13,14 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from skin_jax import tasks
 from skin_jax.base import devices
 from skin_jax.base.errors import PARTIAL, UserError, listed, warn
 from skin_jax.base.files import write_atomically
 from skin_jax.data import images
-from skin_jax.data.classes import NUM_CLASSES
+from skin_jax.data.classes import Classes
 from skin_jax.data.examples import write_skipped
-from skin_jax.eval import inference, runs, tables
-from skin_jax.report import heatmap
-from skin_jax.train.run import reopen_task
+from skin_jax.eval import inference, tables
+from skin_jax.train.run import Trained, trained
 
 SUFFIXES = frozenset(
     {*images.SUFFIXES, ".gif", ".jfif", ".jpe", ".jp2", ".avif", ".ppm", ".pgm", ".tga"}
@@ -35,15 +33,18 @@ The last three are images that Pillow does not read: they are listed as such, no
 
 _MAX_WORKERS = 16
 
+Overlay = Callable[[np.ndarray, Sequence[np.ndarray], str], bytes]
+"""An image uint8 [S, S, 3], heat maps of it and a caption -> a PNG."""
+
 Skipped = list[tuple[str, str]]
 Decoded = tuple[np.ndarray, ...] | images.UnreadableImage
 
 
-class _Run(NamedTuple):
+class _Member(NamedTuple):
     """A trained run: the size of its images, uint8 [B, S, S, 3], and what it says about them."""
 
     image_size: int
-    probabilities: Callable[[np.ndarray], np.ndarray]  # -> float64 [B, 7]
+    probabilities: Callable[[np.ndarray], np.ndarray]  # -> float64 [B, n]
     heat_maps: Callable[[np.ndarray, np.ndarray], np.ndarray] | None  # and labels -> [B, h, w]
 
 
@@ -61,6 +62,7 @@ def predict_files(
     *,
     tta: bool = False,
     explain_dir: Path | None = None,
+    overlay: Overlay | None = None,
     batch_size: int = 64,
     progress: bool = True,
 ) -> int:
@@ -72,6 +74,7 @@ def predict_files(
       out: the CSV; unreadable images are listed beside it, in `<stem>.skipped.csv`.
       tta: averages over the 8 orientations of each image.
       explain_dir: where `<image>.png` shows what speaks for the predicted class, for each image.
+      overlay: draws these pictures.
       batch_size: images at a time, rounded up to a multiple of the devices.
       progress: shows a progress bar on stderr.
 
@@ -87,10 +90,12 @@ def predict_files(
     skipped_path = out.with_name(f"{out.stem}.skipped.csv")
     _check_targets(files, ids, out, skipped_path, explain_dir)
     mesh = devices.make_mesh(None)
-    members = [_open(workdir, mesh, tta=tta, explained=bool(explain_dir)) for workdir in workdirs]
+    runs = [trained(workdir) for workdir in workdirs]
+    classes = _same_classes(runs)
+    members = [_open(run, mesh, tta=tta, explained=bool(explain_dir)) for run in runs]
     batch_size = -(-min(batch_size, len(files)) // mesh.size) * mesh.size
     sizes = list(dict.fromkeys(member.image_size for member in members))
-    probabilities = np.empty((len(files), NUM_CLASSES))
+    probabilities = np.empty((len(files), len(classes)))
     good: list[int] = []
 
     bar = tqdm(total=len(files), unit=" images", desc="Predicting", disable=not progress)
@@ -103,15 +108,18 @@ def predict_files(
             }
             values = np.mean([m.probabilities(stacks[m.image_size]) for m in members], axis=0)
             probabilities[batch.places] = values[: len(batch.places)]
-            if explain_dir:
+            if explain_dir and overlay:
                 labels = values.argmax(axis=1).astype(np.int32)
                 maps = [m.heat_maps(stacks[m.image_size], labels) for m in members if m.heat_maps]
+                captions = [
+                    f"{classes.titled(label)}  {share:.1%}"
+                    for label, share in zip(labels, values.max(axis=1), strict=True)
+                ]
                 overlays = pool.map(
-                    heatmap.overlay,
+                    overlay,
                     stacks[max(sizes)][: len(batch.places)],
                     zip(*maps, strict=True),
-                    labels,
-                    values.max(axis=1),
+                    captions,
                 )
                 for place, picture in zip(batch.places, overlays, strict=True):
                     write_atomically(explain_dir / f"{ids[place]}.png", picture)
@@ -259,12 +267,9 @@ def _check_targets(
             raise UserError(f"{folder}: cannot be written to ({error.strerror})") from None
 
 
-def _open(workdir: Path, mesh: Mesh, *, tta: bool, explained: bool) -> _Run:
-    task, config = reopen_task(workdir)
-    if not isinstance(task, tasks.Classifies):
-        raise UserError(f"{workdir}: a run of the task {config.task!r} does not classify images")
-    state, _ = runs.best_of(workdir, task, mesh)
-    predict = inference.over_devices(task.predict, mesh)
+def _open(run: Trained, mesh: Mesh, *, tta: bool, explained: bool) -> _Member:
+    state, _ = run.best_state(mesh)
+    predict = inference.over_devices(run.ability("predict"), mesh)
 
     def probabilities(batch: np.ndarray) -> np.ndarray:
         views = inference.orientations(batch) if tta else [batch]
@@ -273,14 +278,29 @@ def _open(workdir: Path, mesh: Mesh, *, tta: bool, explained: bool) -> _Run:
 
     heat_maps = None
     if explained:
-        if not isinstance(task, tasks.Explains):
-            raise UserError(f"{workdir}: the task {config.task!r} does not explain its predictions")
-        show = inference.over_devices(task.explain, mesh)
+        show = inference.over_devices(run.ability("explain"), mesh)
 
         def heat_maps(batch: np.ndarray, labels: np.ndarray) -> np.ndarray:
             return np.asarray(show(state, batch, labels))
 
-    return _Run(config.data.image_size, probabilities, heat_maps)
+    return _Member(run.config.data.image_size, probabilities, heat_maps)
+
+
+def _same_classes(runs: Sequence[Trained]) -> Classes:
+    """The classes that all runs have.
+
+    Raises:
+      UserError: they differ, so that there is no average.
+    """
+    first, *others = runs
+    for other in others:
+        if other.classes.names != first.classes.names:
+            raise UserError(
+                f"{first.workdir} and {other.workdir} have different classes "
+                f"({', '.join(first.classes.names)}; {', '.join(other.classes.names)}): their "
+                "predictions cannot be averaged; give runs of the same classes"
+            )
+    return first.classes
 
 
 def _workers() -> int:

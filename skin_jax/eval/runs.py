@@ -1,18 +1,13 @@
 """Evaluating a run: its best checkpoint on one of its splits, or on another labelled folder."""
 
-import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from skin_jax import tasks
 from skin_jax.base import devices
-from skin_jax.base.errors import UserError
 from skin_jax.config import flatten, without_folders
 from skin_jax.data import pipeline as pipelines
 from skin_jax.data import splits
@@ -24,7 +19,7 @@ from skin_jax.report import kit
 from skin_jax.report import run as run_report
 from skin_jax.train import checkpoints as checkpoint_lib
 from skin_jax.train.history import HISTORY, read_history
-from skin_jax.train.run import Experiment
+from skin_jax.train.run import Experiment, best_state
 
 PyTree = Any
 
@@ -33,103 +28,6 @@ DEMO_NOTE = "These are procedural lesions: paper A's figures are no measure for 
 _SAMPLES_PER_CLASS = 6
 _MELANOMA = CLASSES.index("mel")
 _SPECIFICITIES = (0.90, 0.95)
-
-
-def best_state(
-    task: tasks.Task, checkpoints: checkpoint_lib.Checkpoints, mesh: Mesh
-) -> tuple[PyTree, int]:
-    """The best checkpoint's state and its step.
-
-    Raises:
-      UserError: the run has no checkpoint, or only damaged ones.
-    """
-    restored = checkpoints.restore_best(_template(task, mesh))
-    if restored is None:
-        raise UserError("this run has no checkpoint yet; train it first with skin_jax.main")
-    return restored
-
-
-def best_of(workdir: Path, task: tasks.Task, mesh: Mesh) -> tuple[PyTree, int]:
-    """`best_state` of a work folder, which is only read."""
-    with _checkpoints_of(workdir) as checkpoints:
-        return best_state(task, checkpoints, mesh)
-
-
-def state_at(workdir: Path, task: tasks.Task, mesh: Mesh, step: int) -> PyTree:
-    """The state that a run has a checkpoint of, by its step.
-
-    Raises:
-      UserError: there is none, or it is damaged.
-    """
-    with _checkpoints_of(workdir) as checkpoints:
-        if step not in (steps := checkpoints.steps()):
-            raise _no_such_step(workdir, step, "checkpoint", steps)
-        return checkpoints.restore(step, _template(task, mesh))
-
-
-def best_generators(
-    workdir: Path, task: tasks.Task, mesh: Mesh
-) -> tuple[PyTree, np.ndarray, np.ndarray]:
-    """The generator with the best score of each class so far, the newest where none was scored.
-
-    Args:
-      workdir: of the run.
-      task: that generates by class.
-      mesh: where the generators shall lie.
-
-    Returns:
-      Generators, leaves [K, ...]; the step of each, int [K]; whether it was scored, bool [K].
-
-    Raises:
-      UserError: the run has no checkpoint, or only damaged ones.
-    """
-    assert isinstance(task, tasks.GeneratesByClass)
-    state, step = best_of(workdir, task, mesh)
-    scored = np.isfinite(state.best_score)
-
-    def chosen(best: jax.Array, newest: jax.Array) -> jax.Array:
-        return jnp.where(scored.reshape(-1, *[1] * (best.ndim - 1)), best, newest)
-
-    generators = jax.tree.map(chosen, task.best(state), task.current(state))
-    return generators, np.where(scored, state.best_step, step), scored
-
-
-def generators_at(workdir: Path, task: tasks.Task, mesh: Mesh, step: int) -> PyTree:
-    """The generators of a step, leaves [K, ...], kept for themselves or in a checkpoint.
-
-    Arguments as `best_generators` has them.
-
-    Raises:
-      UserError: there are none, or they are damaged.
-    """
-    assert isinstance(task, tasks.GeneratesByClass)
-    template = _template(task, mesh)
-    with (
-        _checkpoints_of(workdir, checkpoint_lib.GENERATORS) as kept,
-        _checkpoints_of(workdir) as checkpoints,
-    ):
-        if step in kept.steps():
-            return kept.restore(step, task.current(template))
-        if step in checkpoints.steps():
-            return task.current(checkpoints.restore(step, template))
-        steps = sorted({*kept.steps(), *checkpoints.steps()})
-        raise _no_such_step(workdir, step, "generators", steps)
-
-
-def _checkpoints_of(
-    workdir: Path, name: str = "checkpoints"
-) -> "contextlib.closing[checkpoint_lib.Checkpoints]":
-    return contextlib.closing(checkpoint_lib.Checkpoints(workdir / name, read_only=True))
-
-
-def _template(task: tasks.Task, mesh: Mesh) -> PyTree:
-    shapes = jax.eval_shape(task.init, jax.random.key(0))
-    return checkpoint_lib.template_of(shapes, devices.replicated(mesh))
-
-
-def _no_such_step(workdir: Path, step: int, what: str, steps: Sequence[int]) -> UserError:
-    there = f"those of {', '.join(map(str, steps))}" if steps else "none"
-    return UserError(f"{workdir} has no {what} of step {step}; there are {there}")
 
 
 def evaluate_split(
@@ -152,7 +50,9 @@ def evaluate_split(
         print(f"the split leaves no {split} images: nothing to evaluate there", flush=True)
         return None
     state, step = best_state(experiment.task, checkpoints, experiment.mesh)
-    predict = make_predictor(_classifier(experiment.task).predict, experiment.pipeline)
+    predict = make_predictor(
+        tasks.require(experiment.task, "predict", "this run"), experiment.pipeline
+    )
     batch_size = experiment.config.eval_batch_size
     probabilities = predict(state, indices, batch_size)
     val = experiment.indices("val")
@@ -194,7 +94,7 @@ def evaluate_examples(
     mesh = devices.make_mesh(None)
     state, step = best_state(task, checkpoints, mesh)
     pipeline = pipelines.make("auto", examples.images, examples.labels, mesh)
-    predict = make_predictor(_classifier(task).predict, pipeline)
+    predict = make_predictor(tasks.require(task, "predict", "this run"), pipeline)
     indices = np.arange(len(examples.records))
     probabilities = predict(state, indices, batch_size)
     evaluation = _evaluation(examples, indices, probabilities, step=step)
@@ -225,15 +125,6 @@ def write_page(experiment: Experiment, evaluation: Sequence[kit.Section], workdi
         samples=(examples.images[shown], examples.labels[shown]),
         real_and_generated=grids[-1] if grids else None,
     )
-
-
-def _classifier(task: tasks.Task) -> tasks.Classifies:
-    if not isinstance(task, tasks.Classifies):
-        raise UserError(
-            "a run of this task does not classify images; skin_jax.generate draws from it, and "
-            "skin_jax.eval --quality compares what it draws with real images"
-        )
-    return task
 
 
 def _evaluation(

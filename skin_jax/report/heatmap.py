@@ -7,8 +7,6 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from skin_jax.data.classes import CLASSES, FULL_NAMES
-
 SMALLEST = 224
 """Least side of each of the two panels in pixels."""
 
@@ -23,18 +21,15 @@ _SCALE = "low", "high"
 _BAR = 40, 10
 
 
-def overlay(
-    image: np.ndarray, heat_maps: Sequence[np.ndarray], label: int, probability: float
-) -> bytes:
-    """A PNG: the image, the same under its heat map; below them class, probability and the scale.
+def overlay(image: np.ndarray, heat_maps: Sequence[np.ndarray], caption: str) -> bytes:
+    """A PNG: the image, the same under its heat map; below them a caption and the scale.
 
     Where the map is 0 the image shows unchanged; the higher it is, the more its colour covers.
 
     Args:
       image: uint8 [S, S, 3], enlarged by a whole factor to at least 224 pixels.
       heat_maps: one or several float [h, w] in [0, 1] of any sizes; their mean is shown.
-      label: the class that they explain.
-      probability: of that class.
+      caption: names the class that they explain.
     """
     side = image.shape[0] * -(-SMALLEST // image.shape[0])
     original = Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC)
@@ -44,7 +39,7 @@ def overlay(
     picture = Image.new("RGB", (2 * side + _GAP, side + _STRIP), "white")
     picture.paste(original, (0, 0))
     picture.paste(Image.fromarray(mixed.round().astype(np.uint8)), (side + _GAP, 0))
-    _caption(picture, f"{FULL_NAMES[CLASSES[label]]} ({CLASSES[label]})  {probability:.1%}")
+    _caption(picture, caption)
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", compress_level=1)  # a quarter of the time, a fifth larger
     return buffer.getvalue()

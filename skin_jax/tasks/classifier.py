@@ -1,7 +1,7 @@
 """A classifier: a network, usually pretrained, fine-tuned with conventional augmentation."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -22,6 +22,7 @@ from skin_jax.models.resnet import ResNet
 from skin_jax.tasks import augment, losses, optimizers, settings
 from skin_jax.tasks.gradcam import grad_cam
 from skin_jax.tasks.state import ClassifierState, Network, guard, update_ema
+from skin_jax.tasks.task import Task
 
 PyTree = Any
 Metrics = dict[str, jax.Array]
@@ -40,7 +41,7 @@ _SMALLEST_IMAGE = 32  # what every network reduces to a map of at least 1x1
 
 
 @dataclasses.dataclass(frozen=True)
-class Classifier:
+class Classifier(Task):
     """The classifier, closed over its network and loss.
 
     Attributes:
@@ -64,6 +65,7 @@ class Classifier:
     ema_decay: float
 
     headline = ("loss", "train_accuracy")
+    evaluators = ("classification",)
 
     def init(self, rng: jax.Array) -> ClassifierState:
         """The state before the first step, all weights random."""
@@ -183,20 +185,18 @@ class Classifier:
         return output
 
 
+settle = settings.nothing_to_settle
+epoch = settings.whole_split
+
+
 def build(
-    config: ConfigDict, class_counts: np.ndarray, num_steps: int, steps_per_epoch: float
+    config: ConfigDict,
+    classes: Sequence[str],
+    class_counts: np.ndarray,
+    num_steps: int,
+    steps_per_epoch: float,
 ) -> Classifier:
-    """The task of a configuration.
-
-    Args:
-      config: with the sections of `skin_jax.config.classifier`.
-      class_counts: int [n], images of each class in the training split.
-      num_steps: length of the run.
-      steps_per_epoch: of no use to this task.
-
-    Raises:
-      UserError: a setting outside its choices.
-    """
+    """The task of a configuration with the sections of a classifier; see `tasks.Kind`."""
     del steps_per_epoch
     model, loss = config.model, config.loss
     network = MODELS[choice(model.name, tuple(MODELS), "model.name")]
@@ -207,7 +207,7 @@ def build(
         )
     return Classifier(
         network=network(
-            num_classes=len(class_counts),
+            num_classes=len(classes),
             dropout=settings.share(model.dropout, "model.dropout"),
             dtype=settings.compute_dtype(config.precision),
             width_multiplier=model.width_multiplier,

@@ -6,21 +6,24 @@ of a class comes from the class itself, not from its place, so that a class trai
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from skin_jax.base import devices
 from skin_jax.base.errors import UserError
-from skin_jax.config import at_least, choice, class_labels
+from skin_jax.config import at_least, choice
 from skin_jax.models.dcgan import Discriminator, Generator, check_image_size
 from skin_jax.tasks import augment, losses, optimizers, settings
 from skin_jax.tasks.gan import Metrics, adversarial_step, in_training
 from skin_jax.tasks.state import ClassGansState, GanState, Network
+from skin_jax.tasks.task import Drawn, Task, TrainStep
 
 PyTree = Any
 Stack = Literal["auto", "vmap", "unroll"]
@@ -30,7 +33,7 @@ _GENERATOR, _DISCRIMINATOR, _AUGMENT, _NOISE = range(4)
 
 
 @dataclasses.dataclass(frozen=True)
-class Dcgan:
+class Dcgan(Task):
     """The DCGANs of some classes, closed over their networks.
 
     Attributes:
@@ -61,6 +64,56 @@ class Dcgan:
     ema_decay: float
 
     headline = ("d_loss", "g_loss", "p_real_real", "p_real_generated")
+    evaluators = ("generators",)
+    conditional = True
+
+    def mesh(self, num_devices: int | None, batch_size: int) -> Mesh:
+        """Devices among which the classes can be shared out evenly, as many as there are."""
+        del batch_size  # of each class: a device has all images of its classes
+        classes = len(self.labels)
+        if jax.process_count() > 1:
+            raise UserError(
+                "a run of several classes' GANs has one process: start one for each share of the "
+                "classes instead, with --config.classes and a --workdir of its own (a class trains "
+                "the same in any of them)"
+            )
+        if num_devices is None:
+            num_devices = max(n for n in range(1, len(jax.devices()) + 1) if classes % n == 0)
+        mesh = devices.make_mesh(num_devices)
+        if classes % mesh.size:
+            raise UserError(
+                f"config.sharding.num_devices is {num_devices}, among which {classes} classes "
+                "cannot be shared out evenly; leave it out, or give a divisor"
+            )
+        return mesh
+
+    def placement(self, mesh: Mesh) -> NamedSharding:
+        """Where the state lives: each class on one device."""
+        return devices.over_batch(mesh)
+
+    def step_on(self, mesh: Mesh) -> TrainStep:
+        """`train_step` in which each device trains its own classes, as if there were no others."""
+        return jax.shard_map(
+            self.train_step,
+            mesh=mesh,
+            in_specs=(PartitionSpec("data"), PartitionSpec("data"), PartitionSpec()),
+            out_specs=PartitionSpec("data"),
+            check_vma=False,
+        )
+
+    def rows(self, batch_size: int) -> int:
+        """Examples in a training batch: `batch_size` of each class."""
+        return len(self.labels) * batch_size
+
+    def order(self, sampling: str) -> dict[str, Any]:
+        """Every batch holds as many images of each class, side by side."""
+        del sampling
+        return {"sampling": "by_class", "classes": self.labels, "per_class": self.per_class}
+
+    def classes_drawn(self, num_classes: int) -> np.ndarray:
+        """Labels of the classes that have a generator, int [K], increasing."""
+        del num_classes
+        return self.labels
 
     def init(self, rng: jax.Array) -> ClassGansState:
         """The state before the first step."""
@@ -185,22 +238,31 @@ class Dcgan:
             lambda key: jax.random.uniform(key, (self.noise_size,), minval=-1.0, maxval=1.0)
         )(keys)
 
-    def current(self, state: ClassGansState) -> PyTree:
-        """Variables of the generators [K, ...] now (averaged where EMA is on)."""
+    def generators(self, state: ClassGansState) -> PyTree:
+        """Variables of the generators now, leaves [K, ...], averaged where EMA is on."""
         return state.gans.averaged["generator"]
 
-    def best(self, state: ClassGansState) -> PyTree:
-        """Variables of the generators with the best scores so far, leaves [K, ...]."""
-        return state.best
+    def drawn_from(self, state: ClassGansState, step: int, num_classes: int) -> Drawn:
+        """The generator with the best score of each class, the newest where none was scored."""
+        scored = np.isfinite(state.best_score)
 
-    def images_of(self, generators: PyTree, place: jax.Array | int, noise: jax.Array) -> jax.Array:
+        def chosen(best: jax.Array, newest: jax.Array) -> jax.Array:
+            return jnp.where(scored.reshape(-1, *[1] * (best.ndim - 1)), best, newest)
+
+        steps, known = np.full(num_classes, step), np.zeros(num_classes, bool)
+        steps[self.labels] = np.where(scored, state.best_step, step)
+        known[self.labels] = scored
+        return Drawn(jax.tree.map(chosen, state.best, self.generators(state)), steps, known)
+
+    def images_of(self, generators: PyTree, label: jax.Array | int, noise: jax.Array) -> jax.Array:
         """Images float32 [B, S, S, 3] in [-1, 1] of one class.
 
         Args:
-          generators: `current(state)`, or `best(state)`.
-          place: of the class in `labels`.
+          generators: leaves [K, ...], as `generators` and `drawn_from` give them.
+          label: of the class, one of `labels`.
           noise: float32 [B, Z].
         """
+        place = jnp.searchsorted(jnp.asarray(self.labels), label)
         variables = jax.tree.map(lambda leaf: leaf[place], generators)
         images = self.generator.apply(variables, noise, train=False)
         assert isinstance(images, jax.Array)
@@ -219,29 +281,51 @@ class Dcgan:
             return jnp.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
         return state.replace(
-            best=jax.tree.map(chosen, self.current(state), state.best),
+            best=jax.tree.map(chosen, self.generators(state), state.best),
             best_score=chosen(scores, state.best_score),
             best_step=chosen(state.gans.step, state.best_step),
         )
 
 
-def build(
-    config: ConfigDict, class_counts: np.ndarray, num_steps: int, steps_per_epoch: float
-) -> Dcgan:
-    """The task of a configuration.
-
-    Args:
-      config: with the sections of `skin_jax.config.dcgan`.
-      class_counts: int [n], images of each class in the training split.
-      num_steps: length of the run.
-      steps_per_epoch: of no use to this task.
+def labels_of(config: ConfigDict, classes: Sequence[str]) -> np.ndarray:
+    """The classes that get a GAN, int [K], increasing: all where `config.classes` is empty.
 
     Raises:
-      UserError: a setting outside its choices, or a class without images.
+      UserError: an unknown class.
     """
+    if unknown := [name for name in config.classes if name not in classes]:
+        raise UserError(
+            f"config.classes names {unknown[0]!r}, which the data do not have; it takes names "
+            f"such as {classes[:2]!r} out of {', '.join(classes)}"
+        )
+    return np.array(sorted({classes.index(name) for name in config.classes or classes}))
+
+
+def settle(config: ConfigDict, classes: Sequence[str]) -> None:
+    """Writes the names of the classes that get a GAN into the configuration, in their order."""
+    config.classes = tuple(classes[label] for label in labels_of(config, classes))
+
+
+def epoch(config: ConfigDict, classes: Sequence[str], real_counts: np.ndarray) -> int:
+    """Images in an epoch: those of the largest class that gets a GAN."""
+    return int(real_counts[labels_of(config, classes)].max())
+
+
+def build(
+    config: ConfigDict,
+    classes: Sequence[str],
+    class_counts: np.ndarray,
+    num_steps: int,
+    steps_per_epoch: float,
+) -> Dcgan:
+    """The task of a configuration with the sections of `configs/dcgan.py`; see `tasks.Kind`."""
     del steps_per_epoch
-    labels = class_labels(config)
-    assert labels is not None
+    labels = labels_of(config, classes)
+    if len(empty := labels[class_counts[labels] == 0]):
+        raise UserError(
+            "config.classes: the training split has no images of "
+            f"{', '.join(classes[label] for label in empty)}; name the others"
+        )
     size = config.data.image_size
     try:
         check_image_size(size)

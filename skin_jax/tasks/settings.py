@@ -1,5 +1,6 @@
 """Settings that several tasks read in the same way."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -44,6 +45,16 @@ def class_weights(weighting: str, class_counts: np.ndarray) -> np.ndarray:
         return np.ones(len(class_counts), np.float32)
     counts = np.maximum(class_counts, 1)
     return (class_counts.sum() / (len(counts) * counts)).astype(np.float32)
+
+
+def nothing_to_settle(config: ConfigDict, classes: Sequence[str]) -> None:
+    """For tasks without settings that name classes."""
+
+
+def whole_split(config: ConfigDict, classes: Sequence[str], real_counts: np.ndarray) -> int:
+    """Images in an epoch: all of the training split."""
+    del config, classes
+    return int(real_counts.sum())
 
 
 def augmentation(section: ConfigDict) -> Augmentation:

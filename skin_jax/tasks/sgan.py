@@ -4,6 +4,7 @@ Rashid, Tanveer, Khan, "Skin Lesion Classification Using GAN based Data Augmenta
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
@@ -19,6 +20,7 @@ from skin_jax.tasks import augment, losses, optimizers, settings
 from skin_jax.tasks.gan import Metrics, adversarial_step, in_training
 from skin_jax.tasks.gradcam import grad_cam
 from skin_jax.tasks.state import GanState, Network
+from skin_jax.tasks.task import Task
 
 PyTree = Any
 GeneratorLoss = Literal["minimax", "non_saturating", "feature_matching"]
@@ -28,7 +30,7 @@ _GENERATOR, _DISCRIMINATOR, _AUGMENT, _NOISE = range(4)
 
 
 @dataclasses.dataclass(frozen=True)
-class Sgan:
+class Sgan(Task):
     """The semi-supervised GAN, closed over its networks and loss weights.
 
     Attributes:
@@ -65,6 +67,7 @@ class Sgan:
     ema_decay: float
 
     headline = ("d_loss", "d_supervised", "g_loss", "train_accuracy")
+    evaluators = ("samples", "classification")
 
     def init(self, rng: jax.Array) -> GanState:
         """The state before the first step."""
@@ -216,13 +219,18 @@ class Sgan:
             labels,
         )
 
-    def sample(self, state: GanState, rng: jax.Array, labels: jax.Array) -> jax.Array:
-        """Images float32 [B, S, S, 3] in [-1, 1], one for each of the B labels.
+    def generators(self, state: GanState) -> PyTree:
+        """Variables of the generator, averaged where EMA is on."""
+        return state.averaged["generator"]
 
-        The generator is not conditional: the labels only say how many.
-        """
-        noise = jax.random.normal(rng, (labels.shape[0], self.noise_size))
-        images = self.generator.apply(state.averaged["generator"], noise, train=False)
+    def noise(self, keys: jax.Array) -> jax.Array:
+        """A noise vector for each of B typed keys: float32 [B, Z], standard normal."""
+        return jax.vmap(lambda key: jax.random.normal(key, (self.noise_size,)))(keys)
+
+    def images_of(self, generators: PyTree, label: jax.Array | int, noise: jax.Array) -> jax.Array:
+        """Images float32 [B, S, S, 3] in [-1, 1] for noise [B, Z], whatever `label` says."""
+        del label
+        images = self.generator.apply(generators, noise, train=False)
         assert isinstance(images, jax.Array)
         return images
 
@@ -233,20 +241,18 @@ class Sgan:
         return output
 
 
+settle = settings.nothing_to_settle
+epoch = settings.whole_split
+
+
 def build(
-    config: ConfigDict, class_counts: np.ndarray, num_steps: int, steps_per_epoch: float
+    config: ConfigDict,
+    classes: Sequence[str],
+    class_counts: np.ndarray,
+    num_steps: int,
+    steps_per_epoch: float,
 ) -> Sgan:
-    """The task of a configuration.
-
-    Args:
-      config: with the sections of `configs/sgan.py`.
-      class_counts: int [n], images of each class in the training split.
-      num_steps: length of the run.
-      steps_per_epoch: batches in one pass over the training split.
-
-    Raises:
-      UserError: a setting outside its choices.
-    """
+    """The task of a configuration with the sections of `configs/sgan.py`; see `tasks.Kind`."""
     loss = config.loss
     size = config.data.image_size
     try:
@@ -262,7 +268,7 @@ def build(
             size, config.model.width, config.model.generator_batch_norm, dtype=dtype
         ),
         discriminator=Discriminator(
-            len(class_counts) + 1,
+            len(classes) + 1,
             config.model.width,
             config.model.discriminator_batch_norm,
             dtype=dtype,

@@ -18,12 +18,11 @@ from orbax.checkpoint import checkpoint_managers
 
 from skin_jax.base import devices, errors
 from skin_jax.tasks import state as state_lib
+from skin_jax.tasks.task import Score, Task
 
 PyTree = Any
 
-SCORE = "val_macro_auc"
-"""The metric that chooses the best checkpoint."""
-
+_UNKNOWN = -1e30  # of a checkpoint without a score: worse than any
 
 GENERATORS = "generators"
 """The folder, beside `checkpoints`, of the generators that are kept for a choice by hand."""
@@ -41,19 +40,33 @@ class _Manager(ocp.CheckpointManager):
 
 
 class Checkpoints:
-    """The checkpoints of one run: the last two, and the best by validation macro AUC; or all.
+    """The checkpoints of one run: the last two, and the best by the task's score; or all.
 
     Each holds the whole state and its digest. Saving is asynchronous; an error of a save is raised
     by the next call. A kill in the middle of a save leaves the earlier checkpoints as they were.
     """
 
-    def __init__(self, directory: Path, *, read_only: bool = False, keep_all: bool = False):
-        """Opens, or makes, the folder of checkpoints."""
+    def __init__(
+        self,
+        directory: Path,
+        score: Score = Task.score,
+        *,
+        read_only: bool = False,
+        keep_all: bool = False,
+    ):
+        """Opens, or makes, the folder of checkpoints; `score` chooses the best one."""
         policies = checkpoint_managers.preservation_policy
+        self._score = score
+
+        def goodness(metrics: PyTree) -> float:
+            value = float(metrics.get(score.name, _UNKNOWN))
+            return -math.inf if math.isnan(value) else value
+
+        self._goodness = goodness
         last_two_and_best = policies.AnyPreservationPolicy(
             [
                 policies.LatestN(2),
-                policies.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False),
+                policies.BestN(get_metric_fn=goodness, n=1, keep_checkpoints_without_metrics=False),
             ]
         )
         self._directory = directory.absolute()
@@ -61,7 +74,7 @@ class Checkpoints:
             self._directory,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.PreserveAll() if keep_all else last_two_and_best,
-                best_fn=_score,
+                best_fn=goodness,
                 cleanup_tmp_directories=not read_only,
                 read_only=read_only,
                 enable_background_delete=False,
@@ -78,8 +91,8 @@ class Checkpoints:
         Args:
           step: number of finished steps.
           state: pytree of arrays.
-          score: validation macro AUC at this step; None or NaN where it is not known, which
-            never counts as the best.
+          score: the task's at this step; None or NaN where it is not known, which never counts as
+            the best.
 
         Raises:
           SaveError: this save could not start, or the one before it failed.
@@ -93,8 +106,14 @@ class Checkpoints:
                     state=ocp.args.StandardSave(state),
                     digest=ocp.args.JsonSave({"blake2b": state_lib.digest(state)}),
                 ),
-                metrics={SCORE: -1.0 if score is None or math.isnan(score) else score},
+                metrics={self._score.name: self._as_goodness(score)},
             )
+
+    def _as_goodness(self, score: float | None) -> float:
+        """The score, its sign such that more is better."""
+        if score is None or math.isnan(score):
+            return _UNKNOWN
+        return score if self._score.higher_is_better else -score
 
     def wait(self) -> None:
         """Returns when everything is on disk.
@@ -223,7 +242,7 @@ class Checkpoints:
             metrics = self._manager.metrics(step)
         except Exception:
             return -math.inf
-        return _score(metrics) if metrics else -math.inf
+        return self._goodness(metrics) if metrics else -math.inf
 
     def close(self) -> None:
         """Waits for the last save and ends Orbax's threads."""
@@ -244,11 +263,6 @@ def _reason(error: Exception) -> str:
     """One line; Orbax's messages begin with what matters and may be pages long."""
     line = errors.first_line(error)
     return line if len(line) < 400 else f"{line[:150]} ... {line[-200:]}"
-
-
-def _score(metrics: PyTree) -> float:
-    value = float(metrics.get(SCORE, -1.0))
-    return -math.inf if math.isnan(value) else value
 
 
 class Preemption:

@@ -16,7 +16,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 HISTORY = "metrics.jsonl"
 
 
-class MetricWriter:
+class History:
     """Appends scalars to `metrics.jsonl` and, if asked, to a TensorBoard event file.
 
     The event file is written with TensorBoard's own record writer, which needs no TensorFlow.

@@ -1,8 +1,11 @@
-"""What a configuration stands for: its examples, their split, the devices, and the task."""
+"""A run: what its configuration stands for, and the work folder that it has alone."""
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,21 +14,27 @@ from ml_collections import ConfigDict
 
 from skin_jax import config as config_lib
 from skin_jax import tasks
-from skin_jax.base import devices
+from skin_jax.base import devices, errors, folder
 from skin_jax.base.errors import UserError, warn
 from skin_jax.base.files import write_atomically
+from skin_jax.data import classes as classes_lib
 from skin_jax.data import demo, splits
 from skin_jax.data import generated as generated_lib
 from skin_jax.data import pipeline as pipelines
-from skin_jax.data.classes import CLASSES, NUM_CLASSES
+from skin_jax.data.classes import Classes
 from skin_jax.data.examples import Examples, write_skipped
-from skin_jax.eval import features
 from skin_jax.train import checkpoints as checkpoint_lib
+
+PyTree = Any
 
 SPLITS_FILE = "splits.csv"
 DIGEST_FILE = "examples.digest"
+CHECKPOINTS = "checkpoints"
 _SYNTHETIC_DIGEST_FILE = "synthetic.digest"
 _MANY_IMAGES = 10**6  # of each class, while nobody knows how many there are
+
+Check = Callable[[ConfigDict, tasks.Task, Mesh], None]
+"""Refuses what evaluators of a new run could not work with."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,18 +71,19 @@ class Experiment:
     steps_per_epoch: float
 
     @property
+    def classes(self) -> Classes:
+        """The classes of the examples."""
+        return self.examples.classes
+
+    @property
     def placement(self) -> NamedSharding:
-        """Where the state lives: whole on every device, or each class of a stack on one."""
-        if isinstance(self.task, tasks.GeneratesByClass):
-            return devices.over_batch(self.mesh)
-        return devices.replicated(self.mesh)
+        """Where the state lives."""
+        return self.task.placement(self.mesh)
 
     @property
     def rows(self) -> int:
         """Examples in a training batch."""
-        if isinstance(self.task, tasks.GeneratesByClass):
-            return len(self.task.labels) * self.task.per_class
-        return int(self.config.batch_size)
+        return self.task.rows(self.config.batch_size)
 
     def indices(self, split: str) -> np.ndarray:
         """Indices of the examples of a split, int64 [n]."""
@@ -85,8 +95,49 @@ class Experiment:
         return self.examples.records[0].path is None
 
     def class_counts(self, split: str) -> np.ndarray:
-        """Images of each class in a split, int64 [7]."""
-        return np.bincount(self.examples.labels[self.indices(split)], minlength=NUM_CLASSES)
+        """Images of each class in a split, int64 [n]."""
+        labels = self.examples.labels[self.indices(split)]
+        return np.bincount(labels, minlength=len(self.classes))
+
+
+@contextlib.contextmanager
+def session(workdir: Path) -> Iterator[checkpoint_lib.Preemption]:
+    """A work folder for as long as a run trains in it; all processes of the run enter it.
+
+    Only the first process prints. Errors of the disk and of other processes end in a sentence.
+
+    Yields:
+      What SIGTERM and Ctrl-C do meanwhile.
+
+    Raises:
+      UserError: another run is training in the folder, or it cannot be written.
+      Ended: by SIGTERM (status 143) or Ctrl-C (130); everything is saved.
+    """
+    first = devices.is_first()
+    with contextlib.ExitStack() as stack:
+        if not first:
+            nowhere = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+        with devices.together():
+            busy = f"another run is training in {workdir}"
+            stack.enter_context(folder.claimed(workdir, busy, lock=first))
+        preemption = stack.enter_context(checkpoint_lib.Preemption())
+        try:
+            yield preemption
+        except OSError as error:
+            raise UserError(
+                f"{workdir}: {error}; what is saved is whole: mend that and run the same command "
+                "again",
+                errors.FAILURE,
+            ) from error
+        except jax.errors.JaxRuntimeError as error:
+            if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
+                raise
+            raise UserError(
+                f"another process of this run does not answer ({errors.first_line(error)}); what "
+                "is saved is whole: run the same command again in all of them",
+                errors.PEER_DIED,
+            ) from error
 
 
 def load_examples(config: ConfigDict) -> Examples:
@@ -109,7 +160,12 @@ def load_examples(config: ConfigDict) -> Examples:
     )
 
 
-def start(config: ConfigDict, workdir: Path) -> Experiment:
+def _classes_of(config: ConfigDict) -> Classes:
+    """The classes of the data, before any image is decoded."""
+    return classes_lib.HAM10000
+
+
+def start(config: ConfigDict, workdir: Path, check: Check | None = None) -> Experiment:
     """Opens the experiment for training; a new work folder gets its configuration and its split.
 
     Everything is checked before anything is written, so that a wrong setting leaves no trace.
@@ -122,7 +178,7 @@ def start(config: ConfigDict, workdir: Path) -> Experiment:
         found = devices.is_first() and (workdir / config_lib.FILE_NAME).exists()
     resumed = devices.first_decides(found)
     with devices.together():
-        mesh = _check(config, workdir, resumed)
+        mesh = _check(config, workdir, resumed, check)
         rows = None  # of generated images, read before hours of decoding
         if config.data.synthetic is not None:
             rows = generated_lib.read(Path(config.data.synthetic))
@@ -172,49 +228,29 @@ def start(config: ConfigDict, workdir: Path) -> Experiment:
     return experiment
 
 
-def _check(config: ConfigDict, workdir: Path, resumed: bool) -> Mesh:
+def _check(config: ConfigDict, workdir: Path, resumed: bool, check: Check | None) -> Mesh:
     """Refuses what cannot run, before hours of decoding; makes the paths absolute."""
     config_lib.validate(config)
     config_lib.normalize(config)
-    many = np.full(NUM_CLASSES, _MANY_IMAGES)
-    task, _, _ = _build_task(config, many, many)
+    names = _classes_of(config).names
+    tasks.kind(config).settle(config, names)
+    many = np.full(len(names), _MANY_IMAGES)
+    task, _, _ = _build_task(config, names, many, many)
+    mesh = task.mesh(config.sharding.num_devices, config.batch_size)
     if resumed:
         before = config_lib.read(workdir)
+        tasks.kind(before).settle(before, names)
         config_lib.check_resumable(before, config, workdir)
         _check_same_synthetic(before.data.get("synthetic"), config.data.synthetic, workdir)
-    elif any((workdir / name).exists() for name in ("checkpoints", checkpoint_lib.GENERATORS)):
+        return mesh
+    if any((workdir / name).exists() for name in (CHECKPOINTS, checkpoint_lib.GENERATORS)):
         raise UserError(
             f"{workdir} holds checkpoints or generators but no {config_lib.FILE_NAME}: what they "
             "were trained on is not known; restore the file, or take a new --workdir"
         )
-    elif isinstance(task, tasks.Pretrained):
-        task.pretrained(jax.eval_shape(task.init, jax.random.key(0)))  # the weights fit
-    if not isinstance(task, tasks.GeneratesByClass):
-        mesh = devices.make_mesh(config.sharding.num_devices)
-        devices.check_batch_size(config.batch_size, mesh, "batch_size")
-        return mesh
-    mesh = _class_mesh(config.sharding.num_devices, len(task.labels))
-    if not resumed and config.score.weights != config_lib.NO_WEIGHTS:
-        features.efficientnet_lite0(config.score.weights, mesh, "--config.score.weights")
-    return mesh
-
-
-def _class_mesh(num_devices: int | None, classes: int) -> Mesh:
-    """Devices among which a stack of classes can be shared out evenly, as many as there are."""
-    if jax.process_count() > 1:
-        raise UserError(
-            "a run of several classes' GANs has one process: start one for each share of the "
-            "classes instead, with --config.classes and a --workdir of its own (a class trains the "
-            "same in any of them)"
-        )
-    if num_devices is None:
-        num_devices = max(n for n in range(1, len(jax.devices()) + 1) if classes % n == 0)
-    mesh = devices.make_mesh(num_devices)
-    if classes % mesh.size:
-        raise UserError(
-            f"config.sharding.num_devices is {num_devices}, among which {classes} classes cannot "
-            "be shared out evenly; leave it out, or give a divisor"
-        )
+    task.pretrained(jax.eval_shape(task.init, jax.random.key(0)))  # the weights fit
+    if check is not None:
+        check(config, task, mesh)
     return mesh
 
 
@@ -225,6 +261,7 @@ def _write(experiment: Experiment, workdir: Path, resumed: bool) -> None:
         warn(f"{len(examples.skipped)} unreadable images are left out: {workdir}/skipped.csv")
     if not resumed:
         splits.write(workdir / SPLITS_FILE, examples.records, experiment.assignment)
+        classes_lib.write(examples.classes, workdir)
         write_atomically(workdir / DIGEST_FILE, examples.digest + "\n")
         if experiment.synthetic is not None:
             digest = experiment.synthetic.digest
@@ -244,11 +281,11 @@ def _load_synthetic(
       UserError: they cannot be decoded, or their generator may have seen what this run is
         evaluated on.
     """
-    folder = Path(config.data.synthetic)
+    source = Path(config.data.synthetic)
     own = generated_lib.train_split_digest(splits.members_of(examples.records, assignment, "train"))
     if foreign := sum(row.train_split != own for row in rows):
         found = (
-            f"{foreign} of the {len(rows)} images in {folder} are of a generator that was fitted "
+            f"{foreign} of the {len(rows)} images in {source} are of a generator that was fitted "
             "on another training split than this run's and may have seen lesions of its "
             "validation and test splits"
         )
@@ -259,16 +296,18 @@ def _load_synthetic(
                 "or take them all the same with --config.data.synthetic_allow_foreign=True"
             )
         warn(f"{found}: scores of this run may be too high")
-    real_counts = np.bincount(examples.labels[assignment == "train"], minlength=NUM_CLASSES)
+    real_counts = np.bincount(
+        examples.labels[assignment == "train"], minlength=len(examples.classes)
+    )
     taken = generated_lib.at_most(rows, real_counts, config.data.synthetic_ratio)
-    return generated_lib.load(folder, taken, config.data.image_size)
+    return generated_lib.load(source, taken, config.data.image_size)
 
 
 def fitted_on(workdir: Path) -> str:
     """What the networks of a run were fitted on, for the manifest of the images that they generate.
 
     Returns:
-      `synthetic.train_split_digest` of its training split. Where foreign generated images were
+      `generated.train_split_digest` of its training split. Where foreign generated images were
       among them, their digest counts too: nobody knows what their generator had seen, so that no
       run may take the result for a generator of its own training split.
     """
@@ -280,7 +319,7 @@ def fitted_on(workdir: Path) -> str:
 
 
 def _check_same_synthetic(before: str | None, now: str | None, workdir: Path) -> None:
-    """Refuses to go on without the generated images of a run, or with some where it had none."""
+    """Refuses to resume without the generated images of a run, or with some where it had none."""
     if before is not None and now is None:
         raise UserError(
             f"{workdir} holds a run that is trained with generated images; give their folder with "
@@ -291,20 +330,6 @@ def _check_same_synthetic(before: str | None, now: str | None, workdir: Path) ->
             f"{workdir} holds a run that is trained without generated images; leave out "
             "--config.data.synthetic, or take a new --workdir"
         )
-
-
-def reopen(workdir: Path) -> Experiment:
-    """Opens the experiment of a work folder to look at it, on whatever devices are here.
-
-    Generated images that it was trained with are not needed, and left out.
-
-    Raises:
-      UserError: the folder is not one of a run, or its images are gone or others.
-    """
-    config = config_lib.read(workdir)
-    config.data.pipeline = "auto"
-    examples = load_examples(config)
-    return _assemble(config, examples, read_split(examples, workdir), devices.make_mesh(None))
 
 
 def read_split(examples: Examples, workdir: Path) -> np.ndarray:
@@ -330,13 +355,6 @@ def _check_digest(path: Path, found: str, what: str, key: str) -> None:
         )
 
 
-def reopen_task(workdir: Path) -> tuple[tasks.Task, ConfigDict]:
-    """The task of a work folder and its configuration, without its images."""
-    config = config_lib.read(workdir)
-    counts = splits.class_counts(workdir / SPLITS_FILE, "train")
-    return _build_task(config, counts, counts)[0], config
-
-
 def _assemble(
     config: ConfigDict,
     examples: Examples,
@@ -358,8 +376,9 @@ def _assemble(
         generated = dataclasses.replace(generated, images=images[num_real:])
     task, num_steps, steps_per_epoch = _build_task(
         config,
-        np.bincount(labels[train], minlength=NUM_CLASSES),
-        np.bincount(labels[indices], minlength=NUM_CLASSES),
+        examples.classes.names,
+        np.bincount(labels[train], minlength=len(examples.classes)),
+        np.bincount(labels[indices], minlength=len(examples.classes)),
     )
     return Experiment(
         config=config,
@@ -388,27 +407,148 @@ def _repeated(indices: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray
 
 
 def _build_task(
-    config: ConfigDict, real_counts: np.ndarray, class_counts: np.ndarray
+    config: ConfigDict, names: Sequence[str], real_counts: np.ndarray, class_counts: np.ndarray
 ) -> tuple[tasks.Task, int, float]:
     """The task, the length of the run in steps, and the batches in an epoch.
 
     Args:
       config: as in `start`.
-      real_counts: int [7], real training images of each class, which make an epoch.
-      class_counts: int [7], images of each class in the training stream.
+      names: of the n classes.
+      real_counts: int [n], real training images of each class, which make an epoch.
+      class_counts: int [n], images of each class in the training stream.
     """
-    epoch = real_counts.sum()
-    labels = config_lib.class_labels(config)
-    if labels is not None:
-        if len(empty := labels[class_counts[labels] == 0]):
-            raise UserError(
-                "config.classes: the training split has no images of "
-                f"{', '.join(CLASSES[label] for label in empty)}; name the others"
-            )
-        epoch = real_counts[labels].max()
-    steps_per_epoch = float(epoch / config.batch_size)
+    steps_per_epoch = tasks.kind(config).epoch(config, names, real_counts) / config.batch_size
     per_dispatch = config.steps_per_dispatch
     steps = config.num_steps or max(1, round(config.num_epochs * steps_per_epoch))
     num_steps = -(-steps // per_dispatch) * per_dispatch
-    task = tasks.build(config, class_counts, num_steps, steps_per_epoch)
+    task = tasks.build(config, names, class_counts, num_steps, steps_per_epoch)
     return task, num_steps, steps_per_epoch
+
+
+# Runs that were trained before: only read
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A work folder, without its images.
+
+    Attributes:
+      workdir: of the run.
+      config: that it was trained with.
+      classes: of its images.
+      task: that it was trained on.
+    """
+
+    workdir: Path
+    config: ConfigDict
+    classes: Classes
+    task: tasks.Task
+
+    @property
+    def name(self) -> str:
+        """Of the work folder."""
+        return self.workdir.resolve().name
+
+    def ability(self, name: str) -> Callable[..., Any]:
+        """One of the task's abilities; see `tasks.require`."""
+        return tasks.require(self.task, name, self.workdir)
+
+    def train_counts(self) -> np.ndarray:
+        """Training images of each class, int64 [n]."""
+        return splits.class_counts(self.workdir / SPLITS_FILE, "train")
+
+    def best_state(self, mesh: Mesh) -> tuple[PyTree, int]:
+        """The best checkpoint's state, on every device of a mesh, and its step.
+
+        Raises:
+          UserError: the run has no checkpoint, or only damaged ones.
+        """
+        with self._checkpoints() as checkpoints:
+            return best_state(self.task, checkpoints, mesh)
+
+    def state_at(self, mesh: Mesh, step: int) -> PyTree:
+        """The state of the checkpoint of a step.
+
+        Raises:
+          UserError: there is none, or it is damaged.
+        """
+        with self._checkpoints() as checkpoints:
+            if step not in (steps := checkpoints.steps()):
+                raise self._no_such_step(step, "checkpoint", steps)
+            return checkpoints.restore(step, _template(self.task, mesh))
+
+    def drawn_from(self, mesh: Mesh, step: int | None) -> tasks.Drawn:
+        """The best generators of the run, or those of a step: kept alone, or in a checkpoint.
+
+        Raises:
+          UserError: there are none, or they are damaged.
+        """
+        num_classes = len(self.classes)
+        if step is None:
+            return self.task.drawn_from(*self.best_state(mesh), num_classes)
+        template = _template(self.task, mesh)
+        with self._checkpoints(checkpoint_lib.GENERATORS) as kept, self._checkpoints() as all_:
+            if step in kept.steps():
+                generators = kept.restore(step, self.task.generators(template))
+            elif step in all_.steps():
+                generators = self.task.generators(all_.restore(step, template))
+            else:
+                steps = sorted({*kept.steps(), *all_.steps()})
+                raise self._no_such_step(step, "generators", steps)
+        return tasks.Drawn(generators, np.full(num_classes, step), np.ones(num_classes, bool))
+
+    def _checkpoints(
+        self, name: str = CHECKPOINTS
+    ) -> "contextlib.closing[checkpoint_lib.Checkpoints]":
+        folder = self.workdir / name
+        return contextlib.closing(
+            checkpoint_lib.Checkpoints(folder, self.task.score, read_only=True)
+        )
+
+    def _no_such_step(self, step: int, what: str, steps: Sequence[int]) -> UserError:
+        there = f"those of {', '.join(map(str, steps))}" if steps else "none"
+        return UserError(f"{self.workdir} has no {what} of step {step}; there are {there}")
+
+
+def trained(workdir: Path) -> Trained:
+    """Opens a work folder to look at it, without its images.
+
+    Raises:
+      UserError: it is not the folder of a run, or damaged.
+    """
+    config, classes = config_lib.read(workdir), classes_lib.read(workdir)
+    counts = splits.class_counts(workdir / SPLITS_FILE, "train")
+    return Trained(workdir, config, classes, _build_task(config, classes.names, counts, counts)[0])
+
+
+def reopen(workdir: Path) -> Experiment:
+    """Opens the experiment of a work folder to look at it, on whatever devices are here.
+
+    Generated images that it was trained with are not needed, and left out.
+
+    Raises:
+      UserError: the folder is not one of a run, or its images are gone or others.
+    """
+    config = config_lib.read(workdir)
+    config.data.pipeline = "auto"
+    examples = load_examples(config)
+    return _assemble(config, examples, read_split(examples, workdir), devices.make_mesh(None))
+
+
+def best_state(
+    task: tasks.Task, checkpoints: checkpoint_lib.Checkpoints, mesh: Mesh
+) -> tuple[PyTree, int]:
+    """The best checkpoint's state and its step.
+
+    Raises:
+      UserError: the run has no checkpoint, or only damaged ones.
+    """
+    restored = checkpoints.restore_best(_template(task, mesh))
+    if restored is None:
+        raise UserError("this run has no checkpoint yet; train it first with skin_jax.main")
+    return restored
+
+
+def _template(task: tasks.Task, mesh: Mesh) -> PyTree:
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    return checkpoint_lib.template_of(shapes, devices.replicated(mesh))

@@ -4,7 +4,7 @@ import math
 import pytest
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-from skin_jax.train.history import HISTORY, MetricWriter, Progress, read_history
+from skin_jax.train.history import HISTORY, History, Progress, read_history
 
 
 def rows(folder):
@@ -12,7 +12,7 @@ def rows(folder):
 
 
 def test_history_has_a_start_line_and_plain_json(tmp_path):
-    writer = MetricWriter(tmp_path, tensorboard=False)
+    writer = History(tmp_path, tensorboard=False)
     writer.start(3, processes=1)
     writer.scalars(4, {"loss": 0.5, "bad": math.nan})
     writer.close()
@@ -25,7 +25,7 @@ def test_history_has_a_start_line_and_plain_json(tmp_path):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of TensorBoard's reader
 def test_tensorboard_reads_the_events(tmp_path):
-    writer = MetricWriter(tmp_path, tensorboard=True)
+    writer = History(tmp_path, tensorboard=True)
     writer.scalars(7, {"loss": 0.25})
     writer.close()
     (path,) = (tmp_path / "tensorboard").iterdir()
@@ -37,7 +37,7 @@ def test_tensorboard_reads_the_events(tmp_path):
 
 def test_a_line_cut_by_a_kill_does_not_swallow_the_next(tmp_path):
     (tmp_path / HISTORY).write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "lo')
-    writer = MetricWriter(tmp_path, tensorboard=False)
+    writer = History(tmp_path, tensorboard=False)
     writer.start(1)
     writer.scalars(2, {"loss": 3.0})
     writer.close()

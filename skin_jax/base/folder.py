@@ -1,0 +1,101 @@
+"""Folders that belong to one piece of work: claimed, locked, and only resumed with its settings."""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from skin_jax.base.errors import UserError
+from skin_jax.base.files import locked
+
+
+@contextlib.contextmanager
+def claimed(folder: Path, busy: str, *, lock: bool = True) -> Iterator[None]:
+    """Creates a folder where it is missing and keeps other processes out of it.
+
+    Args:
+      folder: of the work.
+      busy: what is said where another process is in.
+      lock: False only creates the folder: of several processes that share it one has the lock.
+
+    Raises:
+      UserError: another process is in, or the folder cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if lock:
+                stack.enter_context(locked(folder / ".lock"))
+        except BlockingIOError:
+            raise UserError(busy) from None
+        except OSError as error:
+            raise UserError(f"{folder} cannot be written: {error.strerror or error}") from None
+        yield
+
+
+def check_own(folder: Path, record: str, flag: str) -> None:
+    """Refuses a folder that holds files of somebody else: any, but no record.
+
+    Args:
+      folder: that may be missing.
+      record: name of the file that says what the folder is.
+      flag: that named the folder, for the message.
+    """
+    if (folder / record).exists() or not folder.is_dir():
+        return
+    if other := sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")):
+        raise UserError(
+            f"{folder} holds other files, such as {other[0]}, and no {record}; give a new folder "
+            f"as {flag}"
+        )
+
+
+def read_record(path: Path, parse: Callable[[dict[str, Any]], Any], mend: str) -> Any:
+    """Reads a JSON object that this program wrote.
+
+    Args:
+      path: of the file, which exists.
+      parse: the object -> what is returned; a KeyError, TypeError, ValueError or AttributeError of
+        it means that the file is damaged.
+      mend: what to do about a damaged file.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      UserError: it is damaged.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise TypeError("it is not an object")
+        return parse(content)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({error!r}); {mend}") from None
+
+
+def check_same(
+    folder: Path, what: str, before: Mapping[str, Any], after: Mapping[str, Any], flag: str
+) -> None:
+    """Refuses to resume work under other settings.
+
+    Args:
+      folder: of the work.
+      what: it holds, such as "a run".
+      before, after: flat settings, by the name to show.
+      flag: that named the folder, for the message.
+
+    Raises:
+      UserError: names every setting that differs, with both values.
+    """
+    differing = [
+        f"{key}: {before.get(key)!r} there, {after.get(key)!r} now"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    ]
+    if differing:
+        raise UserError(
+            f"{folder} holds {what} with other settings; give them as they were, or a new folder "
+            f"as {flag}: " + "; ".join(differing)
+        )

@@ -1,0 +1,347 @@
+"""Fills a folder with images that a run generates, so that the same call resumes it."""
+
+import dataclasses
+import io
+import itertools
+import json
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from skin_jax import tasks
+from skin_jax.base import devices, errors, folder
+from skin_jax.base.errors import UserError
+from skin_jax.base.files import write_atomically
+from skin_jax.config import flatten
+from skin_jax.data import generated as generated_lib
+from skin_jax.data.generated import GRIDS, MANIFEST, Generated
+from skin_jax.eval import candidates
+from skin_jax.tasks.state import digest
+from skin_jax.train.run import Trained, fitted_on, trained
+
+PROGRESS = "generation.json"
+
+_PER_CLASS = 100
+_MIN_CONFIDENCE = 0.5
+_LEAST_TRIES, _TRIES_AN_IMAGE = 10_000, 50
+_GRID, _GRID_COLUMNS = 64, 8
+_SECONDS_BETWEEN_SAVES = 5.0
+
+DrawGrid = Callable[[Path, np.ndarray, int], None]
+"""Writes images uint8 [N, S, S, 3] into a PNG, so many to a row."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Amount:
+    """How many images of each class: at most one of these is given, else 100.
+
+    Attributes:
+      per_class: that many of each.
+      balance_to: what a class lacks to so many images, real and generated; a fuller one gets none.
+      ratio: times the real training images of the class, rounded to the nearest, halves up.
+    """
+
+    per_class: int | None = None
+    balance_to: int | None = None
+    ratio: float | None = None
+
+    def of(self, real: Mapping[str, int]) -> dict[str, int]:
+        """Images to generate of each class, without the zeros, for real training images of each."""
+        if self.balance_to is not None:
+            wanted = {name: self.balance_to - count for name, count in real.items()}
+        elif self.ratio is not None:
+            wanted = {name: math.floor(self.ratio * count + 0.5) for name, count in real.items()}
+        else:
+            wanted = dict.fromkeys(real, self.per_class or _PER_CLASS)
+        return {name: count for name, count in wanted.items() if count > 0}
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where the images of a folder come from.
+
+    Attributes:
+      stream: what is drawn, in order.
+      settings: what makes these images and no others: `seed`, `run` and `train_split`, as in the
+        manifest, and what else decides which of them come. A folder is resumed with the same only.
+      max_tries: how much of the stream to look at.
+      walks: class name -> walks through its noise, uint8 [N, S, S, 3], WALK_COLUMNS images each;
+        None where the generator is not told a class.
+    """
+
+    stream: candidates.Candidates
+    settings: Mapping[str, Any]
+    max_tries: int
+    walks: Callable[[str], np.ndarray] | None = None
+
+
+def generate(
+    workdir: Path,
+    out: Path,
+    amount: Amount,
+    draw_grid: DrawGrid,
+    *,
+    classes: Sequence[str] | None = None,
+    seed: int = 0,
+    step: int | None = None,
+    min_confidence: float | None = None,
+    max_tries: int | None = None,
+) -> None:
+    """Generates images of a run into a folder, or resumes a folder that is not full.
+
+    Args:
+      workdir: of the run.
+      out: a folder of this program, or an empty one.
+      amount: of images.
+      draw_grid: writes pictures of many images.
+      classes: names; None: all that the run draws.
+      seed: of the noise, below 2**32.
+      step: of the generators; None: the best ones.
+      min_confidence: of the run's own judgement, where its generator is not told a class.
+      max_tries: images to draw at most, there.
+
+    Raises:
+      UserError: anything that does not fit; classes that are not full at the end (PARTIAL).
+    """
+    run = trained(workdir)
+    known = [run.classes.names[k] for k in run.task.classes_drawn(len(run.classes))]
+    for name in () if classes is None else classes:
+        if name not in run.classes.names:
+            raise UserError(
+                f"--classes: unknown class {name!r}; known: {', '.join(run.classes.names)}"
+            )
+        if name not in known:
+            raise UserError(
+                f"--classes: {workdir} has no generator of {name}; it has those of "
+                f"{', '.join(known)}"
+            )
+    run.ability("images_of")
+    real = dict(zip(run.classes.names, run.train_counts().tolist(), strict=True))
+    chosen = [name for name in known if classes is None or name in classes]
+    wanted = amount.of({name: real[name] for name in chosen})
+    if not wanted:
+        raise UserError("no class needs any images; raise --balance_to or --ratio")
+    folder.check_own(out, PROGRESS, "--out")
+    make = _conditional if run.task.conditional else _judged
+    source = make(run, wanted, seed, step, min_confidence, max_tries)
+    with folder.claimed(out, f"another process is generating into {out}"):
+        fill(out, source, wanted, draw_grid)
+
+
+def _judged(
+    run: Trained,
+    wanted: Mapping[str, int],
+    seed: int,
+    step: int | None,
+    min_confidence: float | None,
+    max_tries: int | None,
+) -> Source:
+    """Images that the run draws and judges with one and the same state."""
+    mesh = devices.make_mesh(1)
+    if step is None:
+        state, step = run.best_state(mesh)
+    else:
+        state = run.state_at(mesh, step)
+    least = _MIN_CONFIDENCE if min_confidence is None else min_confidence
+    names = run.classes.names
+    sampler = candidates.Sampler(run.task, run.task.generators(state), names, seed, run.workdir)
+    predict = candidates.predictor(run.task, state, run.workdir)
+    return Source(
+        candidates.judged(sampler, predict, names, step=step, min_confidence=least),
+        {**_provenance(run, state, seed), "step": step, "min_confidence": least},
+        max_tries=max_tries or max(_LEAST_TRIES, _TRIES_AN_IMAGE * max(wanted.values())),
+    )
+
+
+def _conditional(
+    run: Trained,
+    wanted: Mapping[str, int],
+    seed: int,
+    step: int | None,
+    min_confidence: float | None,
+    max_tries: int | None,
+) -> Source:
+    """Images of each class by a generator that is told it."""
+    for name, value in (("min_confidence", min_confidence), ("max_tries", max_tries)):
+        if value is not None:
+            raise UserError(
+                f"leave out --{name}: {run.workdir} has a generator for each class, whose images "
+                "need no judgement; it is for runs of the semi-supervised GAN"
+            )
+    drawn = run.drawn_from(devices.make_mesh(1), step)
+    labels = {name: run.classes.index(name) for name in wanted}
+    steps = {name: int(drawn.steps[label]) for name, label in labels.items()}
+    if unscored := [name for name, label in labels.items() if not drawn.scored[label]]:
+        errors.warn(
+            f"{run.workdir} has no score yet of its generators of {', '.join(unscored)}: the "
+            "newest ones are taken"
+        )
+    sampler = candidates.Sampler(run.task, drawn.generators, run.classes.names, seed, run.workdir)
+    return Source(
+        candidates.by_class(sampler, steps, wanted),
+        {**_provenance(run, drawn.generators, seed), "step": steps},
+        max_tries=sum(wanted.values()),
+        walks=sampler.walks,
+    )
+
+
+def _provenance(run: Trained, weights: tasks.task.PyTree, seed: int) -> dict[str, Any]:
+    """The manifest's columns that are the same in every row."""
+    return {
+        "seed": seed,
+        "run": f"{run.name}-{digest(weights)[:12]}",
+        "train_split": fitted_on(run.workdir),
+    }
+
+
+def fill(out: Path, source: Source, wanted: Mapping[str, int], draw_grid: DrawGrid) -> None:
+    """Fills the classes in the order of the stream, from where the folder stands; says the result.
+
+    Images are written before the progress that counts them, and the manifest comes last. So
+    whatever a kill leaves behind is made again, the same.
+
+    Args:
+      out: a folder that this process has alone.
+      source: of the images; a partial folder may be resumed with more tries.
+      wanted: images of each class.
+      draw_grid: writes pictures of many images.
+
+    Raises:
+      UserError: the folder is one of other settings, or damaged; classes are not full (PARTIAL).
+    """
+    settings = {**source.settings, "images": dict(wanted)}
+    shared = {key: settings[key] for key in ("seed", "run", "train_split")}
+    tried, rows = _resumed(out, settings)
+    counts = Counter(row.label for row in rows)
+    if _full(counts, wanted) and (out / MANIFEST).exists():
+        print(f"{out} is complete: {_summary(rows, wanted)}", flush=True)
+        return
+
+    def save() -> None:
+        content = {
+            "settings": settings,
+            "tried": tried,
+            "rows": [dataclasses.astuple(row) for row in rows],
+        }
+        write_atomically(out / PROGRESS, json.dumps(content) + "\n")
+
+    left = 0 if _full(counts, wanted) else max(0, source.max_tries - tried)
+    if left:
+        (out / MANIFEST).unlink(missing_ok=True)
+    save()  # first of all: it makes the folder one of these settings
+    saved = time.monotonic()
+    total = sum(wanted.values())
+    with tqdm(total=total, initial=len(rows), desc="Generating", unit=" images") as bar:
+        for candidate in itertools.islice(source.stream(tried), left):
+            tried += 1
+            if candidate and counts[candidate.label] < wanted.get(candidate.label, 0):
+                name, index = candidate.label, candidate.index
+                image = f"{name}/{name}_{settings['seed']}_{index}.png"
+                encoded = io.BytesIO()
+                Image.fromarray(candidate.pixels).save(encoded, format="PNG")
+                write_atomically(out / image, encoded.getvalue())
+                rows.append(
+                    Generated(
+                        image=image,
+                        label=name,
+                        index=index,
+                        confidence=candidate.confidence,
+                        step=candidate.step,
+                        **shared,
+                    )
+                )
+                counts[name] += 1
+                bar.update()
+            each = " ".join(f"{name} {counts[name]}/{count}" for name, count in wanted.items())
+            bar.set_postfix_str(f"{tried} tried: {each}", refresh=False)
+            if _full(counts, wanted):
+                break
+            if time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
+                save()
+                saved = time.monotonic()
+    save()
+    _write_grids(out, rows, list(wanted), source.walks, draw_grid)
+    generated_lib.write(out, rows)
+    if not _full(counts, wanted):
+        raise UserError(
+            f"after {tried} drawn images not every class is full: {_summary(rows, wanted)}; what "
+            f"there is lies in {out}; raise --max_tries to go on, or lower --min_confidence in a "
+            "new folder",
+            errors.PARTIAL,
+        )
+    print(f"{out}: {_summary(rows, wanted)}", flush=True)
+
+
+def _full(counts: Mapping[str, int], wanted: Mapping[str, int]) -> bool:
+    return all(counts.get(name, 0) >= count for name, count in wanted.items())
+
+
+def _summary(rows: Sequence[Generated], wanted: Mapping[str, int]) -> str:
+    """Such as "mel 20 of 20 (the last is number 812), df 3 of 20 (the last is number 9120)"."""
+    parts = []
+    for name, count in wanted.items():
+        indices = [row.index for row in rows if row.label == name]
+        last = f" (the last is number {indices[-1]})" if indices else ""
+        parts.append(f"{name} {len(indices)} of {count}{last}")
+    return ", ".join(parts)
+
+
+def _resumed(out: Path, settings: Mapping[str, Any]) -> tuple[int, list[Generated]]:
+    """How many images were drawn before, and which were kept; tidies up after a kill.
+
+    Raises:
+      UserError: the folder is one of other settings, or its progress is damaged.
+    """
+    tried, rows = 0, []
+    try:
+        before, tried, rows = folder.read_record(
+            out / PROGRESS,
+            lambda content: (
+                flatten(content["settings"]),
+                int(content["tried"]),
+                [Generated(*row) for row in content["rows"]],
+            ),
+            "give a new folder as --out",
+        )
+        folder.check_same(out, "images", before, flatten(settings), "--out")
+    except FileNotFoundError:
+        pass  # a new folder
+    if lost := [row.image for row in rows if not (out / row.image).exists()]:
+        errors.warn(f"{len(lost)} images of {out} are gone, such as {lost[0]}: starting again")
+        tried, rows = 0, []
+        (out / MANIFEST).unlink(missing_ok=True)
+    kept = {out / row.image for row in rows}
+    stale = [
+        path
+        for name in settings["images"]
+        if (out / name).is_dir()
+        for path in (out / name).iterdir()
+        if path.name.lstrip(".").startswith(f"{name}_{settings['seed']}_")
+    ]
+    stale += [p for name in (PROGRESS, MANIFEST) for p in out.glob(f".{name}.*")]
+    for leftover in set(stale) - kept:
+        leftover.unlink()
+    return tried, rows
+
+
+def _write_grids(
+    out: Path,
+    rows: Sequence[Generated],
+    names: Sequence[str],
+    walks: Callable[[str], np.ndarray] | None,
+    draw_grid: DrawGrid,
+) -> None:
+    for name in names:
+        shown = [out / row.image for row in rows if row.label == name][:_GRID]
+        if shown:
+            images = np.stack([np.asarray(Image.open(path)) for path in shown])
+            draw_grid(out / GRIDS / f"{name}.png", images, _GRID_COLUMNS)
+            if walks:
+                draw_grid(out / GRIDS / f"{name}_walk.png", walks(name), candidates.WALK_COLUMNS)

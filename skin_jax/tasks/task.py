@@ -1,0 +1,159 @@
+"""What a task is: everything in which tasks differ is asked of them, and never recognised."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from skin_jax.base import devices
+from skin_jax.base.errors import UserError
+
+PyTree = Any
+Metrics = dict[str, jax.Array]
+TrainStep = Callable[[Any, dict[str, jax.Array], jax.Array], tuple[Any, Metrics]]
+
+
+class Score(NamedTuple):
+    """The scalar that the best checkpoint is chosen by."""
+
+    name: str
+    higher_is_better: bool
+
+
+class Drawn(NamedTuple):
+    """Generators to draw from, and where in the run each class's was taken.
+
+    steps and scored are [n] over all classes of the run: the step of the generator of a class, and
+    whether a score chose it.
+    """
+
+    generators: PyTree
+    steps: np.ndarray
+    scored: np.ndarray
+
+
+class Task:
+    """Base of all tasks: what does not apply to a task is left as it is here.
+
+    The state is the task's own. Abilities (`predict`, `explain`, `features`, `images_of`) are
+    methods that a task has or has not; `require` gives one or says that there is none.
+
+    Attributes:
+      headline: scalars of `train_step` that the progress line shows.
+      evaluators: names in `eval.evaluators.EVALUATORS`, in the order in which they look at a state.
+      score: chooses the best checkpoint; one of the evaluators' scalars.
+      conditional: whether `images_of` draws images of the class that it is given; where it does
+        not, they are of no class in particular, and `predict` has to judge them.
+    """
+
+    headline: tuple[str, ...]
+    evaluators: tuple[str, ...] = ()
+    score = Score("val_macro_auc", higher_is_better=True)
+    conditional = False
+
+    def init(self, rng: jax.Array) -> Any:
+        """The state before the first step."""
+        raise NotImplementedError
+
+    def train_step(
+        self, state: Any, batch: dict[str, jax.Array], rng: jax.Array
+    ) -> tuple[Any, Metrics]:
+        """One step: the new state, and float32 to log: [] each, or [K] over `classes_drawn`."""
+        raise NotImplementedError
+
+    def pretrained(self, state: Any) -> Any:
+        """The state before step 0, with pretrained weights where the task starts from any.
+
+        Takes arrays and `jax.ShapeDtypeStruct`s alike; what is not pretrained stays as it came.
+
+        Raises:
+          UserError: the weights cannot be read, or do not fit the network.
+        """
+        return state
+
+    def mesh(self, num_devices: int | None, batch_size: int) -> Mesh:
+        """The devices of a run.
+
+        Args:
+          num_devices: how many; None: as many as the task can use.
+          batch_size: of the configuration.
+
+        Raises:
+          UserError: numbers that do not fit.
+        """
+        mesh = devices.make_mesh(num_devices)
+        devices.check_batch_size(batch_size, mesh, "batch_size")
+        return mesh
+
+    def placement(self, mesh: Mesh) -> NamedSharding:
+        """Where the state lives: whole on every device."""
+        return devices.replicated(mesh)
+
+    def step_on(self, mesh: Mesh) -> TrainStep:
+        """`train_step` on global batches that are split over the devices."""
+        del mesh
+        return self.train_step
+
+    def rows(self, batch_size: int) -> int:
+        """Examples in a training batch, for the `batch_size` of the configuration."""
+        return batch_size
+
+    def order(self, sampling: str) -> dict[str, Any]:
+        """Arguments of `data.order.Order`, for the `data.sampling` of the configuration."""
+        return {"sampling": sampling}
+
+    def classes_drawn(self, num_classes: int) -> np.ndarray:
+        """Labels of the classes that it has images to draw of, int [K], increasing."""
+        return np.arange(num_classes)
+
+    def generators(self, state: Any) -> PyTree:
+        """What `images_of` needs of a state (or of its shapes), averaged where EMA is on."""
+        raise NotImplementedError
+
+    def drawn_from(self, state: Any, step: int, num_classes: int) -> Drawn:
+        """The best generators that a state holds.
+
+        Args:
+          state: of a checkpoint.
+          step: of that checkpoint.
+          num_classes: n, of the run.
+        """
+        steps = np.full(num_classes, step)
+        return Drawn(self.generators(state), steps, np.ones(num_classes, bool))
+
+
+_LACKING = {
+    "predict": "does not classify images; skin_jax.generate draws from it, and skin_jax.eval "
+    "--quality compares what it draws with real images",
+    "explain": "does not explain its predictions",
+    "features": "has no features of images",
+    "images_of": "does not generate images",
+}
+
+
+def can(task: Task, *abilities: str) -> bool:
+    """Whether a task has all of some abilities."""
+    return all(hasattr(task, ability) for ability in abilities)
+
+
+def require(task: Task, ability: str, whose: object) -> Callable[..., Any]:
+    """An ability of a task.
+
+    Args:
+      task: of a run.
+      ability: "predict", "explain", "features" or "images_of".
+      whose: the run, for the message.
+
+    Raises:
+      UserError: the task lacks it.
+    """
+    if not can(task, ability):
+        raise UserError(f"{whose}: a run of its task, {task_name(task)}, {_LACKING[ability]}")
+    return getattr(task, ability)
+
+
+def task_name(task: Task) -> str:
+    """What messages call a task."""
+    return type(task).__name__
