@@ -18,7 +18,7 @@ import numpy as np
 from configs import densenet121, efficientnet_lite0, resnet50, sgan
 from skin_jax import tasks
 from skin_jax.base import devices
-from skin_jax.data.classes import NUM_CLASSES
+from skin_jax.data.classes import HAM10000
 from skin_jax.data.pipeline import PIPELINES, Order
 from skin_jax.train.checkpoints import Checkpoints
 
@@ -34,7 +34,7 @@ _MB = 1e6
 def state_row(name: str) -> str:
     """Size a configuration's state, what its devices reduce a step, and its checkpoint."""
     config = CONFIGS[name].get_config()
-    task = tasks.build(config, np.ones(NUM_CLASSES, int), 1000, 100.0)
+    task = tasks.build(config, HAM10000.names, np.ones(len(HAM10000), int), 1000, 100.0)
     shapes: Any = jax.eval_shape(task.init, jax.random.key(0))
     rng = np.random.default_rng(0)
     state = jax.tree.map(lambda x: _random(rng, x), shapes)
@@ -78,7 +78,7 @@ def pipeline_row(name: str, num_images: int, batch_size: int, batches: int = 40)
     """
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (num_images, 224, 224, 3), np.uint8)
-    labels = rng.integers(0, NUM_CLASSES, num_images, np.int32)
+    labels = rng.integers(0, len(HAM10000), num_images, np.int32)
     pipeline = PIPELINES[name](images, labels, devices.make_mesh(None))
     order = Order(np.arange(num_images), labels, "natural", 0)
     feeds = pipeline.train_feeds(order, batch_size, 0, 3 * batches + 5, 1)

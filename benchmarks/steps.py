@@ -22,7 +22,7 @@ from benchmarks import counting, parity, timing
 from skin_jax import config as config_lib
 from skin_jax import tasks
 from skin_jax.base import devices
-from skin_jax.data.classes import CLASSES, NUM_CLASSES
+from skin_jax.data.classes import CLASSES, HAM10000
 from skin_jax.tasks import augment, classifier, dcgan, sgan
 
 PyTree = Any
@@ -87,7 +87,7 @@ class OurStep:
     """
 
     def __init__(self, config: ConfigDict):
-        self.task = tasks.build(config, np.full(NUM_CLASSES, 10**6), 10_000, 1.0)
+        self.task = tasks.build(config, HAM10000.names, np.full(len(HAM10000), 10**6), 10_000, 1.0)
         self.rng = jax.random.key(0)
         self.state: Any = jax.jit(self.task.init)(self.rng)
         size = config.data.image_size
@@ -95,7 +95,7 @@ class OurStep:
         if isinstance(self.task, dcgan.Dcgan):
             labels = np.repeat(self.task.labels, config.batch_size)
         else:
-            labels = np.arange(config.batch_size) % NUM_CLASSES
+            labels = np.arange(config.batch_size) % len(HAM10000)
         self.batch = {
             "image": draw.integers(0, 256, (len(labels), size, size, 3), np.uint8),
             "label": labels.astype(np.int32),
@@ -157,7 +157,7 @@ def torch_steps(
     # Weights leave for the host once: the first of our steps donates them.
     if isinstance(task, classifier.Classifier):
         name = _TORCH_NETWORKS[config.model.name]
-        tensors = theirs.classifier_network(name, NUM_CLASSES).state_dict()
+        tensors = theirs.classifier_network(name, len(HAM10000)).state_dict()
         arrays = {k: v.numpy() for k, v in tensors.items()}
         loaded = parity.flax_variables(ours.state.variables, task.network, arrays)
         ours.state = jax.device_put(
@@ -174,14 +174,14 @@ def torch_steps(
         if isinstance(task, sgan.Sgan):
             yield (
                 key,
-                theirs.sgan(config, params, batch["image"], batch["label"], NUM_CLASSES, variant),
+                theirs.sgan(config, params, batch["image"], batch["label"], len(HAM10000), variant),
             )
         elif isinstance(task, dcgan.Dcgan):
             each = [jax.tree.map(lambda x, k=k: x[k], params) for k in range(len(task.labels))]
             images = batch["image"].reshape(len(each), -1, *batch["image"].shape[1:])
             yield key, theirs.dcgan(config, each, images, variant)
         else:
-            network = theirs.classifier_network(name, NUM_CLASSES)
+            network = theirs.classifier_network(name, len(HAM10000))
             yield (
                 key,
                 theirs.classifier(config, network, task, batch["image"], batch["label"], variant),

@@ -450,11 +450,12 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str
     return [
         f"config.{key}: {before.get(key)!r} there, {after.get(key)!r} now"
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and not _is_neutral(key)
+        if before.get(key) != after.get(key) and not is_neutral(key)
     ]
 
 
-def _is_neutral(key: str) -> bool:
+def is_neutral(key: str) -> bool:
+    """Whether a resumed run may change a setting: it cannot change a result."""
     return any(key == neutral or key.startswith(f"{neutral}.") for neutral in _NEUTRAL)
 
 

@@ -72,9 +72,9 @@ def generate_with(generate):
 @pytest.fixture(scope="session")
 def small_gan(tmp_path_factory) -> Path:
     """The work folder of a small semi-supervised GAN, trained and evaluated; only to be read."""
+    from skin_jax import api
     from skin_jax.config import sgan
     from skin_jax.data import demo
-    from skin_jax.train import loop
 
     config = sgan()
     config.update_from_flattened_dict(
@@ -91,7 +91,7 @@ def small_gan(tmp_path_factory) -> Path:
         }
     )
     folder = tmp_path_factory.mktemp("runs") / "small"
-    loop.train_and_evaluate(config, folder)
+    api.train(config, folder)
     return folder
 
 

@@ -15,13 +15,15 @@ import pytest
 from PIL import Image
 
 from skin_jax import tasks
-from skin_jax.base import devices, errors
+from skin_jax.base import devices, errors, files
 from skin_jax.base.errors import UserError
 from skin_jax.data import generated as generated_lib
 from skin_jax.data import splits
 from skin_jax.data.classes import CLASSES
-from skin_jax.eval import candidates, runs
-from skin_jax.train.run import reopen_task
+from skin_jax.eval import candidates, generation
+from skin_jax.eval.generation import Amount
+from skin_jax.report import figures
+from skin_jax.train.run import trained
 
 pytestmark = pytest.mark.xdist_group("small_gan")  # one worker trains it, once
 
@@ -33,16 +35,16 @@ def workdir(small_gan, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def best(workdir):
-    task, _ = reopen_task(workdir)
-    state, step = runs.best_of(workdir, task, devices.make_mesh(1))
-    return task, state, step
+    run = trained(workdir)
+    return run.task, *run.best_state(devices.make_mesh(1))
 
 
 @pytest.fixture(scope="module")
 def favourite(best):
     """What two steps of training taught: the class into which nearly all images fall."""
     task, state, _ = best
-    _, probabilities = candidates.make_draw(task, state, 0)(0)
+    sampler = candidates.Sampler(task, task.generators(state), CLASSES, 0, "run")
+    probabilities = candidates.predictor(task, state, "run")(sampler.batch(CLASSES[0], 0))
     return CLASSES[np.bincount(probabilities.argmax(axis=1)).argmax()]
 
 
@@ -88,17 +90,20 @@ def pixels(path: Path) -> np.ndarray:
         return np.asarray(image)
 
 
-def test_quotas(generate):
-    real = np.array([10, 0, 7, 3, 200, 101, 5])
-    none = {"per_class": None, "balance_to": None, "ratio": None}
-    assert generate.quotas(real, CLASSES, **none) == dict.fromkeys(CLASSES, 100)
-    assert generate.quotas(real, ("nv", "df"), **none | {"per_class": 4}) == {"df": 4, "nv": 4}
-    filled = generate.quotas(real, ("akiec", "bcc", "mel", "nv"), **none | {"balance_to": 101})
+def test_amounts():
+    real = dict(zip(CLASSES, (10, 0, 7, 3, 200, 101, 5), strict=True))
+
+    def of(names, **amount):
+        return Amount(**amount).of({name: real[name] for name in names})
+
+    assert of(CLASSES) == dict.fromkeys(CLASSES, 100)
+    assert of(("df", "nv"), per_class=4) == {"df": 4, "nv": 4}
+    filled = of(("akiec", "bcc", "mel", "nv"), balance_to=101)
     assert filled == {"akiec": 91, "bcc": 101}  # mel has more, nv as many
-    halves = generate.quotas(real, CLASSES, **none | {"ratio": 0.5})
+    halves = of(CLASSES, ratio=0.5)
     assert halves == {"akiec": 5, "bkl": 4, "df": 2, "mel": 100, "nv": 51, "vasc": 3}
     assert list(halves) == [name for name in CLASSES if name != "bcc"]
-    assert generate.quotas(real, CLASSES, **none | {"ratio": 0.0}) == {}
+    assert of(CLASSES, ratio=0.0) == {}
 
 
 def test_folder_manifest_and_judgement(run, workdir, best, favourite, tmp_path, capfd):
@@ -137,13 +142,14 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(run, favouri
     assert not np.array_equal(first, other)
 
 
-def fill(generate, out, stream, wanted, *, max_tries=1000, **changes):
+def fill(out, stream, wanted, *, max_tries=1000, **changes):
     out.mkdir(exist_ok=True)
-    generate.fill(out, generate.Source(stream, SETTINGS | changes, max_tries), wanted)
+    source = generation.Source(stream, SETTINGS | changes, max_tries)
+    generation.fill(out, source, wanted, figures.image_grid)
 
 
-def test_classes_fill_in_the_order_of_the_stream(generate, tmp_path):
-    fill(generate, tmp_path / "out", disc, {"akiec": 3, "df": 2})
+def test_classes_fill_in_the_order_of_the_stream(tmp_path):
+    fill(tmp_path / "out", disc, {"akiec": 3, "df": 2})
     rows = generated_lib.read(tmp_path / "out")
     by_class = {name: [r.index for r in rows if r.label == name] for name in ("akiec", "df")}
     assert by_class == {"akiec": [7, 14, 28], "df": [10, 17]}
@@ -152,20 +158,20 @@ def test_classes_fill_in_the_order_of_the_stream(generate, tmp_path):
     np.testing.assert_array_equal(pixels(tmp_path / "out" / "df/df_1_10.png"), expected.pixels)
 
 
-def test_classes_that_do_not_come_end_with_a_partial_result(generate, tmp_path):
+def test_classes_that_do_not_come_end_with_a_partial_result(tmp_path):
     out = tmp_path / "out"
     with pytest.raises(UserError, match="after 100 drawn images") as caught:
-        fill(generate, out, disc, {"df": 30, "vasc": 2}, max_tries=100)
+        fill(out, disc, {"df": 30, "vasc": 2}, max_tries=100)
     assert caught.value.exit_code == errors.PARTIAL
     assert "df 9 of 30 (the last is number 94), vasc 0 of 2" in str(caught.value)
     assert len(generated_lib.read(out)) == 9
     before = contents(out)
     with pytest.raises(UserError, match="after 100 drawn images"):
-        fill(generate, out, disc, {"df": 30, "vasc": 2}, max_tries=100)
+        fill(out, disc, {"df": 30, "vasc": 2}, max_tries=100)
     assert contents(out) == before
 
 
-def test_a_partial_folder_goes_on_with_more_tries(generate, tmp_path):
+def test_a_partial_folder_goes_on_with_more_tries(tmp_path):
     out = tmp_path / "out"
 
     def stream(position):
@@ -174,20 +180,18 @@ def test_a_partial_folder_goes_on_with_more_tries(generate, tmp_path):
 
     for tries in (100, 400):
         with pytest.raises(UserError, match=f"after {tries} drawn images"):
-            fill(generate, out, stream, {"df": 30, "vasc": 2}, max_tries=tries)
+            fill(out, stream, {"df": 30, "vasc": 2}, max_tries=tries)
         assert len(generated_lib.read(out)) == (9 if tries == 100 else 30)
     with pytest.raises(UserError, match="df 30 of 30"):
-        fill(generate, tmp_path / "whole", disc, {"df": 30, "vasc": 2}, max_tries=400)
+        fill(tmp_path / "whole", disc, {"df": 30, "vasc": 2}, max_tries=400)
     assert contents(out) == contents(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("after", range(11))
-def test_an_interrupted_folder_ends_as_an_undisturbed_one(generate, tmp_path, monkeypatch, after):
+def test_an_interrupted_folder_ends_as_an_undisturbed_one(tmp_path, monkeypatch, after):
     """The write after `after` others never happens; half of the file lies there under a name."""
     wanted = {"akiec": 40, "mel": 30}
-    monkeypatch.setattr(generate, "_SECONDS_BETWEEN_SAVES", 0.0 if after % 2 else 1e9)
-    from skin_jax.base import files
-
+    monkeypatch.setattr(generation, "_SECONDS_BETWEEN_SAVES", 0.0 if after % 2 else 1e9)
     real, left = files.write_atomically, [10**6]
 
     def failing(path, content):
@@ -198,15 +202,15 @@ def test_an_interrupted_folder_ends_as_an_undisturbed_one(generate, tmp_path, mo
         left[0] -= 1
         real(path, content)
 
-    monkeypatch.setattr(files, "write_atomically", failing)
+    monkeypatch.setattr(generation, "write_atomically", failing)
     monkeypatch.setattr(generated_lib, "write_atomically", failing)
-    fill(generate, tmp_path / "whole", disc, wanted)
+    fill(tmp_path / "whole", disc, wanted)
     writes = 10**6 - left[0]
     left[0] = after * 9
     out = tmp_path / "out"
     interrupted = False
     try:
-        fill(generate, out, disc, wanted)
+        fill(out, disc, wanted)
     except KeyboardInterrupt:
         interrupted = True
     assert interrupted == (after * 9 < writes)
@@ -214,13 +218,13 @@ def test_an_interrupted_folder_ends_as_an_undisturbed_one(generate, tmp_path, mo
         with pytest.raises(UserError, match="has no manifest"):
             generated_lib.read(out)
     left[0] = 10**6
-    fill(generate, out, disc, wanted)
+    fill(out, disc, wanted)
     assert contents(out) == contents(tmp_path / "whole")
 
 
-def test_a_complete_folder_says_so_and_lost_images_come_again(generate, tmp_path, capsys):
+def test_a_complete_folder_says_so_and_lost_images_come_again(tmp_path, capsys):
     out = tmp_path / "out"
-    fill(generate, out, disc, {"df": 4})
+    fill(out, disc, {"df": 4})
     before = contents(out)
 
     def never(position):
@@ -228,36 +232,36 @@ def test_a_complete_folder_says_so_and_lost_images_come_again(generate, tmp_path
         yield
 
     capsys.readouterr()
-    fill(generate, out, never, {"df": 4})
+    fill(out, never, {"df": 4})
     assert f"{out} is complete: df 4 of 4" in capsys.readouterr().out
     (out / "manifest.csv").unlink()
-    fill(generate, out, never, {"df": 4})
+    fill(out, never, {"df": 4})
     assert contents(out) == before
     (out / "df" / "df_1_10.png").unlink()
-    fill(generate, out, disc, {"df": 4})
+    fill(out, disc, {"df": 4})
     assert "1 images of" in capsys.readouterr().err
     assert contents(out) == before
 
 
-def test_a_folder_of_other_settings_is_refused_by_name(generate, tmp_path):
+def test_a_folder_of_other_settings_is_refused_by_name(tmp_path):
     out = tmp_path / "out"
-    fill(generate, out, disc, {"df": 4})
+    fill(out, disc, {"df": 4})
     before = contents(out)
     with pytest.raises(UserError) as caught:
-        fill(generate, out, disc, {"df": 5, "mel": 1}, seed=2, step=6, min_confidence=0.6)
+        fill(out, disc, {"df": 5, "mel": 1}, seed=2, step=6, min_confidence=0.6)
     for words in (
         "seed: 1 there, 2 now",
         "step: 5 there, 6 now",
         "min_confidence: 0.5 there, 0.6 now",
         "images.df: 4 there, 5 now",
-        "images.mel: none there, 1 now",
+        "images.mel: None there, 1 now",
     ):
         assert words in str(caught.value)
     assert "run:" not in str(caught.value)
     assert contents(out) == before
-    (out / generate.PROGRESS).write_text('{"settings": ')
+    (out / generation.PROGRESS).write_text('{"settings": ')
     with pytest.raises(UserError, match=r"generation.json is damaged"):
-        fill(generate, out, disc, {"df": 4})
+        fill(out, disc, {"df": 4})
 
 
 def test_refusals_are_one_sentence(run, workdir, tmp_path, monkeypatch):
@@ -278,7 +282,9 @@ def test_refusals_are_one_sentence(run, workdir, tmp_path, monkeypatch):
     refused("cannot be written", out=tmp_path / "file" / "out")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("")
-    refused("mine holds other files, and no generation.json", out=tmp_path / "mine")
+    refused(
+        "mine holds other files, such as notes.txt, and no generation.json", out=tmp_path / "mine"
+    )
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 
     untrained = tmp_path / "untrained"
@@ -289,11 +295,8 @@ def test_refusals_are_one_sentence(run, workdir, tmp_path, monkeypatch):
     (untrained / "checkpoints").mkdir()
     refused("no checkpoint yet", workdir=untrained)
 
-    class Classifier:
-        def predict(self, state, images): ...
-
-    monkeypatch.setitem(tasks.TASKS, "sgan", lambda *args: Classifier())
-    refused("task 'sgan', which does not generate images")
+    monkeypatch.setattr(tasks.TASKS["sgan"], "build", lambda *args: tasks.Task())
+    refused("a run of its task, Task, does not generate images")
 
 
 def test_the_checkpoint_of_a_step(run, best, favourite, tmp_path):

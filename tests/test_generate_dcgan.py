@@ -15,10 +15,10 @@ from skin_jax.base.errors import UserError
 from skin_jax.data import demo, splits
 from skin_jax.data import generated as generated_lib
 from skin_jax.data.classes import CLASSES
-from skin_jax.eval import runs
+from skin_jax.eval import generation
 from skin_jax.tasks.augment import to_uint8
 from skin_jax.train import checkpoints as checkpoint_lib
-from skin_jax.train.run import reopen_task, start
+from skin_jax.train.run import start, trained
 
 pytestmark = pytest.mark.xdist_group("generate_dcgan")  # one worker makes the fixtures, once
 
@@ -52,7 +52,7 @@ def workdir(tmp_path_factory):
         state = jax.tree.map(
             lambda leaf: 5 * leaf if leaf.ndim > 1 else leaf, init(jax.random.key(step))
         )
-        generators[step] = experiment.task.current(state)
+        generators[step] = experiment.task.generators(state)
         kept.save(step, generators[step], None)
     kept.close()
     checkpoints = checkpoint_lib.Checkpoints(folder / "checkpoints")
@@ -65,9 +65,9 @@ def workdir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def generators_at(workdir):
-    task, _ = reopen_task(workdir)
+    run = trained(workdir)
     mesh = devices.make_mesh(1)
-    return lambda step: (task, runs.generators_at(workdir, task, mesh, step))
+    return lambda step: (run.task, run.drawn_from(mesh, step).generators)
 
 
 @pytest.fixture(scope="module")
@@ -101,9 +101,9 @@ def pixels(path: Path) -> np.ndarray:
 def images_of(task, generators, name: str, seed: int, indices) -> np.ndarray:
     """Each image drawn alone, int [N, 32, 32, 3]."""
     key = jax.random.fold_in(jax.random.key(seed), CLASSES.index(name))
-    place = task.labels.tolist().index(CLASSES.index(name))
+    label = CLASSES.index(name)
     drawn = [
-        to_uint8(task.images_of(generators, place, task.noise(jax.random.fold_in(key, i)[None])))
+        to_uint8(task.images_of(generators, label, task.noise(jax.random.fold_in(key, i)[None])))
         for i in indices
     ]
     return np.concatenate(drawn).astype(int)
@@ -207,10 +207,10 @@ def test_a_step_of_a_checkpoint_needs_no_kept_generators(run, workdir, tmp_path)
 
 @pytest.mark.parametrize("after", [20, 73, 150])
 def test_an_interrupted_folder_ends_as_an_undisturbed_one(
-    run, generate, seventy, tmp_path, monkeypatch, after
+    run, seventy, tmp_path, monkeypatch, after
 ):
     """The write after `after` others never happens; half of the file lies there under a name."""
-    monkeypatch.setattr(generate, "_SECONDS_BETWEEN_SAVES", 1e9 if after == 73 else 0.01)
+    monkeypatch.setattr(generation, "_SECONDS_BETWEEN_SAVES", 1e9 if after == 73 else 0.01)
     real, left = files.write_atomically, [after]
 
     def failing(path, content):
@@ -223,7 +223,7 @@ def test_an_interrupted_folder_ends_as_an_undisturbed_one(
 
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(files, "write_atomically", failing)
+        patch.setattr(generation, "write_atomically", failing)
         patch.setattr(generated_lib, "write_atomically", failing)
         with pytest.raises(KeyboardInterrupt):
             run(out, per_class=70)
@@ -244,9 +244,9 @@ def test_a_complete_folder_says_so_and_one_of_other_settings_is_refused(run, tmp
         ({"per_class": 4}, "images.bcc: 3 there, 4 now"),
         ({"per_class": 3, "step": 2}, "step.mel: 4 there, 2 now"),
         ({"per_class": 3, "seed": 9}, "seed: 0 there, 9 now"),
-        ({"per_class": 3, "classes": "df"}, "images.mel: 3 there, none now"),
+        ({"per_class": 3, "classes": "df"}, "images.mel: 3 there, None now"),
     ):
-        with pytest.raises(UserError, match=f"holds images of other settings.*{words}"):
+        with pytest.raises(UserError, match=f"holds images with other settings.*{words}"):
             run(out, **changes)
     assert contents(out) == before
 

@@ -23,7 +23,7 @@ def workdir(tmp_path_factory):
     config.update_from_flattened_dict(
         {"data.image_size": 32, "model.width": 4, "data.pipeline": "device"}
     )
-    task = tasks.build(config, np.ones(7, int), 1, 1.0)
+    task = tasks.build(config, CLASSES, np.ones(7, int), 1, 1.0)
     state = jax.jit(task.init)(jax.random.key(config.seed))
     checkpoints = checkpoint_lib.Checkpoints(folder / "checkpoints")
     checkpoints.save(1, state, 0.5)

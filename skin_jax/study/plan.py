@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from skin_jax import config as config_lib
+from skin_jax.base import folder
 from skin_jax.base.errors import UserError
 from skin_jax.base.files import locked, write_atomically
 from skin_jax.data.generated import MANIFEST
@@ -513,41 +514,38 @@ def register(plan: Plan) -> dict[str, Any]:
 def check(plan: Plan) -> dict[str, Any]:
     """`register` without writing anything."""
     now = json.loads(json.dumps(plan.record))
+    folder.check_own(plan.workdir, FILE_NAME, "--workdir")
     if not (plan.workdir / FILE_NAME).exists():
-        there = [p for p in plan.workdir.glob("*") if not p.name.startswith(".")]
-        if there:
-            raise UserError(
-                f"{plan.workdir} holds other files, such as {there[0].name}, and no {FILE_NAME}; "
-                "take a new --workdir"
-            )
         return now
     before = recorded(plan.workdir)
-    differing = [
-        f"config.{key}: {before[key]!r} there, {now[key]!r} now"
-        for key in _ROLES
-        if before[key] != now[key]
-    ]
-    for kind in ("steps", "arms"):
-        for name in before[kind].keys() & now[kind].keys():
-            flat = [config_lib.flatten(record[kind][name]["settings"]) for record in (before, now)]
-            for settings in flat:
-                settings.pop(_MORE_OF_THE_SAME, None)
-            differing += [f"{kind}.{name}, {phrase}" for phrase in config_lib.differences(*flat)]
-    if is_procedural(before) != is_procedural(now):
-        differing.append(
-            "config.data.dir: procedural lesions are one thing, those of a folder another"
-        )
-    if differing:
-        raise UserError(
-            f"{plan.workdir} holds a study with other settings; give them as they were, or take a "
-            "new --workdir (arms, folds and seeds may be added): " + "; ".join(sorted(differing))
-        )
+    folder.check_same(
+        plan.workdir,
+        "a study",
+        _fixed(before, now),
+        _fixed(now, before),
+        "--workdir (arms, folds and seeds may be added)",
+    )
     return now | {
         "folds": sorted({*before["folds"], *now["folds"]}),
         "seeds": sorted({*before["seeds"], *now["seeds"]}),
         "steps": before["steps"] | now["steps"],
         "arms": before["arms"] | now["arms"],
     }
+
+
+def _fixed(record: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """What may not change between two records of one study, flat."""
+    found = {f"config.{key}": record[key] for key in _ROLES}
+    for kind in ("steps", "arms"):
+        for name in record[kind].keys() & other[kind].keys():
+            settings = config_lib.flatten(record[kind][name]["settings"])
+            found |= {
+                f"{kind}.{name}, config.{key}": value
+                for key, value in settings.items()
+                if key != _MORE_OF_THE_SAME and not config_lib.is_neutral(key)
+            }
+    lesions = "procedural lesions" if is_procedural(record) else "images of a folder"
+    return found | {"config.data.dir": lesions}
 
 
 def is_procedural(record: Mapping[str, Any]) -> bool:
@@ -561,15 +559,15 @@ def recorded(workdir: Path) -> dict[str, Any]:
     Raises:
       UserError: there is none, or it is damaged.
     """
-    path = workdir / FILE_NAME
-    try:
-        content = json.loads(path.read_text())
+
+    def parse(content: dict[str, Any]) -> dict[str, Any]:
         for key in (*_ROLES, "folds", "seeds", "claims", "steps", "arms"):
             content[key]
         return content
+
+    try:
+        return folder.read_record(workdir / FILE_NAME, parse, "restore it from a copy")
     except FileNotFoundError:
         raise UserError(
             f"{workdir} is not the work folder of a study: it has no {FILE_NAME}"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error!r}); restore it from a copy") from None

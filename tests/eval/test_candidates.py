@@ -7,18 +7,26 @@ import pytest
 
 from skin_jax import config as config_lib
 from skin_jax import tasks
-from skin_jax.data.classes import CLASSES
+from skin_jax.base.errors import UserError
+from skin_jax.data.classes import HAM10000
 from skin_jax.eval import candidates
 from skin_jax.tasks.augment import to_uint8
+from skin_jax.tasks.task import Task
 
 SIZE = 4
+NAMES = HAM10000.names
 
 
 class Judging:
     """Draws noise and finds the class in the first two values of the stored image."""
 
-    def sample(self, state, rng, labels):
-        return state * jax.random.uniform(rng, (len(labels), SIZE, SIZE, 3), minval=-1.0)
+    conditional = False
+
+    def noise(self, keys):
+        return jax.vmap(lambda key: jax.random.uniform(key, (SIZE * SIZE * 3,), minval=-1.0))(keys)
+
+    def images_of(self, generators, label, noise):
+        return generators * noise.reshape(-1, SIZE, SIZE, 3)
 
     def predict(self, state, images):
         values = images[:, 0, 0].astype(jnp.float32)
@@ -30,81 +38,103 @@ class Judging:
         )
 
 
-class ByClass:
+class ByClass(Judging):
     """Its images are the noise; its generators, numbers that weaken it."""
 
+    conditional = True
     labels = np.array([1, 3, 4])
 
-    def noise(self, keys):
-        return jax.vmap(lambda key: jax.random.uniform(key, (SIZE * SIZE * 3,), minval=-1.0))(keys)
-
-    def images_of(self, generators, place, noise):
+    def images_of(self, generators, label, noise):
+        place = jnp.searchsorted(jnp.asarray(self.labels), label)
         return generators[place] * noise.reshape(-1, SIZE, SIZE, 3)
 
 
 GENERATORS = jnp.array([1.0, 0.5, 0.25])
 
 
+def sampler_of(task, generators, seed=7):
+    return candidates.Sampler(task, generators, NAMES, seed, "run")
+
+
 @pytest.fixture
 def sampler():
-    return candidates.ClassSampler(ByClass(), GENERATORS, seed=7)
+    return sampler_of(ByClass(), GENERATORS)
 
 
 def test_judged_images_are_of_their_likeliest_class():
     task, state = Judging(), jnp.float32(0.9)
-    draw = candidates.make_draw(task, state, 3)
-    stream = candidates.judged(task, state, step=5, seed=3, min_confidence=0.5)
-    (images, scores), (later, _) = draw(0), draw(64)
+    drawn = sampler_of(task, state, seed=3)
+    predict = candidates.predictor(task, state, "run")
+    stream = candidates.judged(drawn, predict, NAMES, step=5, min_confidence=0.5)
+    images, later = drawn.batch("df", 0), drawn.batch("mel", 64)
+    scores = predict(images)
     found = list(itertools.islice(stream(0), 80))
     for index, candidate in enumerate(found[:64]):
         if scores[index].max() < 0.5:
             assert candidate is None
             continue
-        assert candidate.label == CLASSES[scores[index].argmax()]
+        assert candidate.label == NAMES[scores[index].argmax()]
         assert candidate.confidence == float(scores[index].max())
         assert (candidate.index, candidate.step) == (index, 5)
         np.testing.assert_array_equal(candidate.pixels, images[index])
     assert {candidate is None for candidate in found} == {True, False}
-    everything = candidates.judged(task, state, step=5, seed=3, min_confidence=0.0)
+    everything = candidates.judged(drawn, predict, NAMES, step=5, min_confidence=0.0)
     at_70 = next(everything(70))  # in the middle of a batch
     assert at_70.index == 70
     np.testing.assert_array_equal(at_70.pixels, later[6])
 
 
-def test_a_judged_image_is_a_function_of_seed_and_index_alone():
+def test_an_image_of_no_class_is_a_function_of_seed_and_index_alone():
     config = config_lib.sgan()
     config.update_from_flattened_dict(
         {"data.image_size": 32, "model.width": 4, "num_steps": 1, "batch_size": 8}
     )
-    task = tasks.build(config, np.full(7, 10), 1, 1.0)
+    task = tasks.build(config, NAMES, np.full(7, 10), 1, 1.0)
     state = jax.jit(task.init)(jax.random.key(0))
-    images, probabilities = candidates.make_draw(task, state, 7)(128)
+    generators = task.generators(state)
+    images = sampler_of(task, generators).batch("mel", 128)
     for i in (0, 5, 63):
         key = jax.random.fold_in(jax.random.key(7), 128 + i)
-        alone = to_uint8(task.sample(state, key, jnp.zeros((1,), jnp.int32)))[0]
+        alone = to_uint8(task.images_of(generators, 0, task.noise(key[None])))[0]
         # One level: the arithmetic of a batch of one may differ in the last bit.
         np.testing.assert_allclose(images[i].astype(int), np.asarray(alone, int), atol=1)
     assert images.dtype == np.uint8
     assert images.shape == (64, 32, 32, 3)
-    np.testing.assert_allclose(probabilities.sum(axis=1), 1.0, rtol=1e-5)
     assert len({image.tobytes() for image in images}) == 64
+    np.testing.assert_array_equal(images, sampler_of(task, generators).batch("df", 128))
+    probabilities = candidates.predictor(task, state, "run")(images)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1.0, rtol=1e-5)
 
 
 def test_an_image_of_a_class_is_a_function_of_seed_class_and_index_alone(sampler):
     drawn = {name: sampler.batch(name, 64) for name in ("bcc", "df", "mel")}
     for name, scale in zip(drawn, GENERATORS, strict=True):
         assert drawn[name].shape == (64, SIZE, SIZE, 3)
-        key = jax.random.fold_in(jax.random.key(7), CLASSES.index(name))
+        key = jax.random.fold_in(jax.random.key(7), NAMES.index(name))
         for i in (0, 63):
             noise = ByClass().noise(jax.random.fold_in(key, 64 + i)[None])
             expected = to_uint8(scale * noise.reshape(SIZE, SIZE, 3))
             np.testing.assert_array_equal(drawn[name][i], expected)
     fewer = ByClass()
     fewer.labels = np.array([4])
-    alone = candidates.ClassSampler(fewer, GENERATORS[2:], seed=7)
+    alone = sampler_of(fewer, GENERATORS[2:])
     np.testing.assert_array_equal(alone.batch("mel", 64), drawn["mel"])
-    other = candidates.ClassSampler(ByClass(), GENERATORS, seed=8)
+    other = sampler_of(ByClass(), GENERATORS, seed=8)
     assert (other.batch("mel", 64) != drawn["mel"]).any()
+
+
+@pytest.mark.parametrize(
+    ("ability", "words"),
+    [("images_of", "does not generate images"), ("predict", "does not classify images")],
+)
+def test_a_task_without_an_ability_is_named(ability, words):
+    task = Task()
+    with pytest.raises(UserError, match=f"runs/x: a run of its task, Task, {words}"):
+        (
+            candidates.predictor(task, None, "runs/x")
+            if ability == "predict"
+            else candidates.Sampler(task, None, NAMES, 0, "runs/x")
+        )
 
 
 def test_classes_come_one_after_another_from_any_position(sampler, monkeypatch):

@@ -12,6 +12,7 @@ from skin_jax import config as config_lib
 from skin_jax.base.errors import UserError
 from skin_jax.data import demo
 from skin_jax.eval import candidates, evaluators, features, quality
+from skin_jax.report import figures
 from skin_jax.tasks.dcgan import Dcgan
 from skin_jax.train.run import start
 
@@ -43,7 +44,18 @@ def experiment(tmp_path_factory):
 
 @pytest.fixture
 def state(experiment):
-    return experiment.task.init(jax.random.key(0))  # `look` takes it away
+    return experiment.task.init(jax.random.key(0))  # a call takes it away
+
+
+def watching(experiment, path=None):
+    """The evaluator of generators; its picture goes to a path."""
+    return evaluators.Generators(
+        experiment,
+        evaluators.Pictures(
+            samples=lambda *_: pytest.fail("it draws by class"),
+            by_class=lambda step, shown: path and figures.real_and_generated_by_class(path, shown),
+        ),
+    )
 
 
 def stand_in(monkeypatch, experiment, *, same: str = ""):
@@ -57,8 +69,9 @@ def stand_in(monkeypatch, experiment, *, same: str = ""):
         pools.append(jnp.asarray(np.resize(pool[:1] if name == same else pool, (40, 32, 32, 3))))
     images = jnp.stack(pools)
 
-    def images_of(self, generators, place, noise):
+    def images_of(self, generators, label, noise):
         chosen = (jnp.abs(noise[:, 0]) * 40).astype(int)
+        place = jnp.searchsorted(jnp.asarray(self.labels), label)
         return images[place][chosen].astype(jnp.float32) / 127.5 - 1
 
     monkeypatch.setattr(Dcgan, "images_of", images_of)
@@ -67,10 +80,10 @@ def stand_in(monkeypatch, experiment, *, same: str = ""):
 def test_real_images_score_better_than_those_of_a_fresh_generator(
     experiment, state, monkeypatch, tmp_path
 ):
-    _, fresh = evaluators.ClassGansWatch(experiment).look(state, 1, tmp_path / "fresh.png")
+    _, fresh = watching(experiment)(state, 1)
     stand_in(monkeypatch, experiment)
-    watch = evaluators.ClassGansWatch(experiment)
-    _, real = watch.look(experiment.task.init(jax.random.key(0)), 1, tmp_path / "real.png")
+    watch = watching(experiment)
+    _, real = watch(experiment.task.init(jax.random.key(0)), 1)
     assert set(real) == {f"{key}/{name}" for key in ("swd", "diversity") for name in ("df", "nv")}
     for name in ("df", "nv"):
         assert real[f"swd/{name}"] < 0.7 * fresh[f"swd/{name}"]
@@ -79,7 +92,7 @@ def test_real_images_score_better_than_those_of_a_fresh_generator(
 
 def test_a_collapsed_class_is_named_and_no_other(experiment, state, monkeypatch, tmp_path, capsys):
     stand_in(monkeypatch, experiment, same="nv")
-    evaluators.ClassGansWatch(experiment).look(state, 7, tmp_path / "grid.png")
+    watching(experiment)(state, 7)
     captured = capsys.readouterr()
     assert "warning: step 7: the images of nv are nearly all the same" in captured.err
     assert "df" not in captured.err
@@ -89,40 +102,40 @@ def test_a_collapsed_class_is_named_and_no_other(experiment, state, monkeypatch,
 def test_a_collapse_is_said_once_and_a_recovery_is_none(experiment, monkeypatch, tmp_path, capsys):
     init = functools.partial(experiment.task.init, jax.random.key(0))
     stand_in(monkeypatch, experiment, same="nv")
-    watch = evaluators.ClassGansWatch(experiment)
+    watch = watching(experiment)
     for _ in range(2):
-        watch.look(init(), 1, tmp_path / "grid.png")
+        watch(init(), 1)
     assert capsys.readouterr().err.count("nearly all the same") == 1
     watch._collapsed = ["df", "nv"]  # df recovers
-    watch.look(init(), 2, tmp_path / "grid.png")
+    watch(init(), 2)
     assert not capsys.readouterr().err
     assert watch._collapsed == ["nv"]
     watch._collapsed = []
-    watch.look(init(), 3, tmp_path / "grid.png")
+    watch(init(), 3)
     assert "step 3: the images of nv are nearly all the same" in capsys.readouterr().err
 
 
 def test_a_class_of_equal_real_images_has_no_diversity(experiment, state, monkeypatch, tmp_path):
-    watch = evaluators.ClassGansWatch(experiment)
+    watch = watching(experiment)
     watch._real[0][:] = 0
-    _, values = watch.look(state, 1, tmp_path / "grid.png")
+    _, values = watch(state, 1)
     assert np.isnan(values["diversity/df"])
     assert np.isfinite(values["diversity/nv"])
 
 
 def test_generators_are_not_chosen_by_images_that_are_generated_later(experiment, state):
-    watch = evaluators.ClassGansWatch(experiment)
+    watch = watching(experiment)
     label = int(experiment.task.labels[0])
-    generators = jax.tree.map(lambda x: 5 * x, experiment.task.current(state))
-    sampler = candidates.ClassSampler(experiment.task, generators, seed=0)
+    generators = jax.tree.map(lambda x: 5 * x, experiment.task.generators(state))
+    sampler = candidates.Sampler(experiment.task, generators, experiment.classes.names, 0, "run")
     later = sampler.batch("df", 0)
-    chosen_by = watch._generated(generators, 0, label)
+    chosen_by = watch._generated(generators, label)
     assert not any((later == image).all(axis=(1, 2, 3)).any() for image in chosen_by)
 
 
 def test_the_picture_has_a_row_for_each_class(experiment, state, monkeypatch, tmp_path):
     stand_in(monkeypatch, experiment)
-    evaluators.ClassGansWatch(experiment).look(state, 1, tmp_path / "samples/step_1.png")
+    watching(experiment, tmp_path / "samples/step_1.png")(state, 1)
     with Image.open(tmp_path / "samples/step_1.png") as picture:
         pixels = np.asarray(picture.convert("L"), int)
     bar = (pixels < 80).mean(axis=0).argmax()  # between real and generated images
@@ -131,10 +144,10 @@ def test_the_picture_has_a_row_for_each_class(experiment, state, monkeypatch, tm
 
 
 def test_the_state_keeps_the_generators_that_scored_best(experiment, state, tmp_path):
-    watch = evaluators.ClassGansWatch(experiment)
-    state, values = watch.look(state, 1, tmp_path / "a.png")
+    watch = watching(experiment)
+    state, values = watch(state, 1)
     np.testing.assert_allclose(state.best_score, [values["swd/df"], values["swd/nv"]], rtol=1e-6)
-    again, same = watch.look(state, 2, tmp_path / "b.png")
+    again, same = watch(state, 2)
     assert same == values  # the same real images and the same noise
     np.testing.assert_allclose(again.best_score, [values["swd/df"], values["swd/nv"]], rtol=1e-6)
 
@@ -156,14 +169,14 @@ def test_the_score_is_the_kid_of_features_where_weights_are_given(
     with experiment.config.unlocked():
         weights = experiment.config.score.weights
         experiment.config.score.weights = "some.safetensors"
-        watch = evaluators.ClassGansWatch(experiment)
+        watch = watching(experiment)
         experiment.config.score.weights = weights
     assert asked == [("some.safetensors", "--config.score.weights")]
     assert watch.measure == "kid"
-    generators = experiment.task.current(state)
-    generated = watch._generated(generators, 1, int(experiment.task.labels[1]))
+    generators = experiment.task.generators(state)
+    generated = watch._generated(generators, int(experiment.task.labels[1]))
     assert generated.shape == (6, 32, 32, 3)
-    _, values = watch.look(state, 1, tmp_path / "grid.png")
+    _, values = watch(state, 1)
     train = experiment.indices("train")
     real = train[experiment.examples.labels[train] == experiment.task.labels[1]]
     chosen = np.random.default_rng(0).permutation(real)[:6]

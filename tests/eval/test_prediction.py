@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import io
 import os
 import threading
@@ -17,8 +18,9 @@ from skin_jax import tasks
 from skin_jax.base import devices
 from skin_jax.base.errors import UserError
 from skin_jax.data import images
-from skin_jax.data.classes import CLASSES
-from skin_jax.eval import prediction, runs, tables
+from skin_jax.data.classes import CLASSES, HAM10000
+from skin_jax.eval import prediction, tables
+from skin_jax.report import heatmap
 from skin_jax.train import checkpoints as checkpoint_lib
 from skin_jax.train import run as run_lib
 
@@ -31,7 +33,7 @@ def run(folder: Path, **changes) -> Path:
     config.update_from_flattened_dict(
         {"data.image_size": 32, "model.width": 4, "data.pipeline": "device"} | changes
     )
-    task = tasks.build(config, np.ones(7, int), 1, 1.0)
+    task = tasks.build(config, CLASSES, np.ones(7, int), 1, 1.0)
     state = jax.jit(task.init)(jax.random.key(config.seed))
     larger = jax.tree.map(lambda x: 3 * x, (state.discriminator.params, state.ema))
     discriminator = state.discriminator.replace(params=larger[0])
@@ -57,9 +59,9 @@ def other_workdir(tmp_path_factory):
 
 def of_run(workdir: Path):
     """The task, its best state and its image size."""
-    task, config = run_lib.reopen_task(workdir)
-    state, _ = runs.best_of(workdir, task, devices.make_mesh(None))
-    return task, state, config.data.image_size
+    run = run_lib.trained(workdir)
+    state, _ = run.best_state(devices.make_mesh(None))
+    return run.task, state, run.config.data.image_size
 
 
 def expected(workdir: Path, files) -> np.ndarray:
@@ -416,7 +418,12 @@ def test_overlays_of_every_good_image(workdir, other_workdir, folder, tmp_path):
     (folder / "zero.png").write_bytes(b"")
     seen = tmp_path / "seen"
     status, rows = predict(
-        [workdir, other_workdir], [folder], tmp_path / "p.csv", batch_size=4, explain_dir=seen
+        [workdir, other_workdir],
+        [folder],
+        tmp_path / "p.csv",
+        batch_size=4,
+        explain_dir=seen,
+        overlay=heatmap.overlay,
     )
     assert status == 3
     assert {path.name for path in seen.iterdir()} == {f"{name}.png" for name in rows}
@@ -433,41 +440,44 @@ def test_overlays_show_the_task_s_map_of_the_predicted_class(
 ):
     calls = []
 
-    def overlay(image, heat_maps, label, probability):
-        calls.append((image, heat_maps, label, probability))
+    def overlay(image, heat_maps, caption):
+        calls.append((image, heat_maps, caption))
         return b""
 
-    monkeypatch.setattr(prediction.explain, "overlay", overlay)
     monkeypatch.setattr(prediction, "_workers", lambda: 1)  # in order
-    _, rows = predict([workdir], [folder], tmp_path / "p.csv", explain_dir=tmp_path / "seen")
+    seen = tmp_path / "seen"
+    _, rows = predict([workdir], [folder], tmp_path / "p.csv", explain_dir=seen, overlay=overlay)
     task, state, size = of_run(workdir)
     assert len(calls) == 11
-    for (image, heat_maps, label, probability), (name, row) in zip(
-        calls, rows.items(), strict=True
-    ):
+    for (image, heat_maps, caption), (name, row) in zip(calls, rows.items(), strict=True):
         np.testing.assert_array_equal(image, images.decode(folder / f"{name}.png", size))
-        assert label == row.argmax()
-        assert probability == row.max()
+        label = int(row.argmax())
+        assert caption == f"{HAM10000.titled(label)}  {row.max():.1%}"
         (heat_map,) = heat_maps
         own = task.explain(state, image[None], jnp.array([label], jnp.int32))[0]
         np.testing.assert_allclose(heat_map, own, atol=1e-5)
 
 
 def test_tasks_that_do_not_classify_or_explain_are_refused(workdir, folder, tmp_path, monkeypatch):
-    class Classifier:
+    class Classifier(tasks.Task):
         def __init__(self, task):
             self.init, self.predict = task.init, task.predict
 
-    reopen_task = run_lib.reopen_task
+    class Nothing(tasks.Task):
+        def __init__(self, task):
+            self.init = task.init
 
-    def classifier(workdir):
-        task, config = reopen_task(workdir)
-        return Classifier(task), config
+    def opened_as(kind):
+        def opened(workdir):
+            run = run_lib.trained(workdir)
+            return dataclasses.replace(run, task=kind(run.task))
 
-    monkeypatch.setattr(prediction, "reopen_task", classifier)
+        monkeypatch.setattr(prediction, "trained", opened)
+
+    opened_as(Classifier)
     assert predict([workdir], [folder], tmp_path / "p.csv")[0] == 0
     with pytest.raises(UserError, match="does not explain"):
         predict([workdir], [folder], tmp_path / "p.csv", explain_dir=tmp_path / "seen")
-    monkeypatch.setattr(prediction, "reopen_task", lambda w: (object(), reopen_task(w)[1]))
+    opened_as(Nothing)
     with pytest.raises(UserError, match="does not classify"):
         predict([workdir], [folder], tmp_path / "p.csv")

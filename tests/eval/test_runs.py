@@ -10,7 +10,7 @@ from skin_jax.data import store
 from skin_jax.data.classes import CLASSES
 from skin_jax.eval import runs, tables
 from skin_jax.train import checkpoints as checkpoint_lib
-from skin_jax.train.run import reopen, reopen_task
+from skin_jax.train.run import best_state, reopen
 
 pytestmark = pytest.mark.xdist_group("small_gan")  # one worker trains it, once
 
@@ -33,7 +33,7 @@ def checkpoints(workdir):
 
 
 def test_predictions_are_those_of_the_best_checkpoint(workdir, experiment, checkpoints):
-    state, step = runs.best_state(experiment.task, checkpoints, experiment.mesh)
+    state, step = best_state(experiment.task, checkpoints, experiment.mesh)
     assert step == checkpoints.best_step()
     indices = experiment.indices("test")
     expected = experiment.task.predict(state, experiment.examples.images[indices])
@@ -53,7 +53,7 @@ def test_an_empty_split_is_said_and_writes_nothing(experiment, checkpoints, tmp_
 def test_a_run_without_checkpoints_says_so(experiment, tmp_path):
     empty = checkpoint_lib.Checkpoints(tmp_path / "checkpoints")
     with pytest.raises(UserError, match="no checkpoint yet"):
-        runs.best_state(experiment.task, empty, experiment.mesh)
+        best_state(experiment.task, empty, experiment.mesh)
     empty.close()
 
 
@@ -67,12 +67,11 @@ def test_another_labelled_folder_is_evaluated_whole(workdir, experiment, checkpo
     examples = store.prepare(
         tmp_path / "other", image_size=32, cache_dir=tmp_path / "cache", progress=False
     )
-    task, _ = reopen_task(workdir)
-    evaluation = runs.evaluate_examples(task, checkpoints, examples, 5, tmp_path / "out")
+    evaluation = runs.evaluate_examples(experiment.task, checkpoints, examples, 5, tmp_path / "out")
     assert evaluation.metrics.num_examples == 14
     assert not evaluation.metrics.lesions_known
     np.testing.assert_array_equal(evaluation.metrics.support, np.full(7, 2))
-    state, _ = runs.best_state(experiment.task, checkpoints, experiment.mesh)
+    state, _ = best_state(experiment.task, checkpoints, experiment.mesh)
     expected = experiment.task.predict(state, jax.numpy.asarray(examples.images))
     np.testing.assert_allclose(evaluation.probabilities, expected, atol=1e-6)
     assert (tmp_path / "out" / "metrics.json").exists()

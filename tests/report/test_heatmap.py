@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from skin_jax.data.classes import CLASSES
+from skin_jax.data.classes import HAM10000
 from skin_jax.report import heatmap
 
 
@@ -17,7 +17,7 @@ def opened(content: bytes) -> np.ndarray:
 @pytest.mark.parametrize(("size", "side"), [(32, 224), (64, 256), (224, 224), (512, 512)])
 def test_the_image_is_enlarged_by_a_whole_factor(size, side):
     image = np.full((size, size, 3), 128, np.uint8)
-    picture = opened(heatmap.overlay(image, [np.zeros((2, 2))], 4, 0.5))
+    picture = opened(heatmap.overlay(image, [np.zeros((2, 2))], "mel"))
     assert picture.shape[1] > 2 * side
     assert picture.shape[0] > side
     # Nothing hot: both panels show the image as it is.
@@ -29,18 +29,19 @@ def test_heat_covers_where_it_is_and_several_maps_are_averaged():
     image = np.full((224, 224, 3), 128, np.uint8)
     heat = np.zeros((4, 4), np.float32)
     heat[0, 0] = 1.0
-    one = opened(heatmap.overlay(image, [heat], 0, 1.0)).astype(int)[:224, -224:]
+    one = opened(heatmap.overlay(image, [heat], "mel")).astype(int)[:224, -224:]
     assert np.abs(one[20, 20] - 128).max() > 40
     np.testing.assert_array_equal(one[180:, 180:], np.full((44, 44, 3), 128))
     # Maps of other sizes, and one that shows nothing: the colour is paler.
-    two = opened(heatmap.overlay(image, [heat, np.zeros((7, 7))], 0, 1.0)).astype(int)[:224, -224:]
+    two = opened(heatmap.overlay(image, [heat, np.zeros((7, 7))], "mel")).astype(int)[:224, -224:]
     assert 0 < np.abs(two[20, 20] - 128).max() < np.abs(one[20, 20] - 128).max()
 
 
-@pytest.mark.parametrize("label", range(len(CLASSES)))
+@pytest.mark.parametrize("label", range(len(HAM10000)))
 def test_the_caption_fits_and_tells_the_classes_apart(label):
     image = np.zeros((224, 224, 3), np.uint8)
-    strips = [opened(heatmap.overlay(image, [np.zeros((2, 2))], c, 1.0))[224:] for c in (label, 2)]
+    captions = [f"{HAM10000.titled(c)}  100.0%" for c in (label, 2)]
+    strips = [opened(heatmap.overlay(image, [np.zeros((2, 2))], c))[224:] for c in captions]
     assert (strips[0] < 128).any()
     assert (label == 2) == np.array_equal(*strips)
     inked = np.flatnonzero((strips[0] < 255).any(axis=(0, 2)))

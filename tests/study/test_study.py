@@ -224,7 +224,7 @@ class TestRecord:
             ({"steps__dcgan__overrides__seed": 5}, r"dcgan, config\.seed: 0 there, 5 now"),
             ({"control": "original"}, r"config\.control: 'conventional' there, 'original' now"),
             ({"confirmatory": "sampling"}, r"config\.confirmatory: 'dcgan' there"),
-            ({"data__demo_images": 80}, r"config\.data\.dir: procedural lesions"),
+            ({"data__demo_images": 80}, r"config\.data\.dir: 'images of a folder' there"),
         ],
         ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
     )

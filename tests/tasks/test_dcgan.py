@@ -25,7 +25,7 @@ def make(*classes: str, **changes) -> dcgan.Dcgan:
         small | {key.replace("__", "."): value for key, value in changes.items()}
     )
     config.classes = classes or CLASSES
-    return tasks.build(config, np.full(7, 9), 20, 5.0)
+    return tasks.build(config, CLASSES, np.full(7, 9), 20, 5.0)
 
 
 def batch(task: dcgan.Dcgan, step: int) -> dict[str, np.ndarray]:
@@ -128,13 +128,13 @@ def test_the_best_generator_of_each_class_is_kept_on_its_own():
     state, _ = trained("bcc", "df", stack="vmap", steps=3)
     state = task.scored(state, jnp.array([0.5, 0.7]))
     np.testing.assert_array_equal(state.best_step, [3, 3])
-    first = jax.tree.map(np.asarray, task.best(state))
+    first = jax.tree.map(np.asarray, state.best)
     state, _ = jax.jit(task.train_step)(state, batch(task, 3), RNG)
     state = task.scored(state, jnp.array([0.6, 0.2]))
     np.testing.assert_allclose(state.best_score, [0.5, 0.2])
     np.testing.assert_array_equal(state.best_step, [3, 4])
     for best, old, now in zip(
-        *map(jax.tree.leaves, (task.best(state), first, task.current(state))), strict=True
+        *map(jax.tree.leaves, (state.best, first, task.generators(state))), strict=True
     ):
         np.testing.assert_array_equal(best[0], old[0])
         np.testing.assert_array_equal(best[1], now[1])
@@ -146,11 +146,11 @@ def test_images_of_a_class_come_from_its_own_averaged_generator():
     task = make("bcc", "df", stack="vmap")
     state, _ = trained("bcc", "df", stack="vmap", steps=3)
     noise = task.noise(jax.random.split(RNG, 5))
-    generators = task.current(state)
-    for place in range(2):
+    generators = task.generators(state)
+    for place, label in enumerate(task.labels):
         variables = jax.tree.map(lambda leaf, k=place: leaf[k], state.gans.ema["generator"])
         np.testing.assert_array_equal(
-            task.images_of(generators, place, noise),
+            task.images_of(generators, label, noise),
             task.generator.apply(variables, noise, train=False),
         )
     raw = jax.tree.leaves(state.gans.generator.params)
@@ -171,7 +171,7 @@ def test_ema_off_samples_the_raw_generator():
     task = make("df", ema_decay=0.0)
     state = task.init(RNG)
     assert not state.gans.ema
-    assert digest(task.current(state)) == digest(state.gans.generator.variables)
+    assert digest(task.generators(state)) == digest(state.gans.generator.variables)
 
 
 def test_adam_has_the_settings_of_radford_et_al():

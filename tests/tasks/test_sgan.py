@@ -6,6 +6,7 @@ import pytest
 from skin_jax import config as config_lib
 from skin_jax import tasks
 from skin_jax.base.errors import UserError
+from skin_jax.data.classes import CLASSES
 from skin_jax.tasks import losses, settings, sgan
 from skin_jax.tasks.state import digest
 
@@ -28,7 +29,7 @@ def make(**changes) -> sgan.Sgan:
     config.update_from_flattened_dict(
         small | {key.replace("__", "."): value for key, value in changes.items()}
     )
-    return tasks.build(config, np.array([1, 2, 3, 4, 5, 6, 7]), 10, 5.0)
+    return tasks.build(config, CLASSES, np.array([1, 2, 3, 4, 5, 6, 7]), 10, 5.0)
 
 
 def noise(task: sgan.Sgan, count: int = 4) -> jax.Array:
@@ -168,9 +169,11 @@ def test_prediction_and_samples_use_the_average_where_it_is_on():
     zeros = jax.tree.map(jnp.zeros_like, state.ema)
     averaged = state.replace(ema=zeros)
     np.testing.assert_allclose(task.predict(averaged, BATCH["image"]), np.full((4, 7), 1 / 7))
-    labels = jnp.zeros(3, jnp.int32)
-    np.testing.assert_array_equal(task.sample(averaged, RNG, labels), np.zeros((3, 32, 32, 3)))
-    assert np.abs(task.sample(state, RNG, labels)).max() > 0
+    noise = task.noise(jax.random.split(RNG, 3))
+    assert noise.shape == (3, task.noise_size)
+    images = task.images_of(task.generators(averaged), 0, noise)
+    np.testing.assert_array_equal(images, np.zeros((3, 32, 32, 3)))
+    assert np.abs(task.images_of(task.generators(state), 0, noise)).max() > 0
 
 
 def test_features_are_the_means_of_the_averaged_discriminator_s_last_activations(state):

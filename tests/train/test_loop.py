@@ -14,23 +14,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from skin_jax import api
 from skin_jax import config as config_lib
 from skin_jax.base import devices, errors
 from skin_jax.base.files import locked
 from skin_jax.data import demo
-from skin_jax.eval import runs
+from skin_jax.eval import evaluators, inference, runs
 from skin_jax.models.efficientnet_lite import LITE0, EfficientNetLite0
 from skin_jax.tasks import classifier, dcgan, sgan
 from skin_jax.tasks import state as state_lib
 from skin_jax.train import checkpoints as checkpoint_lib
 from skin_jax.train import loop
-from skin_jax.train import run as run_lib
 from skin_jax.train.history import read_history
 from skin_jax.train.run import start
 
 needs_tf = pytest.mark.skipif(
     not importlib.util.find_spec("tensorflow"), reason="TensorFlow is not installed"
 )
+
+
+NO_PICTURES = evaluators.Pictures(samples=lambda *_: None, by_class=lambda *_: None)
 
 
 def tiny(**changes):
@@ -60,8 +63,9 @@ def run(workdir, config=None, **changes):
     workdir.mkdir(exist_ok=True)
     experiment = start(config or tiny(**changes), workdir)
     checkpoints = checkpoint_lib.Checkpoints(workdir / "checkpoints")
+    watching = evaluators.make(experiment, NO_PICTURES)
     with checkpoint_lib.Preemption() as preemption:
-        state = loop.train(experiment, checkpoints, workdir, preemption)
+        state = loop.train(experiment, checkpoints, workdir, preemption, watching)
     checkpoints.close()
     return state_lib.digest(state), state
 
@@ -202,7 +206,7 @@ def test_generators_are_kept_at_evaluations_alone(tmp_path):
 def test_class_gans_that_cannot_run_leave_nothing_behind(tmp_path, change, words):
     (tmp_path / "run").mkdir()
     with pytest.raises(errors.UserError, match=words):
-        start(class_gans(**change), tmp_path / "run")
+        start(class_gans(**change), tmp_path / "run", evaluators.check)
     assert not list((tmp_path / "run").iterdir())
 
 
@@ -229,13 +233,15 @@ def test_classes_on_a_device_each_train_as_on_one_and_go_on_there(tmp_path):
 def test_classes_are_shared_out_evenly_over_the_devices(tmp_path, monkeypatch):
     config = class_gans(sharding__num_devices=None)
     config.classes = ("bcc", "df", "nv")
-    assert start(config, tmp_path / "run").mesh.size == 3  # of the four here
+    experiment = start(config, tmp_path / "run")
+    assert experiment.mesh.size == 3  # of the four here
     config.sharding.num_devices = 4
     with pytest.raises(errors.UserError, match="num_devices is 4, among which 3 classes cannot"):
         start(config, tmp_path / "other")
+    task = experiment.task
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(errors.UserError, match="start one for each share of the classes"):
-        run_lib._class_mesh(None, 2)
+        task.mesh(None, 4)
 
 
 def test_one_class_that_is_never_finite_is_named_once_and_the_others_go_on(
@@ -264,7 +270,7 @@ def test_one_class_that_is_never_finite_is_named_once_and_the_others_go_on(
 def test_from_class_gans_to_a_classifier_that_trains_with_their_images(
     tmp_path, capsys, generate_with
 ):
-    loop.train_and_evaluate(class_gans(), tmp_path / "run")
+    api.train(class_gans(), tmp_path / "run")
     out = capsys.readouterr().out
     assert "step 6  swd: df 0." in out
     assert "the best generator of each class:" in out
@@ -283,7 +289,7 @@ def test_from_class_gans_to_a_classifier_that_trains_with_their_images(
     config.model.name, config.model.width_multiplier = "cnn", 0.1
     config.optimizer.warmup_steps = 0
     config.data.synthetic = str(tmp_path / "generated")
-    loop.train_and_evaluate(config, tmp_path / "classifier")
+    api.train(config, tmp_path / "classifier")
     first = history(tmp_path / "classifier")[0]
     assert first["synthetic_examples"] == 6
     page = (tmp_path / "classifier" / "report.html").read_text()
@@ -353,7 +359,7 @@ def test_only_what_the_pipeline_sends_travels_to_the_devices(tmp_path, pipeline,
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "device_get", device_get)
         patch.setattr(jax.profiler, "start_trace", None)  # never called unless asked for
-        patch.setattr(loop._Watch, "evaluate", lambda self, state, step: (state, {}))
+        patch.setattr(evaluators, "make", lambda *_: ())
         patch.setattr(checkpoint_lib.Checkpoints, "save", lambda *_: None)
         feeds = loop.feeds
 
@@ -492,7 +498,7 @@ def test_twenty_steps_that_are_not_finite_end_the_run_and_keep_the_checkpoint(
     break_steps(monkeypatch, lambda step: step >= 4)
     _, good = run(tmp_path / "good", num_steps=4)
     with pytest.raises(errors.UserError, match="20 steps in a row before step 24") as error:
-        loop.train_and_evaluate(tiny(num_steps=60), tmp_path / "run")
+        api.train(tiny(num_steps=60), tmp_path / "run")
     assert error.value.exit_code == errors.FAILURE
     checkpoints = checkpoint_lib.Checkpoints(tmp_path / "run" / "checkpoints")
     template = checkpoint_lib.template_of(good, devices.replicated(devices.make_mesh(1)))
@@ -528,7 +534,7 @@ def test_sigterm_saves_and_the_next_run_goes_on(tmp_path, monkeypatch):
 
 def test_a_whole_run_leaves_what_the_work_folder_promises(tmp_path, capsys):
     config = tiny(num_steps=4, eval_every_steps=2)
-    loop.train_and_evaluate(config, tmp_path)
+    api.train(config, tmp_path)
     out = capsys.readouterr().out
     assert "step 4/4" in out
     assert "left" in out
@@ -566,18 +572,18 @@ def test_a_whole_run_leaves_what_the_work_folder_promises(tmp_path, capsys):
 
 def test_a_finished_run_is_evaluated_again_without_training(tmp_path):
     config = tiny(num_steps=2, eval_every_steps=2)
-    loop.train_and_evaluate(config, tmp_path)
+    api.train(config, tmp_path)
     first = (tmp_path / "eval/test/predictions.csv").read_text()
-    loop.train_and_evaluate(config, tmp_path)
+    api.train(config, tmp_path)
     assert (tmp_path / "eval/test/predictions.csv").read_text() == first
     assert [row["step"] for row in history(tmp_path) if "event" in row] == [0, 2]
 
 
 def test_other_settings_are_refused_before_anything_is_written(tmp_path):
-    loop.train_and_evaluate(tiny(num_steps=2), tmp_path)
+    api.train(tiny(num_steps=2), tmp_path)
     before = (tmp_path / "config.json").read_text()
     with pytest.raises(errors.UserError, match=r"config\.batch_size: 8 there, 16 now"):
-        loop.train_and_evaluate(tiny(num_steps=2, batch_size=16), tmp_path)
+        api.train(tiny(num_steps=2, batch_size=16), tmp_path)
     assert (tmp_path / "config.json").read_text() == before
 
 
@@ -586,29 +592,29 @@ def test_other_settings_are_refused_before_anything_is_written(tmp_path):
 )
 def test_a_start_that_came_to_nothing_leaves_nothing_behind(tmp_path, wrong):
     with pytest.raises(errors.UserError, match=f"config.{next(iter(wrong)).replace('__', '.')}"):
-        loop.train_and_evaluate(tiny(**wrong), tmp_path)
+        api.train(tiny(**wrong), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 @pytest.mark.parametrize("lost", ["config.json", "splits.csv", "examples.digest"])
 def test_a_work_folder_that_lost_a_file_is_never_given_another_split(tmp_path, lost):
-    loop.train_and_evaluate(tiny(num_steps=1), tmp_path)
+    api.train(tiny(num_steps=1), tmp_path)
     (tmp_path / lost).unlink()
     with pytest.raises(errors.UserError, match=lost):
-        loop.train_and_evaluate(tiny(num_steps=1), tmp_path)
+        api.train(tiny(num_steps=1), tmp_path)
     assert not (tmp_path / lost).exists()
 
 
 def test_two_processes_cannot_train_in_one_folder(tmp_path):
     with locked(tmp_path / ".lock"), pytest.raises(errors.UserError, match="another run is"):
-        loop.train_and_evaluate(tiny(), tmp_path)
+        api.train(tiny(), tmp_path)
 
 
 def test_a_file_cannot_be_a_work_folder(tmp_path):
     (tmp_path / "file").write_text("")
     for workdir in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(errors.UserError, match="cannot be a work folder"):
-            loop.train_and_evaluate(tiny(), workdir)
+        with pytest.raises(errors.UserError, match="cannot be written: "):
+            api.train(tiny(), workdir)
 
 
 def test_sigterm_during_evaluation_ends_at_once(tmp_path, monkeypatch):
@@ -618,13 +624,13 @@ def test_sigterm_during_evaluation_ends_at_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr(runs, "evaluate_split", interrupted)
     with pytest.raises(errors.Ended, match="asked to end") as error:
-        loop.train_and_evaluate(tiny(num_steps=2), tmp_path)
+        api.train(tiny(num_steps=2), tmp_path)
     assert error.value.exit_code == errors.PREEMPTED
     assert (tmp_path / "checkpoints" / "2").exists()
 
 
 def test_other_images_are_refused(tmp_path):
-    loop.train_and_evaluate(tiny(num_steps=1), tmp_path)
+    api.train(tiny(num_steps=1), tmp_path)
     (tmp_path / "examples.digest").write_text("0" * 64)  # as of others
     with pytest.raises(errors.UserError, match="digest differs"):
         start(tiny(num_steps=1), tmp_path)
@@ -634,7 +640,7 @@ def test_other_images_are_refused(tmp_path):
 def test_evaluation_does_not_depend_on_the_batch_size(tmp_path, size):
     experiment = start(tiny(), tmp_path)
     state = experiment.task.init(jax.random.key(0))
-    predictor = loop.make_predictor(experiment.task.predict, experiment.pipeline)
+    predictor = inference.make_predictor(experiment.task.predict, experiment.pipeline)
     indices = experiment.indices("test")
     expected = predictor(state, indices, 1)
     assert expected.shape == (len(indices), 7)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from skin_jax import api
 from skin_jax import config as config_lib
 from skin_jax.base import devices
 from skin_jax.base.errors import UserError
@@ -343,7 +344,7 @@ def test_a_finished_run_tells_of_its_generated_images_and_is_evaluated_without_t
     config = tiny(
         data__synthetic=folder, loss__class_weights="balanced", sharding__num_devices=None
     )
-    loop.train_and_evaluate(config, workdir)
+    api.train(config, workdir)
     first = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[0])
     assert first["synthetic_examples"] == 7 * PER_CLASS
     assert first["real_examples"] == (workdir / "splits.csv").read_text().count(",train")
