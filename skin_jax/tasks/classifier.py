@@ -11,7 +11,8 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from skin_jax.base.errors import UserError
+from skin_jax.base import code
+from skin_jax.base.errors import UserError, first_line
 from skin_jax.config import NO_WEIGHTS, at_least, choice
 from skin_jax.models import pretrained
 from skin_jax.models.cnn import Cnn
@@ -185,6 +186,33 @@ class Classifier(Task):
         return output
 
 
+def _own_network(make: Callable[..., Any], arguments: dict[str, Any], image_size: int) -> nn.Module:
+    """A network of the user's own, tried on shapes alone.
+
+    Raises:
+      UserError: it cannot be made or called as networks are, or does not return what they return.
+    """
+    name = code.name_of(make)
+    wanted = (
+        f"config.model.network, {name}, must take {', '.join(arguments)}, and be called with "
+        "images [B, H, W, 3] and train=True or False for a models.layers.ClassifierOutput with "
+        f"logits [B, {arguments['num_classes']}]"
+    )
+    try:
+        network = make(**arguments)
+        images = jax.ShapeDtypeStruct((2, image_size, image_size, 3), jnp.float32)
+        output, _ = jax.eval_shape(
+            lambda key, x: network.init_with_output(key, x, train=False), jax.random.key(0), images
+        )
+    except Exception as error:  # it is the user's program
+        raise UserError(f"{wanted}, but it fails: {first_line(error)}") from error
+    if not isinstance(output, ClassifierOutput):
+        raise UserError(f"{wanted}, but it returns {type(output).__name__}")
+    if output.logits.shape != (2, arguments["num_classes"]):
+        raise UserError(f"{wanted}, but it returns logits {list(output.logits.shape)} for B = 2")
+    return network
+
+
 settle = settings.nothing_to_settle
 epoch = settings.whole_split
 
@@ -199,19 +227,24 @@ def build(
     """The task of a configuration with the sections of a classifier; see `tasks.Kind`."""
     del steps_per_epoch
     model, loss = config.model, config.loss
-    network = MODELS[choice(model.name, tuple(MODELS), "model.name")]
+    arguments = {
+        "num_classes": len(classes),
+        "dropout": settings.share(model.dropout, "model.dropout"),
+        "dtype": settings.compute_dtype(config.precision),
+        "width_multiplier": model.width_multiplier,
+    }
     at_least(config.data.image_size, _SMALLEST_IMAGE, "data.image_size")
     if not model.width_multiplier > 0:
         raise UserError(
             f"config.model.width_multiplier is {model.width_multiplier}; it must be above 0"
         )
+    own = model.get("network")
+    if own is None:
+        network = MODELS[choice(model.name, tuple(MODELS), "model.name")](**arguments)
+    else:
+        network = _own_network(own, arguments, config.data.image_size)
     return Classifier(
-        network=network(
-            num_classes=len(classes),
-            dropout=settings.share(model.dropout, "model.dropout"),
-            dtype=settings.compute_dtype(config.precision),
-            width_multiplier=model.width_multiplier,
-        ),
+        network=network,
         image_size=config.data.image_size,
         weights=None if model.weights == NO_WEIGHTS else model.weights,
         optimizer=optimizers.fine_tuning(config.optimizer, num_steps, pretrained.HEAD),

@@ -1,0 +1,80 @@
+"""Code of a user's own, such as a network: where it stands, and how it is found again."""
+
+import hashlib
+import inspect
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from skin_jax.base.errors import UserError
+
+
+def name_of(own: Callable[..., Any]) -> str:
+    """The name by which its file defines a class or a function."""
+    return own.__qualname__
+
+
+def record(own: Callable[..., Any], key: str) -> dict[str, str]:
+    """Says where a class or a function is defined, for `load`.
+
+    Args:
+      own: the class or function.
+      key: the setting that holds it, for the message.
+
+    Returns:
+      The absolute path of its file, its name there, and the SHA-256 of the file.
+
+    Raises:
+      UserError: no later command could find it: it is defined in no file, or inside a function.
+    """
+    name = name_of(own)
+    try:
+        file = inspect.getsourcefile(own)
+        content = Path(file or "").read_bytes()
+    except (OSError, TypeError):
+        file = None
+    if file is None or "<locals>" in name:
+        raise UserError(
+            f"config.{key} is {name}, which later commands could not load again: define it at the "
+            "top level of a file, such as the configuration file itself"
+        )
+    return {
+        "file": str(Path(file).absolute()),
+        "name": name,
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
+
+
+def load(recorded: dict[str, str], where: str) -> Callable[..., Any]:
+    """Runs the file of a `record` and returns what it defines under the name.
+
+    Args:
+      recorded: of `record`.
+      where: it was recorded, for messages.
+
+    Raises:
+      UserError: the file is gone, changed, or fails.
+    """
+    path, name = Path(recorded["file"]), recorded["name"]
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"{where} was made with {name} of {path}, which cannot be read ({error.strerror}); "
+            "restore that file"
+        ) from None
+    if hashlib.sha256(content).hexdigest() != recorded["sha256"]:
+        raise UserError(
+            f"{where} was made with {name} of {path}, which has changed since; restore the file as "
+            "it was, or train a new run"
+        )
+    try:
+        found: Any = runpy.run_path(str(path))
+        for part in name.split("."):
+            found = found[part] if isinstance(found, dict) else getattr(found, part)
+        return found
+    except Exception as error:  # the file is a program
+        raise UserError(
+            f"{where} needs {name} of {path}, which fails: {type(error).__name__}: {error}"
+        ) from error
