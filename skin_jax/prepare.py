@@ -89,7 +89,7 @@ def _classes(examples: "Examples") -> str:
 
 def _units(examples: "Examples") -> str:
     if examples.unit == "image":
-        return "no lesions or patients are known: every image counts for itself"
+        return "no lesions or patients are known: every image, with its copies, counts for itself"
     sizes = Counter(Counter(record.lesion_id for record in examples.records).values())
     several = sum(count for images, count in sizes.items() if images > 1)
     return f"{sizes.total()} {examples.unit}s, {several} of them with several images" + (

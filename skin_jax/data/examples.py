@@ -137,28 +137,27 @@ def join_copies(
         else record
         for record in records
     )
-    notes = [
-        f"{sum(map(len, copies)) - len(copies)} images are exact copies of others: a split keeps "
-        "them with these"
-    ]
+    extra = sum(map(len, copies)) - len(copies)
+    notes = [f"exact copies of other images: {extra}; data.split=lesion keeps them together"]
     found = [[records[place] for place in places] for places in copies]
     if parted := [own for own in found if len({record.official_split for record in own}) > 1]:
         notes.append(
-            f"{len(parted)} images have copies on several sides of the split that the data come "
-            f"with, such as {_named(parted[0], [r.official_split for r in parted[0]])}"
+            f"images with copies on several sides of the split that the data come with: "
+            f"{len(parted)}, such as {_named(parted[0], [r.official_split for r in parted[0]])}"
         )
     if odd := [own for own in found if len({record.label for record in own}) > 1]:
         told = [_named(own, [classes.names[record.label] for record in own]) for own in odd[:10]]
         notes.append(
-            f"{len(odd)} images have copies of another class, at least one of which is wrong: "
+            f"images with copies of another class, one of which is wrong: {len(odd)}: "
             + "; ".join(told)
-            + f" and {len(odd) - 10} more" * (len(odd) > 10)
+            + f"; and {len(odd) - 10} more" * (len(odd) > 10)
         )
     return joined, notes
 
 
 def _named(records: Sequence[Record], words: Sequence[str]) -> str:
-    return " = ".join(f"{r.image_id} ({word})" for r, word in zip(records, words, strict=True))
+    named = [f"{r.image_id} ({word})" for r, word in zip(records, words, strict=True)]
+    return " = ".join(named[:5] + ["..."] * (len(named) > 5))
 
 
 class Digest:

@@ -20,7 +20,7 @@ from skin_jax.base import csvs
 from skin_jax.base.errors import UserError
 from skin_jax.data import images, tables
 from skin_jax.data.classes import HAM10000, ISIC_2019, ISIC_2020, PAD_UFES_20, Classes
-from skin_jax.data.listing import Columns, Facts, Findings, Listing, is_litter
+from skin_jax.data.listing import Columns, Facts, Findings, Listing, is_litter, leads_back
 from skin_jax.data.reading import Reading
 
 _PARTS = {"Training": "train", "Validation": "val", "Test": "test"}
@@ -95,7 +95,10 @@ def read(data_dir: Path, reading: Reading | None = None, target: Classes | None 
         )
     is_file = data_dir.is_file() and data_dir.suffix == ".npz"
     if not (data_dir.is_dir() or is_file):
-        raise UserError(f"{data_dir} is a file; the data folder that holds the images is needed")
+        raise UserError(
+            f"{data_dir} is a file; give the folder that holds the images (a table that labels "
+            "them goes with --config.data.table, in skin_jax.prepare --table)"
+        )
     findings = Findings(data_dir.parent if is_file else data_dir, reading, target)
     layout, known = "table", None
     try:
@@ -190,7 +193,8 @@ def _labels_in(root: Path) -> list[Path]:
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not is_litter(path.name))
+    found = (path for path in folder.iterdir() if path.is_dir() and not is_litter(path.name))
+    return sorted(path for path in found if not leads_back(path))
 
 
 def _is_image(path: Path) -> bool:
@@ -512,9 +516,9 @@ def _read_split_folders(findings: Findings) -> Classes | None:
                 f"{folder.name}: images beside {', '.join(p.name for p in sides.values())}; which "
                 "side of the split are they of?"
             )
+    names = ", ".join(sides[side].name for side in ("train", "val", "test") if side in sides)
     findings.notes.append(
-        f"the split that {', '.join(path.name for path in sides.values())} make is kept with "
-        "data.split=official; the others draw a new one"
+        f"the split into {names} is kept with data.split=official; the others draw a new one"
     )
     return _read_classes(findings, sides)
 

@@ -151,13 +151,10 @@ class Findings:
             path = folder / entry.name
             if is_litter(entry.name):
                 continue
-            if entry.is_dir():
-                if not deep:
-                    continue
-                if entry.is_symlink() and folder.resolve().is_relative_to(path.resolve()):
-                    self._unread[path] = "links to a folder around them"
-                else:
-                    found += self.scan(path)
+            if leads_back(path):
+                self._unread[path] = "links to a folder around them"
+            elif entry.is_dir():
+                found += self.scan(path) if deep else []
             elif path.suffix.lower() not in images.SUFFIXES:
                 self._unread[path] = _kind(path)
             elif not entry.is_file() and path.exists():
@@ -173,7 +170,7 @@ class Findings:
         return found
 
     def leave(self, path: Path, reason: str) -> None:
-        """Counts an image file that is not read; what it is follows "not read: 3 "."""
+        """Counts an image file that is not read, and says what it is."""
         self._unread[path] = reason
         self.stats.pop(path, None)
 
@@ -486,9 +483,9 @@ class Findings:
         known: Classes | None,
     ) -> None:
         """Says aloud what was left out."""
-        for name, count in self.left_out.items():
-            which = f"of the class {name}" if name else "without a class"
-            self.notes.append(f"{count} images {which} are left out")
+        if self.left_out:
+            told = [f"{n} {f'of {c}' if c else 'without any'}" for c, n in self.left_out.items()]
+            self.notes.append(f"images of other classes are left out: {', '.join(told)}")
         alone = sum(
             any(facts.has_groups for facts in image.facts)
             and not any(facts.groups for facts in image.facts)
@@ -496,10 +493,10 @@ class Findings:
         )
         if alone:
             self.notes.append(
-                f"{alone} images have no lesion, patient or group in their table: each is a group "
-                "of its own"
+                f"{alone} of {len(kept)} images have no lesion, patient or group in their table: "
+                "each of them is a group of its own"
             )
-        if known and not self.target:
+        if known and not self.target and not self.problems:
             present = {record.label for record in records}
             if empty := [name for i, name in enumerate(classes.names) if i not in present]:
                 self.notes.append(f"no images of the class {', '.join(empty)}")
@@ -514,7 +511,7 @@ class Findings:
             elif path.name not in looked_into:
                 folders.append(path.name)
         counts = Counter(kind for path, kind in self._unread.items() if path not in read)
-        parts = [f"{n} {kind}" for kind, n in sorted(counts.items())]
+        parts = [f"{kind} ({n})" for kind, n in sorted(counts.items())]
         parts += [f"the folder {name}" for name in folders]
         if parts:
             self.notes.append("not read: " + ", ".join(parts))
@@ -529,12 +526,17 @@ class Findings:
 
 
 def _kind(path: Path) -> str:
-    return f"files *{path.suffix.lower()}" if path.suffix else "files without an ending"
+    return f"*{path.suffix.lower()}" if path.suffix else "files without an ending"
 
 
 def is_litter(name: str) -> bool:
     """Whether a file or folder is hidden, or one of `LITTER`."""
     return name.startswith(".") or name.casefold() in LITTER
+
+
+def leads_back(path: Path) -> bool:
+    """Whether a path is a link to a folder that it lies in."""
+    return path.is_symlink() and path.parent.resolve().is_relative_to(path.resolve())
 
 
 def _units(found: Sequence[_Image]) -> tuple[list[str], str]:

@@ -55,13 +55,12 @@ def read(findings: Findings) -> None:
     Raises:
       UserError: there is no such table, or two.
     """
-    path = _placed(findings)
+    path, files = _placed(findings), findings.scan(findings.root)
     header, _ = findings.table(path)
     columns = _columns(findings, path, header) if header else None
     if columns is None:
         return
     rows = findings.rows(path, columns)
-    files = findings.scan(findings.root)
     for image_id, facts, file in findings.match(rows, files, path, complete=False):
         split = side(facts.split) if columns.split else "train"
         if split is None:
