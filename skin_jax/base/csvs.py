@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 _MISSING = frozenset({"", "na", "n/a", "nan", "none", "null", "unknown", "?"})
+_QUOTABLE = frozenset("\t;\r\ufeff")
 _QUOTED = re.compile(r'"[^"]*("|$)')
 
 
@@ -82,10 +83,8 @@ def text(rows: Iterable[Sequence[object]]) -> str:
     plain = csv.writer(buffer, lineterminator="\n")
     quoted = csv.writer(buffer, lineterminator="\n", quoting=csv.QUOTE_ALL)
     for row in rows:
-        # What could be taken for the separator of a header is hidden from `parse` by quotes.
-        odd = any(
-            isinstance(cell, str) and not {"\t", ";", "\ufeff"}.isdisjoint(cell) for cell in row
-        )
+        # What could be taken for the end of a row, or for the separator of a header, is quoted.
+        odd = any(isinstance(cell, str) and not _QUOTABLE.isdisjoint(cell) for cell in row)
         (quoted if odd else plain).writerow(row)
     return buffer.getvalue()
 

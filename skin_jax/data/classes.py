@@ -242,7 +242,8 @@ def name_problems(names: Sequence[str]) -> list[str]:
 def _natural(name: str) -> list[tuple[int, int, str]]:
     """Sorts numbers in names by their value."""
     parts = re.split(r"(\d+)", name)
-    return [(0, int(p), p) if p.isdecimal() else (1, 0, p.casefold()) for p in parts if p]
+    keys = [(0, int(p), p) if p.isdecimal() else (1, 0, p.casefold()) for p in parts if p]
+    return [*keys, (-1, 0, name)]
 
 
 def write(classes: Classes, workdir: Path) -> None:

@@ -513,8 +513,7 @@ def _read_split_folders(findings: Findings) -> Classes | None:
             sides[side] = folder
         elif _image_folders(folder) or any(map(_is_image, folder.iterdir())):
             findings.problems.append(
-                f"{folder.name}: images beside {', '.join(p.name for p in sides.values())}; which "
-                "side of the split are they of?"
+                f"{folder.name}: images beside the folders of a split; which side are they of?"
             )
     names = ", ".join(sides[side].name for side in ("train", "val", "test") if side in sides)
     findings.notes.append(

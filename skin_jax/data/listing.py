@@ -32,7 +32,7 @@ _CONFIRMATIONS = {
     "confocal microscopy with consensus dermoscopy": "confocal",
 }
 """The challenge's words for what HAM10000's `dx_type` abbreviates."""
-_AGE = re.compile(r"[<>≤≥]?\s*(\d+(?:\.\d*)?)\s*\+?")
+_AGE = re.compile(r"(?:[<>]=?|[≤≥])?\s*(\d+(?:\.\d*)?)\s*\+?")
 _OLDEST = 130
 
 
