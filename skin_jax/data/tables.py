@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from skin_jax.base.errors import UserError
-from skin_jax.data.listing import Columns, Findings
+from skin_jax.data.findings import Columns, Findings
 
 _USUAL = {
     "image": (
@@ -136,7 +136,7 @@ def _columns(findings: Findings, path: Path, header: Sequence[str]) -> Columns |
         one_hot=label if len(label) > 1 else (),
         groups=tuple(groups),
         split=split[0] if split else None,
-        **described,
+        described=tuple(described.items()),
     )
 
 

@@ -109,8 +109,21 @@ def test_isic_2020_with_contradictions(isic_2020):
     table = isic_2020 / "train.csv"
     table.write_text(table.read_text().replace("malignant,1", "malignant,0"))
     assert layouts.read(isic_2020).problems == (
-        "train.csv, row 3: benign_malignant is malignant, target says benign",
+        "train.csv, row 3: benign_malignant is 'malignant', but target is '0'",
     )
+
+
+def test_isic_2020_with_its_lesions_and_the_target_alone(isic_2020, write):
+    (isic_2020 / "train.csv").unlink()
+    write["table"](
+        isic_2020 / "ISIC_2020_Training_GroundTruth_v2.csv",
+        "image_name patient_id lesion_id target",
+        *("ISIC_0 IP_1 IL_1 0", "ISIC_1 IP_2 IL_2 1.0", "ISIC_2 _ IL_2 0", "ISIC_3 _ IL_3 0.0"),
+    )
+    listing = layouts.read(isic_2020)
+    assert listing.problems == ()
+    assert [r.label for r in listing.records] == [0, 1, 0, 0]
+    assert [r.lesion_id for r in listing.records] == ["IP_1", "IP_2", "IP_2", "IL_3"]
 
 
 def test_pad_ufes_20(tmp_path, write):
