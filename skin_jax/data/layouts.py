@@ -5,7 +5,7 @@ one folder per class, also within train, val and test.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -185,7 +185,8 @@ def _read_split_folders(findings: Findings) -> Classes | None:
 
 
 def _read_classes(findings: Findings, sides: Mapping[str, Path]) -> Classes | None:
-    found: list[tuple[str, Path, list[Path]]] = []
+    """Every folder that has images is a class; beside the known seven may lie their metadata."""
+    found: list[tuple[str, Path]] = []
     names = {f.name.casefold() for side in sides.values() for f in _image_folders(side)}
     names |= set(HAM10000.names)
     for side, root in sides.items():
@@ -194,43 +195,36 @@ def _read_classes(findings: Findings, sides: Mapping[str, Path]) -> Classes | No
         for folder in subfolders(root):
             files = findings.masks(folder, findings.scan(folder, deep=False))
             _report_nested(findings, folder, bool(files), names)
-            if files:
-                found.append((side, folder, files))
-            else:
+            found += [(side, path) for path in files]
+            if not files:
                 findings.named.discard(folder)
     rename = dict(findings.reading.rename)
-    taken = dict.fromkeys(rename.get(folder.name, folder.name) for _, folder, _ in found)
+    taken = dict.fromkeys(rename.get(path.parent.name, path.parent.name) for _, path in found)
     seven = {name.casefold() for name in taken}
     plain = seven <= set(HAM10000.names)
+    ids = _ids(findings, [path for _, path in found], plain)
+    table = archives.one(findings, archives.tables_named(findings.root, archives.HAM_METADATA))
+    metadata = findings.rows(table, archives.HAM_COLUMNS) if plain and table else {}
+    for (side, path), image_id in zip(found, ids, strict=True):
+        name, facts = path.parent.name, metadata.get(path.stem)
+        if facts and f"{facts.label}".casefold() != rename.get(name, name).casefold():
+            findings.problems.append(f"{findings.name(path)}: {facts.where} says {facts.label}")
+        findings.add(image_id, path, name, side, name, *([facts] if facts else []))
+    if plain or seven >= set(HAM10000.names):
+        return HAM10000
+    findings.notes.append(f"every folder is a class: {', '.join(taken)}")
+    return None
+
+
+def _ids(findings: Findings, files: Sequence[Path], plain: bool) -> list[str]:
+    """The shortest ids that are distinct: the file name, with its class, or with its side, too."""
     ways: list[Callable[[Path], str]] = [
         lambda path: path.stem,
         lambda path: f"{path.parent.name}/{path.stem}",
         lambda path: findings.name(path.with_suffix("")),
     ]
-    files = [path for _, _, own in found for path in own]
-    usable = (way for way in ways[not plain :] if len(set(map(way, files))) == len(files))
-    id_of = next(usable, ways[-1])
-    table = (
-        archives.one(findings, archives.tables_named(findings.root, archives.HAM_METADATA))
-        if plain
-        else None
-    )
-    metadata = findings.rows(table, archives.HAM_COLUMNS) if table else {}
-    for side, folder, own in found:
-        for path in own:
-            told = [metadata[path.stem]] if path.stem in metadata else []
-            if (
-                told
-                and f"{told[0].label}".casefold() != rename.get(folder.name, folder.name).casefold()
-            ):
-                findings.problems.append(
-                    f"{findings.name(path)}: {told[0].where} says {told[0].label}"
-                )
-            findings.add(id_of(path), path, folder.name, side, folder.name, *told)
-    if plain or seven >= set(HAM10000.names):
-        return HAM10000
-    findings.notes.append(f"every folder is a class: {', '.join(taken)}")
-    return None
+    every = [[way(path) for path in files] for way in ways[not plain :]]
+    return next((ids for ids in every if len(set(ids)) == len(ids)), every[-1])
 
 
 def _report_nested(findings: Findings, folder: Path, has_images: bool, names: set[str]) -> None:
