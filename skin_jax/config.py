@@ -14,6 +14,7 @@ from ml_collections.config_dict import placeholder
 
 from skin_jax.base.errors import UserError
 from skin_jax.base.files import write_atomically
+from skin_jax.data import reading
 from skin_jax.data.classes import CLASSES
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ The images themselves, real and generated, must have the digests that they had.
 """
 
 _LENGTH = ("num_epochs", "num_steps")
+_LATER: dict[str, list] = {"data.classes": [], "data.rename": []}
+"""Keys that runs of before did not have, and what they did."""
 _LOWEST = {
     "seed": 0,
     "num_epochs": 1,
@@ -93,6 +96,13 @@ def base() -> ConfigDict:
     config.data.dir = placeholder(str)
     config.data.download = False
     config.data.demo_images = 0  # procedural images where no folder is given; 0 asks for a folder
+    config.data.table = placeholder(str)  # labels the images of data.dir; see skin_jax.data.reading
+    config.data.image_column = placeholder(str)
+    config.data.label_column = placeholder(str)
+    config.data.group_column = placeholder(str)
+    config.data.split_column = placeholder(str)
+    config.data.classes = ()  # all
+    config.data.rename = ()  # (("name there", "name here"), ...)
     config.data.image_size = 224
     config.data.split = "lesion"  # "paper", "official"
     config.data.split_fractions = (0.7, 0.1, 0.2)
@@ -302,8 +312,12 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, Mapping | ConfigDict):
             flat |= flatten(value, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+            flat[f"{prefix}{key}"] = _plain(value)
     return flat
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def is_procedural(data: Mapping[str, Any]) -> bool:
@@ -315,7 +329,7 @@ def without_folders(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Flat settings without the folders of this machine: reports are passed on."""
     hidden = ("data.dir", "data.cache_dir", "distributed.coordinator_address")
     shown = {key: value for key, value in flat.items() if key not in hidden}
-    for key in ("model.weights", "score.weights", "data.synthetic"):
+    for key in ("model.weights", "score.weights", "data.synthetic", "data.table"):
         if shown.get(key) is not None:
             shown[key] = Path(shown[key]).name
     return shown
@@ -335,6 +349,8 @@ def normalize(config: ConfigDict) -> None:
     for key in ("dir", "synthetic"):
         if config.data[key] is not None:
             config.data[key] = str(Path(config.data[key]).expanduser().absolute())
+    if config.data.table is not None:
+        config.data.table = reading.place(config.data.table, config.data.dir)
     for section in (config.model, config.get("score", {})):
         weights = section.get("weights", NO_WEIGHTS)
         if weights != NO_WEIGHTS and not weights.startswith(HUB_PREFIX):
@@ -450,7 +466,8 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str
     return [
         f"config.{key}: {before.get(key)!r} there, {after.get(key)!r} now"
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and not is_neutral(key)
+        if before.get(key, _LATER.get(key)) != after.get(key, _LATER.get(key))
+        and not is_neutral(key)
     ]
 
 

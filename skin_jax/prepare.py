@@ -13,13 +13,15 @@ from absl import flags
 
 from skin_jax import config as config_lib
 from skin_jax.base.command import run
+from skin_jax.data import reading
 
 if TYPE_CHECKING:
     from skin_jax.data.examples import Examples
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string("data_dir", None, "Folder in one of the known layouts.")
+flags.DEFINE_string("data_dir", None, "Folder in a known layout, or, with --table, of images.")
+reading.define_flags()
 flags.DEFINE_integer("image_size", 224, "Side of the prepared images in pixels.")
 flags.DEFINE_string("cache_dir", config_lib.CACHE_ROOT, "Where prepared images are kept.")
 flags.DEFINE_enum("on_bad_image", "error", ["error", "skip"], "What to do about unreadable images.")
@@ -52,6 +54,7 @@ def main(argv: list[str]) -> int:
         cache_dir=FLAGS.cache_dir,
         on_bad_image=FLAGS.on_bad_image,
         download=FLAGS.download,
+        reading=reading.from_flags(),
     )
     assignment = splits.draw(
         examples.records,
@@ -61,10 +64,10 @@ def main(argv: list[str]) -> int:
         fold=FLAGS.fold,
     )
     print(_classes(examples))
-    print(_lesions(examples))
+    print(_units(examples))
     print(_sizes(examples, list(assignment), FLAGS.split, FLAGS.fold))
     if shared := splits.shared_lesions(examples.records, assignment):
-        print(f"{shared} test images show a lesion that is also in train.")
+        print(f"{shared} test images show a {examples.unit} that is also in train.")
     if examples.skipped:
         path = Path(FLAGS.out) / "skipped.csv"
         write_skipped(path, examples.skipped)
@@ -73,38 +76,45 @@ def main(argv: list[str]) -> int:
 
 
 def _classes(examples: "Examples") -> str:
-    from skin_jax.data import classes
-
     counts = Counter(record.label for record in examples.records)
     total, largest = len(examples.records), max(counts.values())
+    width = _width(examples)
     rows = [f"{total} images of {examples.images.shape[1]}x{examples.images.shape[2]} pixels"]
-    for label, name in enumerate(classes.CLASSES):
+    for label, name in enumerate(examples.classes.names):
         bar = "#" * round(_BAR * counts[label] / largest)
-        rows.append(f"  {name:5} {counts[label]:6} {counts[label] / total:6.1%}  {bar}".rstrip())
+        share = counts[label] / total
+        rows.append(f"  {name:{width}} {counts[label]:6} {share:6.1%}  {bar}".rstrip())
     return "\n".join(rows)
 
 
-def _lesions(examples: "Examples") -> str:
+def _units(examples: "Examples") -> str:
+    if examples.unit == "image":
+        return "no lesions or patients are known: every image, with its copies, counts for itself"
     sizes = Counter(Counter(record.lesion_id for record in examples.records).values())
     several = sum(count for images, count in sizes.items() if images > 1)
-    return f"{sizes.total()} lesions, {several} of them with several images" + (
+    return f"{sizes.total()} {examples.unit}s, {several} of them with several images" + (
         f" (at most {max(sizes)})" if several else ""
     )
 
 
 def _sizes(examples: "Examples", assignment: list[str], split: str, fold: int | None) -> str:
-    from skin_jax.data import classes, splits
+    from skin_jax.data import splits
 
     counts = Counter(
         (side, record.label) for record, side in zip(examples.records, assignment, strict=True)
     )
     which = f"split '{split}'" + (f", fold {fold}" if fold is not None else "")
-    header = "".join(f"{name:>7}" for name in classes.CLASSES)
+    width = max(7, _width(examples) + 2)
+    header = "".join(f"{name:>{width}}" for name in examples.classes.names)
     rows = [f"{which}, images per class", f"  {'':6}{header}{'all':>8}"]
     for side in splits.SPLITS:
-        cells = [counts[side, label] for label in range(classes.NUM_CLASSES)]
-        rows.append(f"  {side:6}" + "".join(f"{c:7}" for c in cells) + f"{sum(cells):8}")
+        cells = [counts[side, label] for label in range(len(examples.classes))]
+        rows.append(f"  {side:6}" + "".join(f"{c:{width}}" for c in cells) + f"{sum(cells):8}")
     return "\n".join(rows)
+
+
+def _width(examples: "Examples") -> int:
+    return max(5, *map(len, examples.classes.names))
 
 
 if __name__ == "__main__":

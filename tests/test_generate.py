@@ -19,7 +19,7 @@ from skin_jax.base import devices, errors, files
 from skin_jax.base.errors import UserError
 from skin_jax.data import generated as generated_lib
 from skin_jax.data import splits
-from skin_jax.data.classes import CLASSES
+from skin_jax.data.classes import CLASSES, HAM10000
 from skin_jax.eval import candidates, generation
 from skin_jax.eval.generation import Amount
 from skin_jax.report import figures
@@ -112,7 +112,7 @@ def test_folder_manifest_and_judgement(run, workdir, best, favourite, tmp_path, 
     assert f"{favourite} 9 of 9 (the last is number" in output.out
     assert f"{favourite} 9/9" in output.err  # the progress bar
     task, state, step = best
-    rows = generated_lib.read(tmp_path / "out")
+    rows = generated_lib.read(tmp_path / "out", HAM10000)
     assert [row.label for row in rows] == [favourite] * 9
     members = splits.members(workdir / "splits.csv", "train")
     for row in rows:
@@ -133,7 +133,10 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(run, favouri
     run(tmp_path / "b", per_class=5, classes=favourite)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     run(tmp_path / "c", per_class=70, classes=favourite)  # more than a batch
-    few, many = generated_lib.read(tmp_path / "a"), generated_lib.read(tmp_path / "c")
+    few, many = (
+        generated_lib.read(tmp_path / "a", HAM10000),
+        generated_lib.read(tmp_path / "c", HAM10000),
+    )
     assert many[:5] == few
     for row in few:
         assert contents(tmp_path / "a")[row.image] == contents(tmp_path / "c")[row.image]
@@ -150,7 +153,7 @@ def fill(out, stream, wanted, *, max_tries=1000, **changes):
 
 def test_classes_fill_in_the_order_of_the_stream(tmp_path):
     fill(tmp_path / "out", disc, {"akiec": 3, "df": 2})
-    rows = generated_lib.read(tmp_path / "out")
+    rows = generated_lib.read(tmp_path / "out", HAM10000)
     by_class = {name: [r.index for r in rows if r.label == name] for name in ("akiec", "df")}
     assert by_class == {"akiec": [7, 14, 28], "df": [10, 17]}
     assert {row.confidence for row in rows} == {float(np.float32(0.9))}
@@ -164,7 +167,7 @@ def test_classes_that_do_not_come_end_with_a_partial_result(tmp_path):
         fill(out, disc, {"df": 30, "vasc": 2}, max_tries=100)
     assert caught.value.exit_code == errors.PARTIAL
     assert "df 9 of 30 (the last is number 94), vasc 0 of 2" in str(caught.value)
-    assert len(generated_lib.read(out)) == 9
+    assert len(generated_lib.read(out, HAM10000)) == 9
     before = contents(out)
     with pytest.raises(UserError, match="after 100 drawn images"):
         fill(out, disc, {"df": 30, "vasc": 2}, max_tries=100)
@@ -181,7 +184,7 @@ def test_a_partial_folder_goes_on_with_more_tries(tmp_path):
     for tries in (100, 400):
         with pytest.raises(UserError, match=f"after {tries} drawn images"):
             fill(out, stream, {"df": 30, "vasc": 2}, max_tries=tries)
-        assert len(generated_lib.read(out)) == (9 if tries == 100 else 30)
+        assert len(generated_lib.read(out, HAM10000)) == (9 if tries == 100 else 30)
     with pytest.raises(UserError, match="df 30 of 30"):
         fill(tmp_path / "whole", disc, {"df": 30, "vasc": 2}, max_tries=400)
     assert contents(out) == contents(tmp_path / "whole")
@@ -216,7 +219,7 @@ def test_an_interrupted_folder_ends_as_an_undisturbed_one(tmp_path, monkeypatch,
     assert interrupted == (after * 9 < writes)
     if interrupted:
         with pytest.raises(UserError, match="has no manifest"):
-            generated_lib.read(out)
+            generated_lib.read(out, HAM10000)
     left[0] = 10**6
     fill(out, disc, wanted)
     assert contents(out) == contents(tmp_path / "whole")
@@ -309,12 +312,12 @@ def test_the_checkpoint_of_a_step(run, best, favourite, tmp_path):
 
 
 def test_balance_to_reads_the_training_split(run, workdir, favourite, tmp_path):
-    real = splits.class_counts(workdir / "splits.csv", "train")[CLASSES.index(favourite)]
+    real = splits.class_counts(workdir / "splits.csv", "train", HAM10000)[CLASSES.index(favourite)]
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / ".generation.json.abc").write_text("half, from before a kill")
     run(tmp_path / "out", balance_to=real + 3, classes=favourite)
     assert not (tmp_path / "out" / ".generation.json.abc").exists()
-    assert len(generated_lib.read(tmp_path / "out")) == 3
+    assert len(generated_lib.read(tmp_path / "out", HAM10000)) == 3
 
 
 def test_killed_and_started_again_on_another_number_of_devices(run, workdir, favourite, tmp_path):
@@ -342,7 +345,7 @@ def test_killed_and_started_again_on_another_number_of_devices(run, workdir, fav
     assert jax.device_count() > 1
     run(whole, classes=favourite, per_class=count)
     assert contents(out) == contents(whole)
-    assert len(generated_lib.read(out)) == count
+    assert len(generated_lib.read(out, HAM10000)) == count
 
 
 def test_help_imports_nothing_heavy():

@@ -14,7 +14,7 @@ from skin_jax.base import devices, errors, files
 from skin_jax.base.errors import UserError
 from skin_jax.data import demo, splits
 from skin_jax.data import generated as generated_lib
-from skin_jax.data.classes import CLASSES
+from skin_jax.data.classes import CLASSES, HAM10000
 from skin_jax.eval import generation
 from skin_jax.tasks.augment import to_uint8
 from skin_jax.train import checkpoints as checkpoint_lib
@@ -116,7 +116,7 @@ def test_each_class_has_its_best_generator(run, workdir, generators_at, tmp_path
         output.err
     )
     assert "bcc 5 of 5 (the last is number 4), df 5 of 5 (the last is number 4)" in output.out
-    rows = generated_lib.read(tmp_path / "out")
+    rows = generated_lib.read(tmp_path / "out", HAM10000)
     steps = {"bcc": 2, "df": 6, "mel": 4}
     assert [(row.label, row.index, row.step) for row in rows] == [
         (name, index, step) for name, step in steps.items() for index in range(5)
@@ -138,7 +138,10 @@ def test_each_class_has_its_best_generator(run, workdir, generators_at, tmp_path
 
 def test_images_depend_neither_on_the_other_classes_nor_on_their_number(run, seventy, tmp_path):
     run(tmp_path / "one", per_class=5, classes="mel")
-    many, few = generated_lib.read(seventy), generated_lib.read(tmp_path / "one")
+    many, few = (
+        generated_lib.read(seventy, HAM10000),
+        generated_lib.read(tmp_path / "one", HAM10000),
+    )
     assert few == [row for row in many if row.label == "mel"][:5]
     ours, theirs = contents(tmp_path / "one"), contents(seventy)
     for row in few:
@@ -168,23 +171,23 @@ def test_walks_end_at_images_of_the_folder(run, tmp_path):
 
 
 def test_balance_to_and_ratio_read_the_training_split(run, workdir, tmp_path):
-    real = splits.class_counts(workdir / "splits.csv", "train")
+    real = splits.class_counts(workdir / "splits.csv", "train", HAM10000)
     real = {name: int(real[CLASSES.index(name)]) for name in NAMES}
     full = max(real.values())
     run(tmp_path / "out", balance_to=full + 2)
-    made = Counter(row.label for row in generated_lib.read(tmp_path / "out"))
+    made = Counter(row.label for row in generated_lib.read(tmp_path / "out", HAM10000))
     assert made == {name: full + 2 - count for name, count in real.items()}
     run(tmp_path / "twice", ratio=2.0, classes="df")
-    assert len(generated_lib.read(tmp_path / "twice")) == 2 * real["df"]
+    assert len(generated_lib.read(tmp_path / "twice", HAM10000)) == 2 * real["df"]
 
 
 def test_step_takes_what_was_kept_then(run, generators_at, tmp_path):
     run(tmp_path / "best", per_class=2)
     run(tmp_path / "two", per_class=2, step=2)
-    rows = generated_lib.read(tmp_path / "two")
+    rows = generated_lib.read(tmp_path / "two", HAM10000)
     assert {row.step for row in rows} == {2}
     assert {row.run for row in rows}.isdisjoint(
-        row.run for row in generated_lib.read(tmp_path / "best")
+        row.run for row in generated_lib.read(tmp_path / "best", HAM10000)
     )
     best, two = contents(tmp_path / "best"), contents(tmp_path / "two")
     assert best["bcc/bcc_0_0.png"] == two["bcc/bcc_0_0.png"]  # its best step
@@ -228,7 +231,7 @@ def test_an_interrupted_folder_ends_as_an_undisturbed_one(
         with pytest.raises(KeyboardInterrupt):
             run(out, per_class=70)
     with pytest.raises(UserError, match="has no manifest"):
-        generated_lib.read(out)
+        generated_lib.read(out, HAM10000)
     run(out, per_class=70)
     assert contents(out) == contents(seventy)
 

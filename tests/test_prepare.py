@@ -77,6 +77,8 @@ def test_skipped_images_are_listed(tmp_path, data_dir):
         (("nowhere",), ["did you mean --data_dir=nowhere"]),
         (("--data_dir=data", "--split_fractions=0.9,0.1"), ["--split_fractions"]),
         (("--data_dir=data", "--fold=9"), ["config.data.fold", "0 to 4"]),
+        (("--data_dir=data", "--label_column=dx"), ["data.label_column", "give the table"]),
+        (("--data_dir=data", "--rename=mel"), ["--rename=mel", "OLD=NEW"]),
     ],
 )
 def test_bad_input_is_one_message_and_status_2(tmp_path, data_dir, arguments, words):
@@ -84,6 +86,36 @@ def test_bad_input_is_one_message_and_status_2(tmp_path, data_dir, arguments, wo
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
     assert all(word in result.stderr for word in words), result.stderr
+
+
+def test_class_folders_of_any_names(tmp_path):
+    for k in range(12):
+        path = tmp_path / "data" / ("benign nevus", "malignant")[k % 2] / f"{k // 2}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8, 3), 20 * k, np.uint8)).save(path)
+    result = prepare(tmp_path, "--data_dir=data", "--rename=benign nevus=nevus")
+    assert result.returncode == 0, result.stderr
+    assert "every folder is a class: nevus, malignant" in result.stderr
+    assert "  malignant      6  50.0%  ####" in result.stdout
+    assert "every image, with its copies, counts for itself" in result.stdout
+    assert "\n          malignant      nevus     all\n" in result.stdout
+    assert result.stdout.splitlines()[-1].split() == ["test", "1", "1", "2"]
+
+
+def test_a_table_with_patients(tmp_path, data_dir):
+    images = sorted((data_dir / "HAM10000_images_part_1").iterdir())
+    rows = [f"{path.name},P{k // 6},{'abc'[k % 3]}" for k, path in enumerate(images)]
+    (data_dir / "t.tsv").write_text("\n".join(["file,patient,kind", *rows]).replace(",", "\t"))
+    table = ("--data_dir", data_dir, "--table=t.tsv", "--label_column=kind")
+    result = prepare(tmp_path, *table, "--classes=c,a")
+    assert result.returncode == 0, result.stderr
+    assert "columns of t.tsv: image: file; class: kind; patient: patient" in result.stderr
+    assert "images of other classes are left out: 14 of b" in result.stderr
+    assert "28 images of 8x8 pixels\n  c         14  50.0%" in result.stdout
+    assert "7 patients, 7 of them with several images (at most 4)" in result.stdout
+    result = prepare(tmp_path, *table[:3])
+    assert result.returncode == 2
+    assert "which column is that of the label? Name it with data.label_column" in result.stderr
 
 
 def test_help_imports_nothing_heavy(tmp_path):

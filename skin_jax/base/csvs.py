@@ -2,8 +2,14 @@
 
 import csv
 import io
+import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
+
+_MISSING = frozenset({"", "na", "n/a", "nan", "none", "null", "unknown", "?"})
+_QUOTABLE = frozenset("\t;\r\ufeff")
+_QUOTED = re.compile(r'"[^"]*("|$)')
 
 
 class Row(NamedTuple):
@@ -22,8 +28,8 @@ def parse(
 ) -> tuple[tuple[str, ...], list[Row]]:
     """Reads the header and the rows of a table; what is wrong is added to `problems`.
 
-    Rows that are blank are passed over. Cells are separated by commas, or by tabs where the header
-    has any.
+    Blank rows are passed over. Cells are separated by tabs where the header has any, else by
+    commas, else by semicolons.
 
     Args:
       content: of the file, in UTF-8 with or without a mark.
@@ -34,6 +40,9 @@ def parse(
     Returns:
       The header, and the rows that have as many cells as it; none where the header is at fault.
     """
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in content[:100]:
+        problems.append("UTF-16 text, or not text at all; save it as CSV in UTF-8")
+        return (), []
     try:
         lines = list(_lines(content.decode("utf-8-sig")))
     except UnicodeDecodeError as error:
@@ -48,7 +57,8 @@ def parse(
         return (), []
     header = tuple(cell.strip() if strip else cell for cell in lines[0][1])
     faults = [f"column {name}: missing" for name in columns if name not in header]
-    repeated = [name for name in dict.fromkeys(header) if header.count(name) > 1]
+    # Spreadsheets leave columns without a name behind.
+    repeated = [name for name in dict.fromkeys(header) if name and header.count(name) > 1]
     faults += [f"column {name}: given twice" for name in repeated]
     if faults:
         problems += [f"row {lines[0][0]}, {fault}" for fault in faults]
@@ -68,17 +78,33 @@ def parse(
 
 
 def text(rows: Iterable[Sequence[object]]) -> str:
-    """Lays rows out as a CSV, such that `parse` gives back the same cells."""
+    """Lays rows out as a CSV, such that `parse` gives back the same cells of all but blank rows."""
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    plain = csv.writer(buffer, lineterminator="\n")
+    quoted = csv.writer(buffer, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    for row in rows:
+        # What could be taken for the end of a row, or for the separator of a header, is quoted.
+        odd = any(isinstance(cell, str) and not _QUOTABLE.isdisjoint(cell) for cell in row)
+        (quoted if odd else plain).writerow(row)
     return buffer.getvalue()
 
 
-def _lines(content: str) -> Iterable[tuple[int, list[str]]]:
-    tabs = "\t" in content.partition("\n")[0]
-    reader = csv.reader(
-        io.StringIO(content, newline=""), delimiter="\t" if tabs else ",", strict=True
+def is_missing(cell: str) -> bool:
+    """Whether a cell of somebody's table says that nothing is known, in one of the usual ways."""
+    return cell.strip().casefold() in _MISSING
+
+
+def is_odd(cell: str) -> bool:
+    """Whether a cell has what files and lists do not bring back: controls, or lone surrogates."""
+    return not cell.isprintable() and any(
+        unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in cell
     )
+
+
+def _lines(content: str) -> Iterable[tuple[int, list[str]]]:
+    first = _QUOTED.sub("", re.split(r"[\r\n]", content, maxsplit=1)[0])
+    separator = next((mark for mark in "\t,;" if mark in first), ",")
+    reader = csv.reader(io.StringIO(content, newline=""), delimiter=separator, strict=True)
     for cells in reader:
         if any(cell.strip() for cell in cells):
             yield reader.line_num, cells

@@ -1,16 +1,20 @@
 """The classes of a data set, as a value that travels with its examples; and the known sets of them.
 
 Sources: Tschandl, Rosendahl and Kittler, "The HAM10000 dataset", Scientific Data 5, 180161 (2018);
-the ground truth files of the ISIC 2018 challenge, task 3.
+the ground truth files of the ISIC challenges of 2018 (task 3), 2019 and 2020; Pacheco et al.,
+"PAD-UFES-20", Data in Brief 32, 106221 (2020).
 """
 
 import json
+import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from skin_jax.base import csvs
 from skin_jax.base.errors import UserError
 from skin_jax.base.files import write_atomically
 
@@ -43,9 +47,20 @@ class Classes:
 
     @classmethod
     def of(cls, names: Sequence[str]) -> "Classes":
-        """Classes of which only the names are known; their order is kept."""
-        names = tuple(names)
-        return cls(names, titles=names, groups=("",) * len(names), focus=None, columns=names)
+        """Classes of which only the names are given; their order is kept.
+
+        A name that a known data set has, in any case, brings its title and its group; the focus is
+        malignant or melanoma where there is one.
+        """
+        told = [_KNOWN.get(name.casefold(), (name, "")) for name in names]
+        focus = (name for word in _FOCUS for name in names if name.casefold() == word)
+        return cls(
+            names=tuple(names),
+            titles=tuple(title for title, _ in told),
+            groups=tuple(group for _, group in told),
+            focus=next(focus, None),
+            columns=tuple(names),
+        )
 
     def __len__(self) -> int:
         """How many there are, n."""
@@ -107,6 +122,55 @@ HAM10000 = Classes(
 )
 """Of HAM10000 and of the ISIC 2018 challenge, task 3; the columns are the challenge's."""
 
+ISIC_2019 = Classes(
+    names=("ak", "bcc", "bkl", "df", "mel", "nv", "scc", "vasc"),
+    titles=(
+        "actinic keratosis",
+        *HAM10000.titles[1:6],
+        "squamous cell carcinoma",
+        "vascular lesion",
+    ),
+    # The challenge does not say what it takes actinic keratoses for.
+    groups=("", MALIGNANT, BENIGN, BENIGN, MALIGNANT, BENIGN, MALIGNANT, BENIGN),
+    focus="mel",
+    columns=("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC"),
+)
+"""Of the ISIC 2019 challenge, without its UNK: no training image is of that."""
+
+ISIC_2020 = Classes(
+    names=("benign", "malignant"),
+    titles=("benign", "malignant"),
+    groups=(BENIGN, MALIGNANT),
+    focus="malignant",
+    columns=("benign", "malignant"),
+)
+"""Of the ISIC 2020 challenge (SIIM-ISIC), where malignant means melanoma."""
+
+PAD_UFES_20 = Classes(
+    names=("ack", "bcc", "mel", "nev", "scc", "sek"),
+    titles=(
+        "actinic keratosis",
+        "basal cell carcinoma",
+        "melanoma",
+        "nevus",
+        "squamous cell carcinoma",
+        "seborrheic keratosis",
+    ),
+    groups=(BENIGN, MALIGNANT, MALIGNANT, BENIGN, MALIGNANT, BENIGN),
+    focus="mel",
+    columns=("ACK", "BCC", "MEL", "NEV", "SCC", "SEK"),
+)
+"""Of PAD-UFES-20, whose authors call the first group skin cancer and the second skin disease."""
+
+_KNOWN: dict[str, tuple[str, str]] = {
+    name: (title, group)
+    for known in (PAD_UFES_20, ISIC_2019, HAM10000, ISIC_2020)
+    for name, title, group in zip(known.names, known.titles, known.groups, strict=True)
+} | {"melanoma": ("melanoma", MALIGNANT), "unk": ("none of the others", "")}
+_FOCUS = ("malignant", "melanoma", "mel")
+_RESERVED = ("grids", "image", "overall")
+"""Names that files have beside those of the classes: folders, columns and rows of reports."""
+
 # The seven classes under their former names: to go once everything takes a `Classes`.
 CLASSES = HAM10000.names
 NUM_CLASSES = len(CLASSES)
@@ -124,6 +188,62 @@ HAM10000_COUNTS: dict[str, int] = {
     "vasc": 142,
 }
 """Images of each class in the full training set (papers A and B)."""
+
+
+def arranged(
+    found: Sequence[str],
+    known: Classes | None,
+    wanted: Sequence[str],
+    rename: Sequence[tuple[str, str]],
+) -> Classes:
+    """The classes of a data set in the order of their labels.
+
+    Args:
+      found: names of the images' classes, in any order and number.
+      known: the classes of the layout, which are there even without images; None: those found, by
+        name, whole numbers in their order.
+      wanted: names to take, in this order; empty: all.
+      rename: pairs (name of `known`, new name).
+    """
+    names = tuple(wanted)
+    if not names and known:
+        names = tuple(dict.fromkeys(dict(rename).get(name, name) for name in known.names))
+    elif not names:
+        names = tuple(sorted(set(found), key=_natural))
+    if known and names == known.names:
+        return known
+    return HAM10000 if names == HAM10000.names else Classes.of(names)
+
+
+def name_problems(names: Sequence[str]) -> list[str]:
+    """What is wrong with names of classes, which become names of folders, files and columns."""
+    problems = []
+    folded: dict[str, str] = {}
+    for name in names:
+        key = unicodedata.normalize("NFC", name).casefold()
+        if key in folded:
+            problems.append(f"the classes {folded[key]!r} and {name!r} differ only in case")
+        folded[key] = name
+        if (
+            name != name.strip()
+            or name.startswith(".")
+            or not name
+            or len(name.encode(errors="replace")) > 100
+            or not {"/", "\\"}.isdisjoint(name)
+            or csvs.is_odd(name)
+            or key in _RESERVED
+        ):
+            problems.append(
+                f"{name!r} cannot be the name of a class: files and folders are named after it"
+            )
+    return [f"{problem}; give another name with data.rename" for problem in problems]
+
+
+def _natural(name: str) -> list[tuple[int, int, str]]:
+    """Sorts numbers in names by their value."""
+    parts = re.split(r"(\d+)", name)
+    keys = [(0, int(p), p) if p.isdecimal() else (1, 0, p.casefold()) for p in parts if p]
+    return [*keys, (-1, 0, name)]
 
 
 def write(classes: Classes, workdir: Path) -> None:

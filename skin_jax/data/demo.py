@@ -20,14 +20,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from skin_jax.base.errors import UserError
-from skin_jax.data.classes import CLASSES, HAM10000_COUNTS, NUM_CLASSES
+from skin_jax.data.classes import HAM10000, HAM10000_COUNTS
 from skin_jax.data.examples import Examples, Record, digest_of
 
 VIEWS_PER_LESION = (2, 1, 1, 1, 3, 1, 1, 1, 2, 1, 1, 1)
 """Images of successive lesions of a class, repeated: 1.33 on average, as in HAM10000."""
 MIN_CLASS_IMAGES = 11  # the first 8 lesions
 MIN_CLASS_SHARE = 0.02
-MIN_IMAGES = NUM_CLASSES * MIN_CLASS_IMAGES
+MIN_IMAGES = len(HAM10000) * MIN_CLASS_IMAGES
 MIN_IMAGE_SIZE = 32
 
 LOCALIZATIONS = ("back", "trunk", "abdomen", "lower extremity", "upper extremity", "face", "chest")
@@ -59,12 +59,12 @@ def generate(num_images: int, image_size: int, seed: int) -> Examples:
     plan = _plan(class_counts(num_images))
     images = np.empty((num_images, image_size, image_size, 3), np.uint8)
     order = np.random.default_rng((seed, num_images)).permutation(num_images)
-    for label in range(NUM_CLASSES):
+    for label in range(len(HAM10000)):
         (mine,) = np.nonzero(plan[:, 0] == label)
         for chunk in np.split(mine, range(_CHUNK, len(mine), _CHUNK)):
             images[order[chunk]] = _render(label, plan[chunk], image_size, seed)
     records = _records(plan[np.argsort(order)], seed)
-    return Examples(records, images, digest_of(records, images))
+    return Examples(records, images, digest_of(records, images), classes=HAM10000)
 
 
 def class_counts(num_images: int) -> np.ndarray:
@@ -74,9 +74,9 @@ def class_counts(num_images: int) -> np.ndarray:
     """
     if num_images < MIN_IMAGES:
         raise UserError(f"the demo data need at least {MIN_IMAGES} images, not {num_images}")
-    shares = np.array([HAM10000_COUNTS[name] for name in CLASSES], np.float64)
+    shares = np.array([HAM10000_COUNTS[name] for name in HAM10000.names], np.float64)
     floor = max(MIN_CLASS_IMAGES, int(np.ceil(MIN_CLASS_SHARE * num_images)))
-    raised = np.zeros(NUM_CLASSES, bool)
+    raised = np.zeros(len(HAM10000), bool)
     while True:
         left = num_images - floor * int(raised.sum())
         exact = np.where(raised, floor, left * shares / shares[~raised].sum())
@@ -369,7 +369,7 @@ def _render(label: int, plan: np.ndarray, size: int, seed: int) -> np.ndarray:
     views = [(seed, label, i, 1 + j) for _, i, j in plan.tolist()]
     view = _Draws(views)
     canvas = _Canvas(lesion, view, size)
-    _PAINTERS[CLASSES[label]](canvas)
+    _PAINTERS[HAM10000.names[label]](canvas)
     mottle = 0.03 * canvas.waves(0.4, 6) + 0.02 * canvas.waves(0.13, 6)
     canvas.image *= (1 + mottle)[..., None]
     _balance(canvas, view)

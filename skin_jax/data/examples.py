@@ -1,18 +1,21 @@
 """What every later step works on: records of images, and the images themselves in memory."""
 
-import csv
 import hashlib
-import io
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
+from skin_jax.base import csvs
 from skin_jax.base.files import write_atomically
 from skin_jax.data.classes import HAM10000, Classes
+
+_Node = TypeVar("_Node", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -21,9 +24,10 @@ class Record:
 
     image_id: str
     label: int
-    """Index into `lesions.CLASSES`."""
+    """Index into the `Classes` of its examples."""
     lesion_id: str
-    """Images with the same value show the same lesion; the image id where nothing is known."""
+    """What no split divides: images with the same value show the same lesion or patient, as far as
+    the data say, or are copies; the image id where nothing is known."""
     age: float
     """Years; nan where unknown."""
     sex: str
@@ -35,7 +39,7 @@ class Record:
     official_split: str
     """"train", "val" or "test": the challenge's folder; "train" where the layout has no splits."""
     path: Path | None = None
-    """The image file; None for images that were generated."""
+    """The image file, or `FILE.npz/ARRAY/ROW`; None for images that were generated."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +56,12 @@ class Examples:
     """(file, reason) of each unreadable image that was left out."""
     classes: Classes = HAM10000
     """What the labels mean."""
+    unit: str = "lesion"
+    """What `Record.lesion_id` holds: "lesion", "patient", "group" or "image"."""
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """int32 [N], indices into `lesions.CLASSES`."""
+        """int32 [N], indices into `classes`."""
         return np.array([record.label for record in self.records], np.int32)
 
 
@@ -67,9 +73,91 @@ def write_skipped(path: Path, skipped: Iterable[tuple[str, str]]) -> None:
     Raises:
       UserError: the folder cannot be written.
     """
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([("file", "reason"), *skipped])
-    write_atomically(path, text.getvalue().encode(errors="backslashreplace"))
+    text = csvs.text([("file", "reason"), *skipped])
+    write_atomically(path, text.encode(errors="backslashreplace"))
+
+
+def components(links: Iterable[Sequence[_Node]]) -> dict[_Node, _Node]:
+    """One representative of each set of nodes that links connect, directly or through others."""
+    parent: dict[_Node, _Node] = {}
+
+    def root(node: _Node) -> _Node:
+        while parent[node] != node:
+            parent[node] = node = parent[parent[node]]
+        return node
+
+    for link in links:
+        for node in link:
+            parent.setdefault(node, node)
+            parent[root(node)] = root(link[0])
+    return {node: root(node) for node in parent}
+
+
+class Copies:
+    """Finds images with equal pixels while they pass by."""
+
+    def __init__(self) -> None:
+        self._places: dict[bytes, list[int]] = defaultdict(list)
+        self._count = 0
+
+    def add(self, image: np.ndarray) -> None:
+        """Adds one image, uint8 [S, S, 3], in the order of the records."""
+        pixels = np.ascontiguousarray(image).data
+        self._places[hashlib.blake2b(pixels, digest_size=16).digest()].append(self._count)
+        self._count += 1
+
+    def groups(self) -> list[list[int]]:
+        """The places of images that are equal, two or more in each list."""
+        return [places for places in self._places.values() if len(places) > 1]
+
+
+def join_copies(
+    records: Sequence[Record], copies: Sequence[Sequence[int]], classes: Classes
+) -> tuple[tuple[Record, ...], list[str]]:
+    """Keeps copies of an image on one side of any split: their groups become one.
+
+    Args:
+      records: in the order of the images.
+      copies: of `Copies.groups`.
+      classes: of the labels.
+
+    Returns:
+      The records, of which those in a joined group have the first of its ids; and what is to be
+      said aloud.
+    """
+    if not copies:
+        return tuple(records), []
+    part = components([[records[place].lesion_id for place in places] for places in copies])
+    first: dict[str, str] = {}
+    for name, representative in part.items():
+        first[representative] = min(first.get(representative, name), name)
+    joined = tuple(
+        replace(record, lesion_id=first[part[record.lesion_id]])
+        if record.lesion_id in part
+        else record
+        for record in records
+    )
+    extra = sum(map(len, copies)) - len(copies)
+    notes = [f"exact copies of other images: {extra}; data.split=lesion keeps them together"]
+    found = [[records[place] for place in places] for places in copies]
+    if parted := [own for own in found if len({record.official_split for record in own}) > 1]:
+        notes.append(
+            f"images with copies on several sides of the split that the data come with: "
+            f"{len(parted)}, such as {_named(parted[0], [r.official_split for r in parted[0]])}"
+        )
+    if odd := [own for own in found if len({record.label for record in own}) > 1]:
+        told = [_named(own, [classes.names[record.label] for record in own]) for own in odd[:10]]
+        notes.append(
+            f"images with copies of another class, one of which is wrong: {len(odd)}: "
+            + "; ".join(told)
+            + f"; and {len(odd) - 10} more" * (len(odd) > 10)
+        )
+    return joined, notes
+
+
+def _named(records: Sequence[Record], words: Sequence[str]) -> str:
+    named = [f"{r.image_id} ({word})" for r, word in zip(records, words, strict=True)]
+    return " = ".join(named[:5] + ["..."] * (len(named) > 5))
 
 
 class Digest:

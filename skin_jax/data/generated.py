@@ -6,14 +6,12 @@ FOLDER/grids/<class>.png                    for the eye; no images of a class
 FOLDER/grids/<class>_walk.png               in straight lines from one of its images to the next
 """
 
-import csv
 import hashlib
-import io
 import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path, PurePosixPath
@@ -21,10 +19,11 @@ from typing import Any
 
 import numpy as np
 
+from skin_jax.base import csvs
 from skin_jax.base.errors import UserError, listed
 from skin_jax.base.files import write_atomically
 from skin_jax.data import images
-from skin_jax.data.classes import CLASSES
+from skin_jax.data.classes import Classes
 from skin_jax.data.examples import Examples, Record, digest_of
 from skin_jax.data.images import SUFFIXES
 
@@ -41,7 +40,7 @@ class Generated:
     image: str
     """The file, relative to the folder of the manifest: `<class>/<name>`."""
     label: str
-    """Name of its class, one of `lesions.CLASSES`."""
+    """Name of its class."""
     index: int
     """Seed and index alone, with the weights, make the image; where each class has a generator of
     its own, seed, class and index."""
@@ -83,13 +82,15 @@ def write(folder: Path, rows: Iterable[Generated]) -> None:
     Raises:
       UserError: the folder cannot be written.
     """
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([COLUMNS, *map(astuple, rows)])
-    write_atomically(folder / MANIFEST, text.getvalue())
+    write_atomically(folder / MANIFEST, csvs.text([COLUMNS, *map(astuple, rows)]))
 
 
-def read(folder: Path) -> list[Generated]:
+def read(folder: Path, classes: Classes) -> list[Generated]:
     """Reads the manifest of a folder and compares it with the files there.
+
+    Args:
+      folder: of the manifest.
+      classes: of which the images may be.
 
     Returns:
       One row an image, in the order of the manifest; every file exists.
@@ -102,28 +103,28 @@ def read(folder: Path) -> list[Generated]:
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; give one that skin_jax.generate has filled")
     path = folder / MANIFEST
+    problems: list[str] = []
     try:
-        table = csv.reader(io.StringIO(path.read_text(encoding="utf-8"), newline=""), strict=True)
-        header = tuple(next(table, []))
-        lines = [(table.line_num, cells) for cells in table if cells]
+        header, lines = csvs.parse(path.read_bytes(), problems)
     except FileNotFoundError:
         raise UserError(
             f"{folder} has no {MANIFEST}: it holds no generated images, or not all of them yet; "
             "the skin_jax.generate command that began it ends it"
         ) from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"cannot read the manifest {path}: {error}") from None
+    except OSError as error:
+        raise UserError(f"cannot read the manifest {path}: {error.strerror}") from None
+    if not header:
+        raise UserError(f"cannot read the manifest {path}: {problems[0]}")
     if header != COLUMNS:
         raise UserError(f"{path}: its columns are {','.join(header)}, not {','.join(COLUMNS)}")
     rows: list[Generated] = []
-    problems = [] if lines else ["no rows below the header"]
     named: set[str] = set()
     for line, cells in lines:
-        row, found = _parsed(cells)
+        row, found = _parsed(cells, classes)
         problems += [f"row {line}, {problem}" for problem in found]
-        if cells[0] in named:
-            problems.append(f"row {line}, column image: {cells[0]} has a row already")
-        named.add(cells[0])
+        if (image := cells["image"]) in named:
+            problems.append(f"row {line}, column image: {image} has a row already")
+        named.add(image)
         if row is not None:
             rows.append(row)
     files = _image_files(folder)
@@ -135,20 +136,21 @@ def read(folder: Path) -> list[Generated]:
 
 
 def at_most(
-    rows: Sequence[Generated], real_counts: np.ndarray, ratio: float | None
+    rows: Sequence[Generated], real_counts: np.ndarray, ratio: float | None, classes: Classes
 ) -> list[Generated]:
     """Those of the rows that a run is trained with, sorted by name of the file.
 
     Args:
       rows: of `read`.
-      real_counts: int [7], real training images of each class.
+      real_counts: int [n], real training images of each class.
       ratio: times the real images of a class, rounded to the nearest, halves up, as
         `skin_jax.generate --ratio` has it; the images with the lowest index are taken. None: all.
+      classes: of the counts.
     """
     if ratio is None:
         return sorted(rows, key=lambda row: row.image)
     left = Counter(
-        {name: math.floor(ratio * real_counts[i] + 0.5) for i, name in enumerate(CLASSES)}
+        {name: math.floor(ratio * real_counts[i] + 0.5) for i, name in enumerate(classes.names)}
     )
     taken = []
     for row in sorted(rows, key=lambda row: (row.index, row.image)):
@@ -158,13 +160,14 @@ def at_most(
     return sorted(taken, key=lambda row: row.image)
 
 
-def load(folder: Path, rows: Sequence[Generated], size: int) -> Examples:
+def load(folder: Path, rows: Sequence[Generated], size: int, classes: Classes) -> Examples:
     """Generated images as examples, each a lesion of its own, in the order of the rows.
 
     Args:
       folder: of the manifest.
       rows: of `read`; there may be none.
       size: side of the images in pixels; others are resized as real ones are.
+      classes: of the labels.
 
     Raises:
       UserError: names every image that cannot be decoded.
@@ -185,7 +188,7 @@ def load(folder: Path, rows: Sequence[Generated], size: int) -> Examples:
     records = tuple(
         Record(
             image_id=row.image,
-            label=CLASSES.index(row.label),
+            label=classes.index(row.label),
             lesion_id=row.image,
             age=math.nan,
             sex="",
@@ -196,21 +199,22 @@ def load(folder: Path, rows: Sequence[Generated], size: int) -> Examples:
         )
         for row in rows
     )
-    return Examples(records, pixels, digest_of(records, pixels))
+    return Examples(records, pixels, digest_of(records, pixels), classes=classes, unit="image")
 
 
-def _parsed(cells: list[str]) -> tuple[Generated | None, list[str]]:
+def _parsed(cells: Mapping[str, str], classes: Classes) -> tuple[Generated | None, list[str]]:
     """A row, or what is wrong with it."""
-    if len(cells) != len(COLUMNS):
-        return None, [f"{len(cells)} values: the header has {len(COLUMNS)}"]
     values: dict[str, Any] = {}
     problems = []
-    for column, cell in zip(COLUMNS, cells, strict=True):
+    for column, cell in cells.items():
         convert, kind = _KINDS[column]
         try:
             values[column] = convert(cell)
         except ValueError:
             problems.append(f"column {column}: {cell!r} is not {kind}")
+    if (label := cells["label"]) not in classes.names:
+        known = ", ".join(classes.names)
+        problems.append(f"column label: {label!r} is not a class ({known})")
     if problems:
         return None, problems
     row = Generated(**values)
@@ -241,7 +245,7 @@ def _probability(cell: str) -> float:
 
 _KINDS: dict[str, tuple[Callable[[str], Any], str]] = {
     "image": (_matching(r".+/.+"), "a file in a class folder"),
-    "label": (_matching("|".join(CLASSES)), f"a class ({', '.join(CLASSES)})"),
+    "label": (_matching(r".+"), "the name of a class"),
     "index": (_count, "a whole number from 0"),
     "confidence": (_probability, "a number in [0, 1]"),
     "seed": (_count, "a whole number from 0"),

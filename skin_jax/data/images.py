@@ -1,9 +1,12 @@
 """Image files to pixels: the one decoder, so that training and prediction see the same."""
 
 import contextlib
+import functools
 import io
+import math
 import threading
 import warnings
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -11,7 +14,10 @@ from typing import BinaryIO
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".jp2"}
+    | {".avif", ".ppm", ".pgm", ".tga"}
+)
 """File name endings, in lower case, that are taken for images."""
 
 _SILENT_FORMATS = ("JPEG", "MPO", "PNG", "BMP", "WEBP")
@@ -42,7 +48,8 @@ def decode(source: Path | bytes | BinaryIO, size: int) -> np.ndarray:
     from several threads.
 
     Args:
-      source: a file's path, its bytes, or an open binary file.
+      source: a file's path, its bytes, or an open binary file; or `FILE.npz/ARRAY/ROW`, a row of
+        uint8 [N, H, W, 3] or [N, H, W].
       size: side of the result in pixels.
 
     Returns:
@@ -52,8 +59,12 @@ def decode(source: Path | bytes | BinaryIO, size: int) -> np.ndarray:
       UnreadableImage: Pillow cannot decode it to the end.
     """
     try:
-        with _quiet():
-            image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        if isinstance(source, Path) and (file := source.parent.parent).suffix == ".npz":
+            rows = _rows(file, source.parent.name, file.stat().st_mtime_ns)
+            image = Image.fromarray(rows.read(int(source.name)))
+        else:
+            with _quiet():
+                image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
         with image:
             rgb = _to_rgb(_loaded(image))
             rgb = rgb.resize((size, size), Image.Resampling.BILINEAR)
@@ -69,6 +80,60 @@ def decode(source: Path | bytes | BinaryIO, size: int) -> np.ndarray:
     except Exception as error:
         raise UnreadableImage(" ".join(f"{error}".split()) or type(error).__name__) from None
     return np.array(rgb, np.uint8)
+
+
+class Rows:
+    """The rows of an array in an `.npz`, read one after the other: it may be larger than memory.
+
+    May be called from several threads, in an order that is nearly that of the rows.
+
+    Args:
+      path: of the file.
+      array: name of the array in it.
+
+    Raises:
+      ValueError: there is no such array, or it is damaged.
+    """
+
+    _KEPT = 256
+
+    def __init__(self, path: Path, array: str):
+        self._path, self._array = path, array
+        self._lock = threading.Lock()
+        self._restart()
+
+    def _restart(self) -> None:
+        try:
+            self._file = zipfile.ZipFile(self._path).open(f"{self._array}.npy")  # noqa: SIM115
+            version = np.lib.format.read_magic(self._file)
+            read = np.lib.format.read_array_header_1_0
+            read = read if version == (1, 0) else np.lib.format.read_array_header_2_0
+            self.shape, in_columns, self.dtype = read(self._file)
+        except (KeyError, zipfile.BadZipFile, EOFError) as error:
+            raise ValueError(f"no array {self._array} that can be read ({error})") from None
+        if in_columns:
+            raise ValueError(f"the array {self._array} lies in the order of Fortran")
+        self._next = 0
+        self._passed: dict[int, np.ndarray] = {}
+
+    def read(self, number: int) -> np.ndarray:
+        """One row, of the shape and dtype of the array without its first axis."""
+        with self._lock:
+            if number < self._next and number not in self._passed:
+                self._restart()
+            row = self.shape[1:]
+            while self._next <= number:
+                content = self._file.read(math.prod(row) * self.dtype.itemsize)
+                self._passed[self._next] = np.frombuffer(content, self.dtype).reshape(row)
+                self._passed.pop(self._next - self._KEPT, None)
+                self._next += 1
+            return self._passed.pop(number)
+
+
+@functools.lru_cache(maxsize=4)
+def _rows(path: Path, array: str, time: int) -> Rows:
+    del time  # another one is another file
+    return Rows(path, array)
 
 
 def _loaded(image: Image.Image) -> Image.Image:

@@ -1,13 +1,13 @@
 """Who is trained on and who is tested on: train, val and test without a lesion on two sides.
 
+What is said here of lesions holds for whatever `Record.lesion_id` keeps together: patients, too.
+
 A split depends on the records, the fractions, the split seed and the fold alone. Units are put in
 the order of a hash of (seed, id), so it depends neither on the order of files on a disk nor on the
 version of a random generator, and a record more or less moves few others.
 """
 
-import csv
 import hashlib
-import io
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -16,9 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from skin_jax.base.errors import UserError
+from skin_jax.base import csvs
+from skin_jax.base.errors import UserError, listed
 from skin_jax.base.files import write_atomically
-from skin_jax.data import classes
+from skin_jax.data.classes import Classes
 from skin_jax.data.examples import Record
 
 SPLITS = ("train", "val", "test")
@@ -89,17 +90,14 @@ def shared_lesions(records: Sequence[Record], assignment: np.ndarray) -> int:
     )
 
 
-def write(path: Path, records: Sequence[Record], assignment: np.ndarray) -> None:
+def write(path: Path, records: Sequence[Record], assignment: np.ndarray, classes: Classes) -> None:
     """Writes `image,lesion_id,label,split`, one row an image, whole or not at all."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS)
-    for record, side in zip(records, assignment, strict=True):
-        writer.writerow((*_identity(record), side))
-    write_atomically(path, text.getvalue())
+    sides = zip(records, assignment, strict=True)
+    rows = ((*_identity(record, classes), side) for record, side in sides)
+    write_atomically(path, csvs.text([_COLUMNS, *rows]))
 
 
-def read(path: Path, records: Sequence[Record]) -> np.ndarray:
+def read(path: Path, records: Sequence[Record], classes: Classes) -> np.ndarray:
     """Reads what `write` wrote.
 
     Returns:
@@ -110,7 +108,7 @@ def read(path: Path, records: Sequence[Record]) -> np.ndarray:
     """
     rows = _rows(path)
     sides = {(row["image"], row["lesion_id"], row["label"]): row["split"] for row in rows}
-    wanted = [_identity(record) for record in records]
+    wanted = [_identity(record, classes) for record in records]
     missing, strange = set(wanted) - sides.keys(), sides.keys() - set(wanted)
     if missing or strange or len(rows) != len(records):
         example = min(missing or strange, default=("duplicate rows",))[0]
@@ -124,14 +122,20 @@ def read(path: Path, records: Sequence[Record]) -> np.ndarray:
     return np.array([sides[identity] for identity in wanted])
 
 
-def class_counts(path: Path, side: str) -> np.ndarray:
-    """Counts the images of each class on one side of what `write` wrote, int64 [7].
+def class_counts(path: Path, side: str, classes: Classes) -> np.ndarray:
+    """Counts the images of each class on one side of what `write` wrote, int64 [n].
 
     Raises:
-      UserError: the file is missing or damaged.
+      UserError: the file is missing or damaged, or has other classes.
     """
-    counts = Counter(row["label"] for row in _rows(path) if row["split"] == side)
-    return np.array([counts[name] for name in classes.CLASSES])
+    rows = _rows(path)
+    if strange := {row["label"] for row in rows} - set(classes.names):
+        raise UserError(
+            f"{path} has the class {min(strange)!r}, which is none of the run's "
+            f"({', '.join(classes.names)}); restore the file that the run wrote"
+        )
+    counts = Counter(row["label"] for row in rows if row["split"] == side)
+    return np.array([counts[name] for name in classes.names])
 
 
 def members(path: Path, side: str) -> list[tuple[str, str]]:
@@ -153,28 +157,29 @@ def lesion_ids(path: Path) -> dict[str, str]:
 
 
 def members_of(
-    records: Sequence[Record], assignment: np.ndarray, side: str
+    records: Sequence[Record], assignment: np.ndarray, side: str, classes: Classes
 ) -> list[tuple[str, str]]:
     """What `members` gives back once `write` has written the assignment."""
     return [
-        (record.image_id, classes.CLASSES[record.label])
+        (record.image_id, classes.names[record.label])
         for record, own in zip(records, assignment, strict=True)
         if own == side
     ]
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
+    problems: list[str] = []
     try:
-        rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"cannot read the splits in {path}: {error}") from None
-    if not rows or any(row.get(column) is None for row in rows for column in _COLUMNS):
-        raise UserError(f"{path} is damaged: it needs rows with {', '.join(_COLUMNS)}")
-    return rows
+        _, rows = csvs.parse(path.read_bytes(), problems, columns=_COLUMNS)
+    except OSError as error:
+        raise UserError(f"cannot read the splits in {path}: {error.strerror}") from None
+    if problems:
+        raise listed(f"{path} is damaged; restore the file that the run wrote", problems)
+    return [row.values for row in rows]
 
 
-def _identity(record: Record) -> tuple[str, str, str]:
-    return record.image_id, record.lesion_id, classes.CLASSES[record.label]
+def _identity(record: Record, classes: Classes) -> tuple[str, str, str]:
+    return record.image_id, record.lesion_id, classes.names[record.label]
 
 
 def _check(
@@ -222,10 +227,10 @@ def _ordered(units: Sequence[_Unit], seed: int) -> dict[int, list[_Unit]]:
     def rank(unit: _Unit) -> bytes:
         return hashlib.sha256(f"{seed} {unit.name}".encode()).digest()
 
-    classes: dict[int, list[_Unit]] = {label: [] for label in sorted({u.label for u in units})}
+    ordered: dict[int, list[_Unit]] = {label: [] for label in sorted({u.label for u in units})}
     for unit in sorted(units, key=rank):
-        classes[unit.label].append(unit)
-    return classes
+        ordered[unit.label].append(unit)
+    return ordered
 
 
 _Sides = Mapping[str, Sequence[_Unit]]

@@ -29,8 +29,10 @@ from tqdm import tqdm
 from skin_jax.base.errors import UserError, listed, warn
 from skin_jax.base.files import locked
 from skin_jax.data import images, layouts
-from skin_jax.data.examples import Digest, Examples, Record
-from skin_jax.data.layouts import Listing
+from skin_jax.data.classes import Classes
+from skin_jax.data.examples import Copies, Digest, Examples, Record, join_copies
+from skin_jax.data.listing import Listing
+from skin_jax.data.reading import Reading
 
 ARCHIVES_URL = "https://isic-challenge-data.s3.amazonaws.com/2018/"
 ARCHIVES = (
@@ -59,6 +61,8 @@ def prepare(
     on_bad_image: str = "error",
     download: bool = False,
     progress: bool = True,
+    reading: Reading | None = None,
+    classes: Classes | None = None,
 ) -> Examples:
     """Reads a data folder, or what an earlier call made of it.
 
@@ -73,6 +77,8 @@ def prepare(
       on_bad_image: "error" refuses a folder with unreadable images, "skip" leaves them out.
       download: without a `data_dir`, takes the challenge's own archives (about 3 GB).
       progress: shows progress bars on stderr.
+      reading: what the user says about the folder.
+      classes: that labels are to index, of a run that is evaluated here; None: those of the data.
 
     Returns:
       All examples of the folder, sorted by image id, the images uint8 [N, image_size, image_size,
@@ -87,7 +93,7 @@ def prepare(
     if image_size < 1:
         raise UserError(f"config.data.image_size is a number of pixels, not {image_size}")
     cache = Path(cache_dir).expanduser()
-    listing = layouts.read(_data_folder(data_dir, cache, download, progress))
+    listing = layouts.read(_data_folder(data_dir, cache, download, progress), reading, classes)
     for note in listing.notes:
         warn(f"{listing.root}: {note}")
     if listing.problems:
@@ -259,7 +265,7 @@ class LesionImages(tfds.core.ShardBasedBuilder, skip_registration=True):  # type
 
 
 def _build(listing: Listing, entry: Path, size: int, on_bad_image: str, progress: bool) -> None:
-    digest = Digest()
+    digest, copies = Digest(), Copies()
     good: list[Record] = []
     skipped: list[tuple[str, str]] = []
 
@@ -269,17 +275,23 @@ def _build(listing: Listing, entry: Path, size: int, on_bad_image: str, progress
                 skipped.append((_relative(listing, record), str(image)))
             elif on_bad_image == "skip" or not skipped:
                 digest.add(image)
+                copies.add(image)
                 good.append(record)
                 yield len(good) - 1, _features(record, image)
         if skipped and (on_bad_image == "error" or not good):
             raise _refuse(listing, tuple(skipped))
+
+    def summary() -> dict[str, Any]:
+        groups = copies.groups()
+        records, _ = join_copies(good, groups, listing.classes)
+        return {"digest": digest.close(records), "skipped": skipped, "copies": groups}
 
     shard_size = max(1, _SHARD_BYTES // (size * size * 3))
     source = _Source(
         examples=examples(),
         num_shards=math.ceil(len(listing.records) / shard_size),
         shard_size=shard_size,
-        summary=lambda: {"digest": digest.close(good), "skipped": skipped},
+        summary=summary,
     )
     builder = LesionImages(size=size, data_dir=entry, source=source)
     try:
@@ -333,7 +345,7 @@ def _load(listing: Listing, entry: Path, size: int, on_bad_image: str) -> Exampl
         skipped = tuple((file, reason) for file, reason in builder.info.metadata["skipped"])
         left_out = {file for file, _ in skipped}
         records = tuple(r for r in listing.records if _relative(listing, r) not in left_out)
-        digest = builder.info.metadata["digest"]
+        digest, copies = (builder.info.metadata[key] for key in ("digest", "copies"))
         pixels = None if skipped and on_bad_image == "error" else _read(builder, records, size)
     except MemoryError:
         raise
@@ -345,7 +357,17 @@ def _load(listing: Listing, entry: Path, size: int, on_bad_image: str) -> Exampl
         return None
     if pixels is None:
         raise _refuse(listing, skipped)
-    return Examples(records=records, images=pixels, digest=digest, skipped=skipped)
+    records, notes = join_copies(records, copies, listing.classes)
+    for note in notes:
+        warn(f"{listing.root}: {note}")
+    return Examples(
+        records=records,
+        images=pixels,
+        digest=digest,
+        skipped=skipped,
+        classes=listing.classes,
+        unit=listing.unit,
+    )
 
 
 def _read(builder: LesionImages, records: Sequence[Record], size: int) -> np.ndarray:

@@ -21,6 +21,7 @@ from absl import flags
 
 from skin_jax.base import command
 from skin_jax.base.errors import UserError
+from skin_jax.data import reading
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -40,6 +41,7 @@ _FEATURES_FROM = flags.DEFINE_string(
     "features_from", None, "Folder of the run whose features --quality takes."
 )
 _OUT = flags.DEFINE_string("out", None, "Where the results go.")
+reading.define_flags()  # of --data_dir
 
 
 def main(argv: list[str]) -> None:
@@ -112,6 +114,8 @@ def _evaluate_elsewhere(workdir: Path, data_dir: Path, out: Path) -> None:
         image_size=config.data.image_size,
         cache_dir=config.data.cache_dir,
         on_bad_image=config.data.on_bad_image,
+        reading=reading.from_flags(),
+        classes=run.classes,
     )
     if examples.skipped:
         write_skipped(out / "skipped.csv", examples.skipped)
@@ -140,11 +144,13 @@ def _measure_quality(folder: Path, out: Path | None) -> None:
     from skin_jax import config
     from skin_jax.base import devices
     from skin_jax.base.errors import warn
+    from skin_jax.data import classes
     from skin_jax.eval import audit, features
     from skin_jax.report import quality as quality_report
     from skin_jax.train.run import reopen
 
-    generated = audit.generated_images(folder, config.read(workdir).data.image_size)
+    size = config.read(workdir).data.image_size
+    generated = audit.generated_images(folder, size, classes.read(workdir))
     mesh = devices.make_mesh(None)
     extractor = None
     if _WEIGHTS.value:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from skin_jax.data import generated as generated_lib
 from skin_jax.data import splits
-from skin_jax.data.classes import CLASSES
+from skin_jax.data.classes import CLASSES, Classes
 from skin_jax.eval import inference, quality
 from skin_jax.eval.features import Extractor
 from skin_jax.train.run import Experiment
@@ -178,19 +178,19 @@ def real_images(experiment: Experiment) -> Real:
         val_images=examples.images[val],
         val_labels=examples.labels[val],
         train_split=generated_lib.train_split_digest(
-            splits.members_of(examples.records, experiment.assignment, "train")
+            splits.members_of(examples.records, experiment.assignment, "train", examples.classes)
         ),
     )
 
 
-def generated_images(folder: Path, size: int) -> Generated:
+def generated_images(folder: Path, size: int, classes: Classes) -> Generated:
     """Reads a folder of generated images, resized to size x size as real ones are.
 
     Raises:
       UserError: no such folder, no manifest or one that does not fit, or unreadable images.
     """
-    rows = generated_lib.read(folder)
-    examples = generated_lib.load(folder, rows, size)
+    rows = generated_lib.read(folder, classes)
+    examples = generated_lib.load(folder, rows, size, classes)
     return Generated(
         images=examples.images,
         labels=examples.labels,

@@ -22,10 +22,7 @@ from skin_jax.data.examples import write_skipped
 from skin_jax.eval import inference, tables
 from skin_jax.train.run import Trained, trained
 
-SUFFIXES = frozenset(
-    {*images.SUFFIXES, ".gif", ".jfif", ".jpe", ".jp2", ".avif", ".ppm", ".pgm", ".tga"}
-    | {".heic", ".heif", ".dcm"}
-)
+SUFFIXES = images.SUFFIXES | {".heic", ".heif", ".dcm"}
 """File name endings, in lower case, that are taken for images in a folder.
 
 The last three are images that Pillow does not read: they are listed as such, not passed over.

@@ -18,7 +18,7 @@ from skin_jax.base import devices, errors, folder
 from skin_jax.base.errors import UserError, warn
 from skin_jax.base.files import write_atomically
 from skin_jax.data import classes as classes_lib
-from skin_jax.data import demo, splits
+from skin_jax.data import demo, layouts, reading, splits
 from skin_jax.data import generated as generated_lib
 from skin_jax.data import pipeline as pipelines
 from skin_jax.data.classes import Classes
@@ -147,7 +147,13 @@ def load_examples(config: ConfigDict) -> Examples:
       UserError: no folder is given where one is needed, or its contents are wrong.
     """
     data = config.data
+    told = reading.Reading.of(data)
     if config_lib.is_procedural(data):
+        if told != reading.Reading():
+            raise UserError(
+                "config.data.table, classes and rename are about a folder of images; give it with "
+                "--config.data.dir"
+            )
         return demo.generate(data.demo_images, data.image_size, data.split_seed)
     from skin_jax.data import store  # tensorflow-datasets takes a second to import
 
@@ -157,12 +163,15 @@ def load_examples(config: ConfigDict) -> Examples:
         cache_dir=Path(data.cache_dir).expanduser(),
         on_bad_image=data.on_bad_image,
         download=data.download,
+        reading=told,
     )
 
 
 def _classes_of(config: ConfigDict) -> Classes:
     """The classes of the data, before any image is decoded."""
-    return classes_lib.HAM10000
+    if config.data.dir is None:  # of the demo, or of the download
+        return classes_lib.HAM10000
+    return layouts.read(Path(config.data.dir), reading.Reading.of(config.data)).classes
 
 
 def start(config: ConfigDict, workdir: Path, check: Check | None = None) -> Experiment:
@@ -181,7 +190,7 @@ def start(config: ConfigDict, workdir: Path, check: Check | None = None) -> Expe
         mesh = _check(config, workdir, resumed, check)
         rows = None  # of generated images, read before hours of decoding
         if config.data.synthetic is not None:
-            rows = generated_lib.read(Path(config.data.synthetic))
+            rows = generated_lib.read(Path(config.data.synthetic), _classes_of(config))
         examples = load_examples(config)
         if resumed:
             assignment = read_split(examples, workdir)
@@ -260,8 +269,10 @@ def _write(experiment: Experiment, workdir: Path, resumed: bool) -> None:
         write_skipped(workdir / "skipped.csv", examples.skipped)
         warn(f"{len(examples.skipped)} unreadable images are left out: {workdir}/skipped.csv")
     if not resumed:
-        splits.write(workdir / SPLITS_FILE, examples.records, experiment.assignment)
         classes_lib.write(examples.classes, workdir)
+        splits.write(
+            workdir / SPLITS_FILE, examples.records, experiment.assignment, examples.classes
+        )
         write_atomically(workdir / DIGEST_FILE, examples.digest + "\n")
         if experiment.synthetic is not None:
             digest = experiment.synthetic.digest
@@ -282,7 +293,9 @@ def _load_synthetic(
         evaluated on.
     """
     source = Path(config.data.synthetic)
-    own = generated_lib.train_split_digest(splits.members_of(examples.records, assignment, "train"))
+    own = generated_lib.train_split_digest(
+        splits.members_of(examples.records, assignment, "train", examples.classes)
+    )
     if foreign := sum(row.train_split != own for row in rows):
         found = (
             f"{foreign} of the {len(rows)} images in {source} are of a generator that was fitted "
@@ -299,8 +312,8 @@ def _load_synthetic(
     real_counts = np.bincount(
         examples.labels[assignment == "train"], minlength=len(examples.classes)
     )
-    taken = generated_lib.at_most(rows, real_counts, config.data.synthetic_ratio)
-    return generated_lib.load(source, taken, config.data.image_size)
+    taken = generated_lib.at_most(rows, real_counts, config.data.synthetic_ratio, examples.classes)
+    return generated_lib.load(source, taken, config.data.image_size, examples.classes)
 
 
 def fitted_on(workdir: Path) -> str:
@@ -339,7 +352,7 @@ def read_split(examples: Examples, workdir: Path) -> np.ndarray:
       UserError: its files are gone, or the examples are not those that it was drawn from.
     """
     _check_digest(workdir / DIGEST_FILE, examples.digest, "images", "data.dir")
-    return splits.read(workdir / SPLITS_FILE, examples.records)
+    return splits.read(workdir / SPLITS_FILE, examples.records, examples.classes)
 
 
 def _check_digest(path: Path, found: str, what: str, key: str) -> None:
@@ -455,7 +468,7 @@ class Trained:
 
     def train_counts(self) -> np.ndarray:
         """Training images of each class, int64 [n]."""
-        return splits.class_counts(self.workdir / SPLITS_FILE, "train")
+        return splits.class_counts(self.workdir / SPLITS_FILE, "train", self.classes)
 
     def best_state(self, mesh: Mesh) -> tuple[PyTree, int]:
         """The best checkpoint's state, on every device of a mesh, and its step.
@@ -517,7 +530,7 @@ def trained(workdir: Path) -> Trained:
       UserError: it is not the folder of a run, or damaged.
     """
     config, classes = config_lib.read(workdir), classes_lib.read(workdir)
-    counts = splits.class_counts(workdir / SPLITS_FILE, "train")
+    counts = splits.class_counts(workdir / SPLITS_FILE, "train", classes)
     return Trained(workdir, config, classes, _build_task(config, classes.names, counts, counts)[0])
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from skin_jax.data import classes
+from skin_jax.data.classes import HAM10000
 
 COLUMNS = "image,MEL,NV,BCC,AKIEC,BKL,DF,VASC"
 
@@ -19,7 +19,7 @@ def save_image(path: Path, seed: int, size: tuple[int, int] = (12, 9)) -> None:
 
 
 def one_hot(image_id: str, name: str) -> str:
-    columns = classes.CHALLENGE_COLUMNS
+    columns = HAM10000.columns
     return ",".join([image_id, *(f"{float(c == name.upper())}" for c in columns)])
 
 
@@ -56,10 +56,18 @@ def write_class_folders(root: Path, labels: dict[str, str]) -> Path:
     return root
 
 
+def write_table(path: Path, *rows: str, separator: str = ",") -> Path:
+    """Rows of cells that are separated by spaces; "_" is an empty cell."""
+    lines = (separator.join("" if c == "_" else c for c in row.split()) for row in rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
 @pytest.fixture
 def labels() -> dict[str, str]:
     """Fourteen images, two of each class."""
-    return {f"ISIC_{k:07}": classes.CLASSES[k % 7] for k in range(14)}
+    return {f"ISIC_{k:07}": HAM10000.names[k % 7] for k in range(14)}
 
 
 @pytest.fixture
@@ -75,4 +83,5 @@ def write() -> dict[str, Callable]:
         "official": write_official,
         "ham10000": write_ham10000,
         "classes": write_class_folders,
+        "table": write_table,
     }

@@ -12,7 +12,7 @@ from sklearn.preprocessing import StandardScaler
 
 from skin_jax.base.errors import BAD_INPUT, UserError
 from skin_jax.data import demo
-from skin_jax.data.classes import CLASSES, HAM10000_COUNTS
+from skin_jax.data.classes import HAM10000, HAM10000_COUNTS
 from skin_jax.data.examples import Examples
 
 
@@ -26,7 +26,7 @@ def balanced_accuracy(features: np.ndarray, examples: Examples, components: int 
     labels = examples.labels
     lesions = np.array([record.lesion_id for record in examples.records])
     train = np.zeros(len(labels), bool)
-    for label in range(len(CLASSES)):
+    for label in range(len(HAM10000)):
         mine = np.unique(lesions[labels == label])
         train |= np.isin(lesions, mine[: round(0.7 * len(mine))])
     steps = [PCA(components, random_state=0)] if components else []
@@ -72,6 +72,7 @@ def test_more_images_keep_the_images() -> None:
 
 
 def test_records(examples: Examples) -> None:
+    assert (examples.classes, examples.unit) == (HAM10000, "lesion")
     ids = [record.image_id for record in examples.records]
     assert ids[12] == "DEMO_0000012"
     assert ids == sorted(set(ids))
@@ -96,7 +97,7 @@ def test_class_counts(num_images: int) -> None:
     floor = max(11, int(np.ceil(0.02 * num_images)))
     assert counts.sum() == num_images
     assert counts.min() >= floor
-    ham = np.array([HAM10000_COUNTS[name] for name in CLASSES])
+    ham = np.array([HAM10000_COUNTS[name] for name in HAM10000.names])
     common = counts > floor
     if common.any():
         shares = counts[common] / counts[common].sum() - ham[common] / ham[common].sum()
@@ -106,7 +107,9 @@ def test_class_counts(num_images: int) -> None:
 def test_imbalance_is_that_of_ham10000(examples: Examples) -> None:
     counts = np.bincount(examples.labels, minlength=7)
     np.testing.assert_array_equal(counts, demo.class_counts(1600))
-    ham = np.array([HAM10000_COUNTS[name] for name in CLASSES]) / sum(HAM10000_COUNTS.values())
+    ham = np.array([HAM10000_COUNTS[name] for name in HAM10000.names]) / sum(
+        HAM10000_COUNTS.values()
+    )
     np.testing.assert_allclose(counts / 1600, ham, atol=0.02)
 
 
@@ -126,7 +129,7 @@ def test_images_of_a_lesion_differ_but_share_its_shape(examples: Examples) -> No
     """In features that ignore the pose, views of a lesion are nearer than others of its class."""
     features = StandardScaler().fit_transform(structure_features(examples.images))
     lesions = np.array([record.lesion_id for record in examples.records])
-    nevi = np.flatnonzero(examples.labels == CLASSES.index("nv"))[:400]
+    nevi = np.flatnonzero(examples.labels == HAM10000.index("nv"))[:400]
     distance = np.linalg.norm(features[nevi][:, None] - features[nevi][None], axis=2)
     same = lesions[nevi][:, None] == lesions[nevi][None]
     np.fill_diagonal(same, False)

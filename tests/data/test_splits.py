@@ -7,6 +7,7 @@ import pytest
 
 from skin_jax.base.errors import UserError
 from skin_jax.data import splits
+from skin_jax.data.classes import HAM10000, Classes
 from skin_jax.data.examples import Record
 
 FRACTIONS = (0.7, 0.1, 0.2)
@@ -161,7 +162,7 @@ def test_written_splits_are_read_back(tmp_path):
     records = many(2)
     assignment = draw(records)
     path = tmp_path / "splits.csv"
-    splits.write(path, records, assignment)
+    splits.write(path, records, assignment, HAM10000)
     with path.open() as file:
         rows = list(csv.reader(file))
     assert rows[0] == ["image", "lesion_id", "label", "split"]
@@ -169,32 +170,60 @@ def test_written_splits_are_read_back(tmp_path):
     assert rows[1][:2] == ["I00000", "L0"]
     assert rows[1][2] in ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
     assert [p.name for p in tmp_path.iterdir()] == ["splits.csv"]
-    np.testing.assert_array_equal(splits.read(path, records), assignment)
-    np.testing.assert_array_equal(splits.read(path, records[::-1]), assignment[::-1])
+    np.testing.assert_array_equal(splits.read(path, records, HAM10000), assignment)
+    np.testing.assert_array_equal(splits.read(path, records[::-1], HAM10000), assignment[::-1])
 
 
 def test_read_refuses_other_records(tmp_path):
     records = many(3, 20)
     path = tmp_path / "splits.csv"
-    splits.write(path, records, draw(records))
+    splits.write(path, records, draw(records), HAM10000)
     other = [*records[1:], record("new", 0, "new")]
     with pytest.raises(UserError, match=r"does not match the data: 1 of .*1 of its rows"):
-        splits.read(path, other)
+        splits.read(path, other, HAM10000)
     with pytest.raises(UserError, match="does not match"):
-        splits.read(path, records[1:])
+        splits.read(path, records[1:], HAM10000)
 
 
 def test_read_refuses_damaged_files(tmp_path):
     path = tmp_path / "splits.csv"
     records = [record("a", 0, "L")]
     with pytest.raises(UserError, match="cannot read"):
-        splits.read(path, records)
+        splits.read(path, records, HAM10000)
     path.write_text("image,split\na,train\n")
     with pytest.raises(UserError, match="lesion_id"):
-        splits.read(path, records)
+        splits.read(path, records, HAM10000)
     path.write_text("image,lesion_id,label,split\na,L,akiec,trian\n")
     with pytest.raises(UserError, match="trian"):
-        splits.read(path, records)
+        splits.read(path, records, HAM10000)
     path.write_text("image,lesion_id,label,split\na,L,akiec,train\na,L,akiec,test\n")
     with pytest.raises(UserError, match="does not match"):
-        splits.read(path, records)
+        splits.read(path, records, HAM10000)
+
+
+def test_odd_ids_and_names_of_classes_survive(tmp_path):
+    path = tmp_path / "splits.csv"
+    odd = Classes.of(["with, comma", 'quote "', "été 皮"])
+    names = [" a", "b,c", 'd"e', "f;g", "h'i", "été"]
+    records = [record(name, k % 3, f"{name} lesion") for k, name in enumerate(names)]
+    sides = np.array(["train", "val"] * 3)
+    splits.write(path, records, sides, odd)
+    np.testing.assert_array_equal(splits.read(path, records, odd), sides)
+    assert splits.class_counts(path, "train", odd).tolist() == [1, 1, 1]
+    assert splits.members(path, "train") == splits.members_of(records, sides, "train", odd)
+    assert splits.lesion_ids(path) == {name: f"{name} lesion" for name in names}
+
+
+def test_counts_of_other_classes_are_refused(tmp_path):
+    path = tmp_path / "splits.csv"
+    splits.write(path, [record("a", 5, "L")], np.array(["train"]), HAM10000)
+    assert splits.class_counts(path, "train", HAM10000).tolist() == [0, 0, 0, 0, 0, 1, 0]
+    with pytest.raises(UserError, match=r"has the class 'nv', which is none of the run's \(a, b\)"):
+        splits.class_counts(path, "train", Classes.of(["a", "b"]))
+
+
+def test_splits_of_the_code_of_before_are_read(tmp_path):
+    path = tmp_path / "splits.csv"
+    path.write_bytes(b"image,lesion_id,label,split\nISIC_1,HAM_1,nv,train\nISIC_2,HAM_2,df,test\n")
+    records = [record("ISIC_2", 3, "HAM_2"), record("ISIC_1", 5, "HAM_1")]
+    assert splits.read(path, records, HAM10000).tolist() == ["test", "train"]

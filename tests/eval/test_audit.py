@@ -15,7 +15,7 @@ from skin_jax.base import devices
 from skin_jax.base.errors import UserError
 from skin_jax.data import demo, splits
 from skin_jax.data import generated as generated_lib
-from skin_jax.data.classes import CLASSES
+from skin_jax.data.classes import CLASSES, HAM10000
 from skin_jax.data.images import decode
 from skin_jax.eval import audit, features, quality
 from skin_jax.report import quality as quality_report
@@ -325,7 +325,7 @@ def test_without_features_there_is_the_sliced_wasserstein_distance(run, folder, 
     assert nv["swd"]["mean"] == pytest.approx((nv["swd_32"]["mean"] + nv["swd_16"]["mean"]) / 2)
     assert str(workdir.parent) not in (out / "quality.md").read_text()
     assert sorted(folder.rglob("*")) == before  # and its manifest still fits
-    assert len(generated_lib.read(folder)) == 12
+    assert len(generated_lib.read(folder, HAM10000)) == 12
 
 
 def test_features_of_a_run_and_images_of_a_foreign_generator(run, workdir, tmp_path, capfd):

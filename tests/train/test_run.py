@@ -15,7 +15,7 @@ from skin_jax.base import devices
 from skin_jax.base.errors import UserError
 from skin_jax.data import demo, splits
 from skin_jax.data import generated as generated_lib
-from skin_jax.data.classes import CLASSES
+from skin_jax.data.classes import CLASSES, HAM10000
 from skin_jax.eval import runs
 from skin_jax.tasks import state as state_lib
 from skin_jax.train import checkpoints as checkpoint_lib
@@ -62,7 +62,9 @@ def own_split():
     assignment = splits.draw(
         records, split="lesion", fractions=data.split_fractions, split_seed=0, fold=None
     )
-    return generated_lib.train_split_digest(splits.members_of(records, assignment, "train"))
+    return generated_lib.train_split_digest(
+        splits.members_of(records, assignment, "train", HAM10000)
+    )
 
 
 def fill(folder, train_split, foreign=0):

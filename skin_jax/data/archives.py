@@ -1,0 +1,386 @@
+"""Known data sets as their archives unpack: ISIC 2018 to 2020, HAM10000, PAD-UFES-20, DermaMNIST.
+
+ISIC 2018 (task 3), 2019, 2020: https://challenge.isic-archive.com/data.
+HAM10000: as Harvard Dataverse (doi:10.7910/DVN/DBW86T) and Kaggle ship it.
+PAD-UFES-20: as Mendeley Data (doi:10.17632/zr7vgbcyr2.1) ships it.
+DermaMNIST: a file of MedMNIST v2 (doi:10.5281/zenodo.6496656).
+
+Each has a function that recognises its folder, and one that fills `Findings` and returns the
+classes.
+"""
+
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from skin_jax.base import csvs
+from skin_jax.base.errors import UserError
+from skin_jax.data import images
+from skin_jax.data.classes import HAM10000, ISIC_2019, ISIC_2020, PAD_UFES_20, Classes
+from skin_jax.data.findings import Columns, Facts, Findings, is_litter, leads_back
+
+HAM_METADATA = "HAM10000_metadata"
+HAM_COLUMNS = Columns(
+    "image_id",
+    label="dx",
+    groups=(("lesion", "lesion_id"),),
+    described=(
+        *(("age", "age"), ("sex", "sex"), ("localization", "localization")),
+        ("confirmation", "dx_type"),
+    ),
+)
+_GROUPINGS = Columns(
+    "image",
+    groups=(("lesion", "lesion_id"),),
+    described=(("confirmation", "diagnosis_confirm_type"),),
+)
+_METADATA_2019 = Columns(
+    "image",
+    groups=(("lesion", "lesion_id"),),
+    described=(("age", "age_approx"), ("sex", "sex"), ("localization", "anatom_site_general")),
+)
+_TRUTH_2020 = Columns(
+    "image_name",
+    groups=(("patient", "patient_id"),),
+    described=(
+        *(("age", "age_approx"), ("sex", "sex")),
+        ("localization", "anatom_site_general_challenge"),
+    ),
+)
+_PAD = Columns(
+    "img_id",
+    label="diagnostic",
+    groups=(("patient", "patient_id"), ("lesion", "lesion_id")),
+    described=(
+        *(("age", "age"), ("sex", "gender"), ("localization", "region")),
+        ("confirmation", "biopsed"),
+    ),
+)
+_PARTS = {"Training": "train", "Validation": "val", "Test": "test"}
+"""The challenges' words for the sides of their split."""
+_ENDINGS = ("", ".csv", ".tab", ".tsv")
+
+
+# Finding things in a folder
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """The folders in a folder, sorted, but for litter and links to a folder around them."""
+    found = (path for path in folder.iterdir() if path.is_dir() and not is_litter(path.name))
+    return sorted(path for path in found if not leads_back(path))
+
+
+def header_of(path: Path) -> tuple[str, ...]:
+    """The columns of a table, without reading all of it."""
+    with path.open("rb") as file:
+        return csvs.parse(file.readline(), [], strip=True)[0]
+
+
+def tables_named(folder: Path, stem: str) -> list[Path]:
+    """Tables of a name, in any case, also in folders of that name: as archives unpack."""
+    stem = stem.casefold()
+    found = []
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and path.name.casefold() == stem:
+            found += tables_named(path, stem)
+        elif path.name.casefold() in [f"{stem}{ending}" for ending in _ENDINGS]:
+            found.append(path)
+    return found
+
+
+def one(findings: Findings, found: Sequence[Path]) -> Path | None:
+    """The table that was found; of several, which must say the same, the first."""
+    for other in found[1:]:
+        if findings.table(other) != findings.table(found[0]):
+            findings.problems.append(
+                f"{findings.name(found[0])} and {findings.name(other)} differ; remove one of them"
+            )
+    return found[0] if found else None
+
+
+def _folders(root: Path, pattern: str) -> list[Path]:
+    fits = re.compile(pattern, re.IGNORECASE)
+    return [path for path in subfolders(root) if fits.fullmatch(path.name)]
+
+
+@dataclass(frozen=True)
+class _Challenge:
+    """What a challenge calls the truth and the images of each part: "{}" is for the part."""
+
+    table: str
+    folder: str
+    columns: Columns
+
+    def truth(self, root: Path, part: str) -> list[Path]:
+        return tables_named(root, self.table.format(part))
+
+    def inputs(self, root: Path, part: str) -> list[Path]:
+        return _folders(root, self.folder.format(part))
+
+    def has(self, root: Path, part: str) -> bool:
+        return bool(self.inputs(root, part) and self.truth(root, part))
+
+    def read(
+        self, findings: Findings, part: str, *more: Mapping[str, Facts]
+    ) -> list[tuple[str, Facts]]:
+        """Adds the images of a part, with what more tables say; tells what is left out, and why."""
+        folders = self.inputs(findings.root, part)
+        truth = one(findings, self.truth(findings.root, part))
+        findings.named.update(folders)
+        if truth is None or not folders:
+            for folder in folders:
+                findings.notes.append(
+                    f"{folder.name} is left out: it has no ground truth, so no labels"
+                )
+            if truth:
+                findings.named.add(truth.parent)
+                findings.notes.append(
+                    f"{findings.name(truth)} is left out: its images are not there"
+                )
+            return []
+        # Dataverse's own test set has HAM10000's columns.
+        columns = HAM_COLUMNS if "dx" in findings.table(truth)[0] else self.columns
+        return _add(findings, folders, truth, columns, _PARTS[part], *more)
+
+
+def _add(
+    findings: Findings,
+    folders: Sequence[Path],
+    table: Path,
+    columns: Columns,
+    split: str,
+    *more: Mapping[str, Facts],
+    loose: Sequence[Path] = (),
+) -> list[tuple[str, Facts]]:
+    """Adds the images in folders, and loose ones, that a table labels; returns its rows of them."""
+    files = [*loose, *(path for folder in folders for path in findings.scan(folder))]
+    files = _without_twins(findings, files)
+    added = []
+    for image_id, facts, path in findings.match(findings.rows(table, columns), files, table):
+        told = [rows[image_id] for rows in more if image_id in rows]
+        findings.add(image_id, path, facts.label, split, facts.where, facts, *told)
+        added.append((image_id, facts))
+    return added
+
+
+def _without_twins(findings: Findings, paths: Sequence[Path]) -> list[Path]:
+    """Drops second copies: Kaggle ships its folders twice, under names that differ in case."""
+    kept: dict[tuple[str, str, int], Path] = {}
+    for path in paths:
+        twin = path.parent.name.casefold(), path.name, findings.stats[path][0]
+        if kept.setdefault(twin, path) is not path:
+            findings.leave(path, "images that are there twice, in folders of one name")
+    return list(kept.values())
+
+
+# ISIC 2018 and HAM10000
+
+_ISIC_2018 = _Challenge(
+    "ISIC2018_Task3_{}_GroundTruth",
+    "ISIC2018_Task3_{}_(Input|Images)",
+    Columns("image", one_hot=HAM10000.columns),
+)
+
+
+def is_isic_2018(root: Path) -> bool:
+    """Any part of the challenge, with its truth, but not the test set beside HAM10000."""
+    parts = [part for part in _PARTS if _ISIC_2018.has(root, part)]
+    return "Training" in parts or bool(parts and not is_ham10000(root))
+
+
+def read_isic_2018(findings: Findings) -> Classes:
+    """Joins the truth with the lesion groupings, and with HAM10000's metadata where they are."""
+    root, name = findings.root, "ISIC2018_Task3_Training_LesionGroupings"
+    found = [
+        path
+        for folder in (root, *_folders(root, _ISIC_2018.table.format("Training")))
+        for path in tables_named(folder, name)
+    ]
+    path = one(findings, found)
+    groupings = findings.rows(path, _GROUPINGS) if path else {}
+    path = one(findings, tables_named(root, HAM_METADATA))
+    metadata = findings.rows(path, replace(HAM_COLUMNS, label=None)) if path else {}
+    for part in _PARTS:
+        for image_id, facts in _ISIC_2018.read(findings, part, groupings, metadata):
+            if part == "Training" and groupings and image_id not in groupings:
+                findings.problems.append(
+                    f"{facts.where}: no row for {image_id} in the LesionGroupings file"
+                )
+    return HAM10000
+
+
+def _ham_folders(root: Path) -> list[Path]:
+    return _folders(root, "ham10000_images.*|images")
+
+
+def is_ham10000(root: Path) -> bool:
+    """The metadata; they may also lie beside the challenge's folders, or beside class folders."""
+    if not tables_named(root, HAM_METADATA) or _ISIC_2018.has(root, "Training"):
+        return False
+    return bool(_ham_folders(root)) or not has_ham10000_classes(root)
+
+
+def has_ham10000_classes(root: Path) -> bool:
+    """Whether a folder has folders that are named like HAM10000's classes, in any case."""
+    return any(path.name.casefold() in HAM10000.names for path in subfolders(root))
+
+
+def read_ham10000(findings: Findings) -> Classes:
+    """The images lie in the archives' folders, in `images` or beside the metadata."""
+    root = findings.root
+    table = one(findings, tables_named(root, HAM_METADATA))
+    assert table is not None
+    loose = findings.scan(root, deep=False)
+    _add(findings, _ham_folders(root), table, HAM_COLUMNS, "train", loose=loose)
+    for part in ("Validation", "Test"):
+        _ISIC_2018.read(findings, part)
+    return HAM10000
+
+
+# ISIC 2019 and 2020, PAD-UFES-20
+
+_ISIC_2019 = _Challenge(
+    "ISIC_2019_{}_GroundTruth",
+    "ISIC_2019_{}_Input",
+    Columns("image", one_hot=(*ISIC_2019.columns, "UNK")),
+)
+
+
+def is_isic_2019(root: Path) -> bool:
+    """The training part, or the test part."""
+    return any(_ISIC_2019.has(root, part) for part in _PARTS)
+
+
+def read_isic_2019(findings: Findings) -> Classes:
+    """Images of UNK, which only the test part has, are left out unless they are asked for."""
+    for part in ("Training", "Test"):
+        path = one(findings, tables_named(findings.root, f"ISIC_2019_{part}_Metadata"))
+        metadata = {}
+        if path:
+            has_lesions = "lesion_id" in findings.table(path)[0]  # the test set has none
+            groups = _METADATA_2019.groups if has_lesions else ()
+            metadata = findings.rows(path, replace(_METADATA_2019, groups=groups))
+        _ISIC_2019.read(findings, part, metadata)
+    if {"UNK", "unk"}.isdisjoint({*findings.reading.classes, *dict(findings.reading.rename)}):
+        findings.leave_class("UNK")
+    return ISIC_2019
+
+
+def _tables_2020(root: Path) -> list[Path]:
+    stem = "ISIC_2020_Training_GroundTruth"
+    found = tables_named(root, f"{stem}_v2") or tables_named(root, stem)
+    found = found or tables_named(root, "train")
+    return [path for path in found if {"image_name", "target"} <= {*header_of(path)}]
+
+
+def is_isic_2020(root: Path) -> bool:
+    """The table, under the challenge's or Kaggle's name."""
+    return bool(_tables_2020(root))
+
+
+def read_isic_2020(findings: Findings) -> Classes:
+    """The class is `target`, with which `benign_malignant` has to agree."""
+    root = findings.root
+    table = one(findings, _tables_2020(root))
+    assert table is not None
+    columns, (header, rows) = _TRUTH_2020, findings.table(table)
+    if "lesion_id" in header:
+        columns = replace(columns, groups=(*columns.groups, ("lesion", "lesion_id")))
+    label = "benign_malignant" if "benign_malignant" in header else "target"
+    for row in rows if label == "benign_malignant" else ():
+        target, name = row.values["target"].removesuffix(".0"), row.values[label]
+        if name not in ("benign", "malignant") or target != str(int(name == "malignant")):
+            findings.problems.append(
+                f"{findings.name(table)}, row {row.number}: {label} is {name!r}, but target is "
+                f"{target!r}"
+            )
+    folders = _folders(root, "train|ISIC_2020_Training_(JPEG|Input)")
+    for outer in _folders(root, "jpeg"):
+        findings.named.add(outer)
+        folders += _folders(outer, "train")
+    _add(findings, folders, table, replace(columns, label=label), "train")
+    if label == "target":
+        numbers = {"0": "benign", "1": "malignant"}
+        findings.images = [
+            replace(image, label=numbers.get(f"{image.label}".removesuffix(".0"), image.label))
+            for image in findings.images
+        ]
+    return ISIC_2020
+
+
+def _pad_tables(root: Path) -> list[Path]:
+    wanted = {"img_id", "diagnostic", "patient_id"}
+    return [path for path in tables_named(root, "metadata") if wanted <= {*header_of(path)}]
+
+
+def is_pad_ufes_20(root: Path) -> bool:
+    """The metadata."""
+    return bool(_pad_tables(root))
+
+
+def read_pad_ufes_20(findings: Findings) -> Classes:
+    """The images lie in `images`, in the archives' folders or beside the metadata."""
+    root = findings.root
+    table = one(findings, _pad_tables(root))
+    assert table is not None
+    folders = _folders(root, r"images|imgs_part_\d+")
+    _add(findings, folders, table, _PAD, "train", loose=findings.scan(root, deep=False))
+    words = {"true": "histo", "false": "consensus"}  # of dermatologists, says the paper
+    for image in findings.images:
+        if "confirmation" in image.described:
+            cell, where = image.described["confirmation"]
+            image.described["confirmation"] = words.get(cell.casefold(), cell), where
+    return PAD_UFES_20
+
+
+# DermaMNIST
+
+
+def _npz_files(root: Path) -> list[Path]:
+    return [path for path in sorted(root.glob("dermamnist*.npz")) if path.is_file()]
+
+
+def is_dermamnist(root: Path) -> bool:
+    """A file of any size of images."""
+    return bool(_npz_files(root))
+
+
+def read_dermamnist(findings: Findings, file: Path | None = None) -> Classes:
+    """Reads the file that is given, or the one in the folder.
+
+    Raises:
+      UserError: the folder has several.
+    """
+    first, *others = [file] if file else _npz_files(findings.root)
+    if others:
+        raise UserError(
+            f"{findings.root} holds {first.name} and {others[0].name}; pass the file that is meant "
+            "as the data folder"
+        )
+    stat = first.stat()
+    findings.stats[first] = stat.st_size, stat.st_mtime_ns
+    findings.found_images = True
+    for split in _PARTS.values():
+        try:
+            rows = images.Rows(first, f"{split}_images")
+            with np.load(first) as arrays:
+                labels = arrays[f"{split}_labels"].reshape(-1).tolist()
+        except (ValueError, KeyError, zipfile.BadZipFile) as error:
+            findings.problems.append(f"{first.name}: not a file of DermaMNIST: {error}")
+            continue
+        if rows.shape[0] != len(labels) or rows.dtype != np.uint8 or len(rows.shape) not in (3, 4):
+            findings.problems.append(
+                f"{first.name}: {split}_images are {rows.dtype} {list(rows.shape)}, which do not "
+                f"fit {len(labels)} labels"
+            )
+            continue
+        for number, label in enumerate(labels):
+            where = f"{first.name}, {split}_labels {number}"
+            path = first / f"{split}_images" / str(number)
+            name = HAM10000.names[label] if label in range(len(HAM10000)) else str(label)
+            findings.add(f"{split}_{number:06}", path, name, split, where)
+    return HAM10000

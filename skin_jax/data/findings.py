@@ -1,0 +1,369 @@
+"""What a reader of a layout gathers: image files, rows of tables, and what is wrong with them."""
+
+import math
+import os
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from skin_jax.base import csvs
+from skin_jax.data.classes import Classes
+from skin_jax.data.images import SUFFIXES
+from skin_jax.data.reading import Reading
+
+LITTER = frozenset(
+    {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "$recycle.bin"}
+    | {"system volume information", "lost+found", "license.txt", "attribution.txt"}
+)
+"""What systems and the archives of ISIC leave in folders, in lower case: passed over like hidden
+files. Everything else that is not read is counted aloud."""
+
+_MASK = re.compile(r"(.+)_(superpixels?|segmentation|mask)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a table say what of an image."""
+
+    image: str
+    label: str | None = None
+    one_hot: tuple[str, ...] = ()
+    groups: tuple[tuple[str, str], ...] = ()
+    """(kind, column) of what no split parts: of "lesion", "patient" or others."""
+    split: str | None = None
+    described: tuple[tuple[str, str], ...] = ()
+    """(kind, column) of "age", "sex", "localization", "confirmation"; the table may lack them."""
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """The columns without which the table cannot be read."""
+        named = (self.image, self.label, *self.one_hot, *dict(self.groups).values(), self.split)
+        return tuple(name for name in named if name)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What one row says of an image."""
+
+    where: str
+    """File and row, for messages."""
+    label: str | None = ""
+    """None: the row contradicts itself, which is reported."""
+    groups: Mapping[str, str] = field(default_factory=dict)
+    """kind -> id, without missing ones."""
+    has_groups: bool = False
+    """Whether the table has columns of groups."""
+    split: str = ""
+    described: Mapping[str, str] = field(default_factory=dict)
+    """kind -> cell, without missing ones."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image and what is known of it, before its class has a label."""
+
+    image_id: str
+    path: Path
+    label: str | None
+    split: str
+    where: str
+    """File and row, or folder, that says the class."""
+    groups: Mapping[str, str]
+    lacks_groups: bool
+    """Whether its tables have columns of groups, in all of which its cells are missing."""
+    described: dict[str, tuple[str, str]]
+    """kind -> (cell, where it stands)."""
+
+
+@dataclass
+class Findings:
+    """What a reader gathers on its way; `listing.make` makes records of it."""
+
+    root: Path
+    reading: Reading
+    target: Classes | None
+    """The classes that labels are to index; None: those of the data."""
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    images: list[Image] = field(default_factory=list)
+    stats: dict[Path, tuple[int, int]] = field(default_factory=dict)
+    """Size in bytes and time in nanoseconds of each image file."""
+    tables: dict[Path, tuple[bytes, tuple[str, ...], list[csvs.Row]]] = field(default_factory=dict)
+    """Content, header and rows of each table that was read."""
+    unread: dict[Path, str] = field(default_factory=dict)
+    """What each file is that is not read."""
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Images of classes that are not taken; "" stands for those without a class."""
+    found_images: bool = False
+    named: set[Path] = field(default_factory=set)
+    """Folders that were looked into, or that a note or a problem names."""
+
+    def name(self, path: Path) -> str:
+        """The path as messages have it: below the data folder, relative to it."""
+        return str(path).removeprefix(f"{self.root}{os.sep}")
+
+    # Files
+
+    def scan(self, folder: Path, *, deep: bool = True) -> list[Path]:
+        """Image files of a folder and, if `deep`, of those below it, sorted.
+
+        Links to folders are followed, but not to one that they lie in.
+        """
+        self.named.add(folder)
+        found = []
+        with os.scandir(folder) as entries:
+            listed = sorted(entries, key=lambda entry: entry.name)
+        for entry in listed:
+            path = folder / entry.name
+            if is_litter(entry.name):
+                continue
+            if leads_back(path):
+                self.unread[path] = "links to a folder around them"
+            elif entry.is_dir():
+                found += self.scan(path) if deep else []
+            elif path.suffix.lower() not in SUFFIXES:
+                self.unread[path] = kind_of(path)
+            elif not entry.is_file() and path.exists():
+                self.unread[path] = "devices or pipes"
+            else:
+                try:
+                    stat = entry.stat()
+                except FileNotFoundError:  # a dangling link; decoding it will say so
+                    stat = entry.stat(follow_symlinks=False)
+                self.stats[path] = stat.st_size, stat.st_mtime_ns
+                found.append(path)
+        self.found_images |= bool(found)
+        return found
+
+    def leave(self, path: Path, reason: str) -> None:
+        """Counts an image file that is not read, and says what it is."""
+        self.unread[path] = reason
+        self.stats.pop(path, None)
+
+    # Tables
+
+    def table(self, path: Path) -> tuple[tuple[str, ...], list[csvs.Row]]:
+        """Header and rows of a table; reports what is wrong with its text and its header."""
+        if path not in self.tables:
+            self.named.add(path.parent)
+            problems: list[str] = []
+            content = path.read_bytes()
+            self.tables[path] = content, *csvs.parse(content, problems, strip=True)
+            self.problems += [
+                f"{self.name(path)}{', ' if problem.startswith('row ') else ': '}{problem}"
+                for problem in problems
+            ]
+        return self.tables[path][1:]
+
+    def rows(self, path: Path, columns: Columns) -> dict[str, Facts]:
+        """The rows of a table by image id; reports missing columns, and ids that come twice.
+
+        Ids have no image's ending, unless two would become one.
+        """
+        header, rows = self.table(path)
+        missing = [column for column in columns.needed if column not in header]
+        if missing and header:
+            self.problems.append(
+                f"{self.name(path)}, row 1: missing column{'s' * (len(missing) > 1)} "
+                f"{', '.join(missing)}; found {', '.join(header)}"
+            )
+        if missing:
+            return {}
+        given = {row.number: row.values[columns.image].replace("\\", "/") for row in rows}
+        short = {number: _without_ending(image_id) for number, image_id in given.items()}
+        if len(set(short.values())) == len(set(given.values())):
+            given = short
+        found: dict[str, Facts] = {}
+        for row in rows:
+            where = f"{self.name(path)}, row {row.number}"
+            image_id = given[row.number].removeprefix("./")
+            if not image_id:
+                self.problems.append(f"{where}, column {columns.image}: empty")
+            elif image_id in found:
+                first = found[image_id].where.rpartition(" ")[2]
+                self.problems.append(f"{where}: duplicate id {image_id}, also in row {first}")
+            else:
+                found[image_id] = self._facts(where, row.values, columns)
+        return found
+
+    def _facts(self, where: str, cells: Mapping[str, str], columns: Columns) -> Facts:
+        def known(column: str | None) -> str:
+            cell = cells.get(column or "", "")
+            return "" if csvs.is_missing(cell) else cell
+
+        label = cells[columns.label] if columns.label else ""
+        return Facts(
+            where,
+            label=self._hot(where, cells, columns.one_hot) if columns.one_hot else label,
+            groups={kind: known(column) for kind, column in columns.groups if known(column)},
+            has_groups=bool(columns.groups),
+            split=cells[columns.split] if columns.split else "",
+            described={kind: known(name) for kind, name in columns.described if known(name)},
+        )
+
+    def _hot(self, where: str, cells: Mapping[str, str], columns: Sequence[str]) -> str | None:
+        """The column with the one 1; None where there is none, which is reported."""
+        values = [_number(cells[column]) for column in columns]
+        for column, value in zip(columns, values, strict=True):
+            if not math.isfinite(value):
+                self.problems.append(f"{where}, column {column}: {cells[column]!r} is not a number")
+                return None
+        total = math.fsum(values)
+        if total == 0 and self.reading.classes:  # of a class in another column
+            return ""
+        if abs(total - 1) > 1e-6:
+            self.problems.append(f"{where}: the class columns sum to {total:g}, not to 1")
+        elif abs(max(values) - 1) > 1e-6 or min(values) < -1e-6:
+            self.problems.append(f"{where}: the class columns are not one 1 and zeros")
+        else:
+            return columns[values.index(max(values))]
+        return None
+
+    # Images
+
+    def match(
+        self,
+        rows: Mapping[str, Facts],
+        files: Sequence[Path],
+        table: Path,
+        *,
+        complete: bool = True,
+    ) -> list[tuple[str, Facts, Path]]:
+        """Finds the file of each row: by its path, its name, or its name without the ending.
+
+        Args:
+          rows: of `rows`; where the table could not be read there are none: that one problem is
+            enough.
+          files: of `scan`.
+          table: that has the rows.
+          complete: whether every file needs a row; where not, those without are counted aloud.
+
+        Returns:
+          (id, facts, file) of each row that has one file.
+        """
+        if not rows:
+            return []
+        by_name: dict[str, list[Path]] = defaultdict(list)
+        for path in files:
+            name = self.name(path)
+            for key in {name, _without_ending(name), path.name, path.stem}:
+                by_name[key].append(path)
+        matched: dict[Path, tuple[str, Facts]] = {}
+        alone: dict[str, Facts] = {}
+        doubtful: set[Path] = set()
+        for image_id, facts in rows.items():
+            keys = (image_id, _without_ending(image_id), PurePosixPath(image_id).name)
+            found = next((by_name[key] for key in keys if key in by_name), [])
+            if len(found) > 1:
+                doubtful.update(found)
+                first, second = (self.name(path) for path in found[:2])
+                self.problems.append(f"{second}: duplicate image id {image_id}, also {first}")
+            elif not found:
+                alone[image_id] = facts
+            elif found[0] in matched:
+                other = matched[found[0]][1].where
+                self.problems.append(f"{facts.where}: the same image as in {other}: {image_id}")
+            else:
+                matched[found[0]] = image_id, facts
+        rest = [path for path in files if path not in matched and path not in doubtful]
+        self._report(alone, rest, rows, table, complete)
+        return [(image_id, facts, path) for path, (image_id, facts) in matched.items()]
+
+    def _report(
+        self,
+        alone: dict[str, Facts],
+        files: Sequence[Path],
+        rows: Mapping[str, Facts],
+        table: Path,
+        complete: bool,
+    ) -> None:
+        """Rows without a file and files without a row; those that are nearly the same together."""
+        nearly = {_folded(path.stem): path for path in files}
+        if near := {
+            image_id: nearly[key] for image_id in alone if (key := _folded(image_id)) in nearly
+        }:
+            image_id, path = next(iter(near.items()))
+            self.problems.append(
+                f"{len(near)} ids in {self.name(table)} differ from the names of their files only "
+                f"in upper and lower case or in the form of accents, such as {image_id} "
+                f"({alone[image_id].where}) and {self.name(path)}; spell them the same"
+            )
+        for image_id, facts in alone.items():
+            if image_id not in near:
+                self.problems.append(f"{facts.where}: no image file for id {image_id}")
+        for path in files:
+            mask = _MASK.fullmatch(path.stem)
+            if path in near.values():
+                continue
+            if mask and mask[1] in rows:
+                self.leave(path, "masks of other images")
+            elif complete:
+                self.problems.append(
+                    f"{self.name(path)}: no row for this image in {self.name(table)}"
+                )
+            else:
+                self.leave(path, f"images without a row in {self.name(table)}")
+
+    def masks(self, folder: Path, files: Sequence[Path]) -> list[Path]:
+        """Refuses files that are named like masks of others of the folder; returns the others."""
+        stems = {path.stem for path in files}
+        found = [p for p in files if (mask := _MASK.fullmatch(p.stem)) and mask[1] in stems]
+        if found:
+            self.problems.append(
+                f"{self.name(folder)}: {len(found)} files are named like masks of images beside "
+                f"them, such as {found[0].name}; move them out of the class folder"
+            )
+        return [path for path in files if path not in found]
+
+    def add(
+        self, image_id: str, path: Path, label: str | None, split: str, where: str, *told: Facts
+    ) -> None:
+        """Adds an image; of several rows about it the first that knows something counts."""
+        groups: dict[str, str] = {}
+        described: dict[str, tuple[str, str]] = {}
+        for facts in reversed(told):
+            groups |= facts.groups
+            described |= {kind: (cell, facts.where) for kind, cell in facts.described.items()}
+        lacks = not groups and any(facts.has_groups for facts in told)
+        self.images.append(Image(image_id, path, label, split, where, groups, lacks, described))
+
+    def leave_class(self, label: str) -> None:
+        """Leaves out the images of a label that is no class."""
+        kept = [image for image in self.images if image.label != label]
+        if len(kept) < len(self.images):
+            self.left_out[label] += len(self.images) - len(kept)
+            self.images = kept
+
+
+def kind_of(path: Path) -> str:
+    """What a file is of which nothing is known but its name."""
+    return f"*{path.suffix.lower()}" if path.suffix else "files without an ending"
+
+
+def is_litter(name: str) -> bool:
+    """Whether a file or folder is hidden, or one of `LITTER`."""
+    return name.startswith(".") or name.casefold() in LITTER
+
+
+def leads_back(path: Path) -> bool:
+    """Whether a path is a link to a folder that it lies in."""
+    return path.is_symlink() and path.parent.resolve().is_relative_to(path.resolve())
+
+
+def _without_ending(name: str) -> str:
+    stem, dot, ending = name.rpartition(".")
+    return stem if f"{dot}{ending}".lower() in SUFFIXES else name
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

@@ -1,0 +1,227 @@
+"""From what a reader gathered to records: classes, units that no split parts, and what to say."""
+
+import hashlib
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from skin_jax.base import csvs
+from skin_jax.data import classes as classes_lib
+from skin_jax.data.classes import Classes
+from skin_jax.data.examples import Record, components
+from skin_jax.data.findings import Findings, Image, is_litter, kind_of
+
+_CONFIRMATIONS = {
+    "histopathology": "histo",
+    "serial imaging showing no change": "follow_up",
+    "single image expert consensus": "consensus",
+    "confocal microscopy with consensus dermoscopy": "confocal",
+}
+"""The challenge's words for what HAM10000's `dx_type` abbreviates."""
+_AGE = re.compile(r"(?:[<>]=?|[≤≥])?\s*(\d+(?:\.\d*)?)\s*\+?")
+_OLDEST = 130
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a data folder holds, before any image is opened."""
+
+    root: Path
+    layout: str
+    """A key of `layouts.LAYOUTS`, or "table"."""
+    records: tuple[Record, ...]
+    """Sorted by image id; where there are problems, those that could be made."""
+    problems: tuple[str, ...]
+    """Everything that is wrong, each with its file, row, column or id."""
+    cache_key: str
+    """Hash over relative names, sizes and times of the images, the contents of the tables, the
+    classes and what the user said about the folder."""
+    classes: Classes
+    unit: str
+    """What `Record.lesion_id` holds: "lesion", "patient", "group" or "image"."""
+    notes: tuple[str, ...] = ()
+    """What was chosen, and what was left out, one sentence each."""
+
+
+def make(findings: Findings, layout: str, known: Classes | None) -> Listing:
+    """Makes records of what was found, once everything is read.
+
+    Args:
+      findings: get further problems and notes.
+      layout: its name.
+      known: the classes of the layout; None where the data say what there is.
+    """
+    reading = findings.reading
+    named = _named(findings, known)
+    classes = findings.target or classes_lib.arranged(
+        [name for _, name in named], known, reading.classes, reading.rename
+    )
+    if classes is not known and classes is not findings.target:
+        findings.problems += classes_lib.name_problems(classes.names)
+    kept: dict[str, tuple[Image, str]] = {}
+    for image, name in sorted(named, key=lambda pair: pair[0].image_id):
+        if image.image_id in kept:
+            first = findings.name(kept[image.image_id][0].path)
+            findings.problems.append(
+                f"{findings.name(image.path)}: duplicate image id {image.image_id}, also {first}"
+            )
+        elif image.image_id != image.image_id.strip() or csvs.is_odd(image.image_id):
+            findings.problems.append(
+                f"{image.image_id!r}: the image's name has spaces at its ends, control characters, "
+                "or bytes that are not UTF-8; rename it"
+            )
+        else:
+            kept[image.image_id] = image, name
+    found = [image for image, _ in kept.values()]
+    units, unit = _units(found)
+    records = tuple(
+        _record(findings, image, classes.index(name), own)
+        for (image, name), own in zip(kept.values(), units, strict=True)
+    )
+    if alone := sum(image.lacks_groups for image in found):
+        findings.notes.append(
+            f"{alone} of {len(found)} images have no lesion, patient or group in their table: each "
+            "of them is a group of its own"
+        )
+    if known and not findings.target and not findings.problems:
+        present = {record.label for record in records}
+        if empty := [name for i, name in enumerate(classes.names) if i not in present]:
+            findings.notes.append(f"no images of the class {', '.join(empty)}")
+    return Listing(
+        root=findings.root,
+        layout=layout,
+        records=records,
+        problems=tuple(dict.fromkeys(findings.problems)),
+        cache_key=_cache_key(findings, layout, classes),
+        classes=classes,
+        unit=unit,
+        notes=(*findings.notes, *_left_out(findings)),
+    )
+
+
+def _named(findings: Findings, known: Classes | None) -> list[tuple[Image, str]]:
+    """The images that are taken, each with the name of its class."""
+    target, wanted, rename = (
+        findings.target,
+        findings.reading.classes,
+        dict(findings.reading.rename),
+    )
+    spelled = {name.casefold(): name for name in known.names} if known else {}
+    allowed = wanted or (target.names if target else ())
+    if known and not allowed:
+        allowed = tuple(dict.fromkeys(rename.get(name, name) for name in known.names))
+    named, labels = [], set()
+    unknown: dict[str, list[str]] = defaultdict(list)
+    for image in findings.images:
+        if (label := image.label) is None:
+            continue
+        if label not in rename:
+            label = spelled.get(label.casefold(), label)
+        name = rename.get(label, label)
+        labels.add(label)
+        if name in allowed or not (allowed or csvs.is_missing(name)):
+            named.append((image, name))
+        elif wanted:
+            findings.left_out["" if csvs.is_missing(name) else name] += 1
+        else:
+            unknown[name].append(image.where)
+    for name, places in unknown.items():
+        which = "no class" if csvs.is_missing(name) else "unknown class"
+        findings.problems.append(
+            f"{places[0]}: {which} {name!r}"
+            + f" (and in {len(places) - 1} more)" * (len(places) > 1)
+            + (f" (known: {', '.join(allowed)})" if allowed else "")
+            + "; rename it with data.rename, or name the classes to take with data.classes"
+        )
+    if lost := [old for old in rename if old not in labels]:
+        found = ", ".join(sorted(labels)) or "none"
+        findings.problems.append(f"data.rename: there is no class {lost[0]!r}; there are {found}")
+    there = {name for _, name in named}
+    if lost := [name for name in wanted if name not in there]:
+        found = ", ".join(sorted(there | {*findings.left_out} - {""})) or "none"
+        findings.problems.append(f"data.classes: no image is of {lost[0]!r}; there are {found}")
+    return named
+
+
+def _record(findings: Findings, image: Image, label: int, unit: str) -> Record:
+    told = {kind: cell for kind, (cell, _) in image.described.items()}
+    sex, confirmation = told.get("sex", "").casefold(), told.get("confirmation", "")
+    return Record(
+        image_id=image.image_id,
+        label=label,
+        lesion_id=unit,
+        age=_age(findings, *image.described.get("age", ("", ""))),
+        sex={"f": "female", "m": "male"}.get(sex, sex),
+        localization=told.get("localization", ""),
+        confirmation=_CONFIRMATIONS.get(confirmation, confirmation),
+        official_split=image.split,
+        path=image.path,
+    )
+
+
+def _age(findings: Findings, text: str, where: str) -> float:
+    if not text:
+        return math.nan
+    found = _AGE.fullmatch(text)
+    if found is None or float(found[1]) > _OLDEST:
+        findings.problems.append(f"{where}: {text!r} is not an age in years")
+        return math.nan
+    return float(found[1])
+
+
+def _units(found: Sequence[Image]) -> tuple[list[str], str]:
+    """What of each image no split parts, and the word for it.
+
+    Images that share a lesion, a patient or a group belong together, and so do those that share one
+    with these. A unit has the id of its lesion or, where a patient or a group is known, of that.
+    """
+    nodes = [list(image.groups.items()) or [("lesion", image.image_id)] for image in found]
+    part = components(nodes)
+    ranks = {"patient": 0, "lesion": 2}  # the widest names the unit
+    names: dict[tuple[str, str], tuple[int, str, str]] = {}
+    for (kind, value), representative in part.items():
+        candidate = ranks.get(kind, 1), value, kind
+        names[representative] = min(names.get(representative, candidate), candidate)
+    uses = Counter(value for _, value, _ in names.values())
+    units = []
+    for links in nodes:
+        rank, value, kind = names[part[links[0]]]
+        units.append(value if uses[value] == 1 or rank == 2 else f"{kind} {value}")
+    kinds = {kind for image in found for kind in image.groups}
+    if kinds <= {"lesion"}:
+        return units, "lesion" if kinds else "image"
+    return units, "patient" if "patient" in kinds else "group"
+
+
+def _left_out(findings: Findings) -> list[str]:
+    """What is said of everything in the folder that is not read."""
+    notes = []
+    if findings.left_out:
+        told = [f"{n} {f'of {c}' if c else 'without any'}" for c, n in findings.left_out.items()]
+        notes.append(f"images of other classes are left out: {', '.join(told)}")
+    read = {*findings.stats, *findings.tables}
+    looked_into = {findings.name(folder).partition("/")[0] for folder in findings.named}
+    unread = {path: kind for path, kind in findings.unread.items() if path not in read}
+    folders = []
+    for path in sorted(findings.root.iterdir()):
+        if not (is_litter(path.name) or path in read):
+            if not path.is_dir():
+                unread.setdefault(path, kind_of(path))
+            elif path.name not in looked_into:
+                folders.append(f"the folder {path.name}")
+    kinds = [f"{kind} ({n})" for kind, n in sorted(Counter(unread.values()).items())]
+    if kinds or folders:
+        notes.append(f"not read: {', '.join([*kinds, *folders])}")
+    return notes
+
+
+def _cache_key(findings: Findings, layout: str, classes: Classes) -> str:
+    key = hashlib.sha256(f"{layout} {findings.reading} {classes.names}".encode())
+    for path, (size, time) in sorted(findings.stats.items()):
+        key.update(f"{findings.name(path)!r} {size} {time}\n".encode())
+    for path, (content, *_) in sorted(findings.tables.items()):
+        key.update(f"{path.name!r} {len(content)}\n".encode() + content)
+    return key.hexdigest()
