@@ -1,4 +1,4 @@
-"""How often the 95 % interval of balanced accuracy holds the truth, in simulations that know it.
+"""How often the 95% interval of balanced accuracy contains the truth, in simulations that know it.
 
 python -m benchmarks.interval_coverage [--repetitions 400]: prints a table and writes it to
 docs/interval_coverage.md. It takes about seven minutes on one CPU core.
@@ -18,8 +18,8 @@ from skin_jax.data.classes import CLASSES, NUM_CLASSES
 from skin_jax.eval import metrics
 
 LESIONS: dict[str, tuple[int, ...]] = {
-    "20 % of HAM10000": (46, 65, 145, 15, 123, 1080, 20),
-    "20 % of 5,984 images": (37, 53, 117, 12, 98, 865, 16),
+    "20% of HAM10000": (46, 65, 145, 15, 123, 1080, 20),
+    "20% of 5,984 images": (37, 53, 117, 12, 98, 865, 16),
     "a very small set": (8, 12, 20, 4, 20, 120, 5),
 }
 """Lesions of each class, in the order of CLASSES."""
@@ -124,18 +124,18 @@ def document(rows: str, repetitions: int) -> str:
         f"- {name}: {', '.join(f'{c} {r}' for c, r in zip(CLASSES, values, strict=True))}"
         for name, values in RECALLS.items()
     )
-    return f"""# Coverage of the 95 % interval of balanced accuracy
+    return f"""# Coverage of the 95% interval of balanced accuracy
 
 Written by `python -m benchmarks.interval_coverage --repetitions {repetitions}`.
 
-Each row: {repetitions:,} simulated test sets with known recalls, lesions of 1 to 6 images whose
-images are right or wrong together, and the interval of `skin_jax.eval.metrics.evaluate` (2,000
-resamples of lesions within classes) on each. Coverage is the share of intervals that hold the
-truth; its own standard error is {np.sqrt(0.95 * 0.05 / repetitions):.1%} (1.5 % for 200). The last
-column is the plain percentile bootstrap on the same sets: too narrow where classes have few
-lesions or high recall, which is why the package draws n - 1 lesions of n and adds two imagined ones
-of half weight (see `bootstrap` in `skin_jax/eval/metrics.py` for the sources). Where classes of
-four or five lesions are nearly always right, these intervals err on the wide side.
+Each row: {repetitions:,} simulated test sets with known recalls and lesions of 1 to 6 images that
+tend to be right or wrong together, and the interval of `skin_jax.eval.metrics.evaluate` (2,000
+resamples of lesions within classes) for each set. Coverage is the share of intervals that contain
+the truth; its own standard error is {np.sqrt(0.95 * 0.05 / repetitions):.1%} (1.5% for 200). The
+last column is the plain percentile bootstrap on the same sets. It is too narrow where classes have
+few lesions or high recall, which is why the package draws n - 1 of n lesions and adds two imaginary
+ones of half weight (see `bootstrap` in `skin_jax/eval/metrics.py` for the sources). Where classes
+of four or five lesions are nearly always right, these intervals err on the wide side.
 
 {rows}
 

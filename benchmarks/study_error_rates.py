@@ -172,11 +172,11 @@ def document(rows: str, count: int) -> str:
 Written by `python -m benchmarks.study_error_rates --studies {count}`.
 
 Each row: {count:,} simulated studies of two arms, compared by `skin_jax.eval.comparison`. *Called
-different*: the wider of the two 95 % intervals leaves 0 out; with an effect of 0 that is the rate
-of false alarms, otherwise the power. *By t alone* (Student's t over folds), *by lesions alone* (the
-paired bootstrap): the same with one interval. Points of balanced accuracy; a rate of 5 % has a
-standard error of {np.sqrt(0.05 * 0.95 / count):.1%}. How studies are simulated stands in
-`benchmarks/study_error_rates.py`.
+different*: the wider of the two 95% intervals excludes 0; with an effect of 0 this is the rate of
+false alarms, otherwise the power. *By t alone* (Student's t over folds) and *by lesions alone* (the
+paired bootstrap): the same with one interval. Effects are in points of balanced accuracy; a rate of
+5% has a standard error of {np.sqrt(0.05 * 0.95 / count):.1%}. `benchmarks/study_error_rates.py`
+says how studies are simulated.
 
 {rows}
 
