@@ -158,7 +158,6 @@ def test_every_module_of_the_package_has_a_docstring():
         assert ast.get_docstring(ast.parse(path.read_text())), NAMES[path]
 
 
-@pytest.mark.skip(reason="docs follow the move")
 def test_the_architecture_names_every_module():
     text = (ROOT / "docs" / "architecture.md").read_text()
     missing = [NAMES[p] for p in MODULES if p.stem != "__init__" and p.name not in text]
