@@ -245,7 +245,7 @@ def test_a_checkpoint_that_one_of_two_cannot_read_is_passed_over_by_both(
 
 CANNOT_READ = """
 import sys
-from skin_jax import checkpoint
+from skin_jax.train import checkpoints as checkpoint
 original = checkpoint.Checkpoints._restore
 def broken(self, step, template):
     if step == %d and not broken.met:
@@ -455,7 +455,7 @@ def stuck(experiment, first_step):
         if number == 6:
             threading.Event().wait()  # a file system that never answers
         yield feed
-train.feeds = stuck
+loop.feeds = stuck
 """
 
 
