@@ -351,8 +351,7 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str
     return [
         f"config.{key}: {before.get(key)!r} there, {after.get(key)!r} now"
         for key in sorted(before.keys() | after.keys())
-        if before.get(key, _LATER.get(key)) != after.get(key, _LATER.get(key))
-        and not is_neutral(key)
+        if before.get(key) != after.get(key) and not is_neutral(key)
     ]
 
 

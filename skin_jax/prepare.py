@@ -11,26 +11,17 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-<<<<<<< HEAD
-from skin_jax import config as config_lib
-from skin_jax.base.command import run
-from skin_jax.data import reading
-=======
 from skin_jax.base import command, files
 from skin_jax.base.settings import MAX_SEED
->>>>>>> 1be53d2 (Settings are declared once; commands parse --config themselves, wherever it stands)
+from skin_jax.data import reading
 
 if TYPE_CHECKING:
     from skin_jax.data.examples import Examples
 
 FLAGS = flags.FLAGS
 
-<<<<<<< HEAD
-flags.DEFINE_string("data_dir", None, "Folder in a known layout, or, with --table, of images.")
+command.define_path("data_dir", None, "Folder in a known layout, or, with --table, of images.")
 reading.define_flags()
-=======
-command.define_path("data_dir", None, "Folder in one of the known layouts.")
->>>>>>> 1be53d2 (Settings are declared once; commands parse --config themselves, wherever it stands)
 flags.DEFINE_integer("image_size", 224, "Side of the prepared images in pixels.")
 command.define_path("cache_dir", files.CACHE_ROOT, "Where prepared images are kept.")
 flags.DEFINE_enum("on_bad_image", "error", ["error", "skip"], "What to do about unreadable images.")
@@ -39,7 +30,7 @@ command.define_path("out", ".", "Folder for skipped.csv.")
 flags.DEFINE_enum("split", "lesion", ["lesion", "paper", "official"], "Which split to show.")
 flags.DEFINE_list("split_fractions", ["0.7", "0.1", "0.2"], "Shares of train, val and test.")
 flags.DEFINE_integer("split_seed", 0, "Seed of the split.", 0, MAX_SEED)
-flags.DEFINE_integer("fold", None, "0 to 4: show a fold of the cross-validation.")
+flags.DEFINE_integer("fold", None, "0 to 4: show a fold of the cross-validation.", 0, 4)
 
 _BAR = 40
 
@@ -122,14 +113,13 @@ def _sizes(examples: "Examples", assignment: list[str], split: str, fold: int | 
     return "\n".join(rows)
 
 
-<<<<<<< HEAD
 def _width(examples: "Examples") -> int:
     return max(5, *map(len, examples.classes.names))
-=======
+
+
 def run() -> None:
     """Runs the command."""
     command.run(main)
->>>>>>> 1be53d2 (Settings are declared once; commands parse --config themselves, wherever it stands)
 
 
 if __name__ == "__main__":
