@@ -12,9 +12,9 @@ import jax
 import numpy as np
 
 from benchmarks import steps, timing
-from skin_jax import config as config_lib
 from skin_jax.base import devices
 from skin_jax.tasks import augment, settings
+from skin_jax.tasks.declared import sgan
 
 Row = dict[str, Any]
 
@@ -38,7 +38,7 @@ def rows(rounds: int, only: Sequence[str], precision: str) -> Iterator[Row]:
     """A row for each of the named operations."""
     ours = steps.OurStep(steps.config_of(_STEP, precision))
     batch = ours.batch["image"].shape[0]
-    whole = settings.augmentation(config_lib.sgan().augment)
+    whole = settings.augmentation(sgan.defaults().augment)
     variants: dict[str, Callable[[int], Any]] = {}
     for name in only:
         options = whole

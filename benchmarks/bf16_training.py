@@ -16,8 +16,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from skin_jax import config as config_lib
 from skin_jax.eval.inference import make_predictor
+from skin_jax.tasks.declared import classifier, sgan
 from skin_jax.train import loop
 from skin_jax.train.run import start
 
@@ -29,10 +29,10 @@ _SMALLEST = 1e-7
 def configuration(options: argparse.Namespace, precision: str, seed: int) -> ConfigDict:
     """The configuration of one run."""
     if options.task == "sgan":
-        config = config_lib.sgan()
+        config = sgan.defaults()
         config.model.width = options.width
     else:
-        config = config_lib.classifier()
+        config = classifier.defaults()
         config.model.name = "cnn"
         config.optimizer.warmup_steps = min(20, options.steps - 1)
     config.data.dir = options.data

@@ -1,6 +1,6 @@
 """Trains as `skin_jax.main` does, up to the first step, and prints when it got where.
 
-python -m benchmarks.first_step --config configs/sgan.py:smoke --workdir W [--config.key=value ...]
+python -m benchmarks.first_step --config=sgan:smoke --workdir=W [--config.key=value ...]
 
 The last line is JSON: seconds since the epoch when the modules were imported, the data were ready,
 and the first step was done.
@@ -12,13 +12,16 @@ import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from ml_collections import ConfigDict
+
 from skin_jax import main
 from skin_jax.base import command
+from skin_jax.config import load
 
 
-def until_first_step(argv: list[str]) -> None:
+def until_first_step(argv: list[str], config: ConfigDict | None) -> None:
     """`skin_jax.main`'s work; ends the process after the first step."""
-    import jax  # after `entry` has named the folder of the compilation cache, as in skin_jax.main
+    import jax  # after `command` has named the folder of the compilation cache, as in skin_jax.main
 
     from skin_jax.train import loop
 
@@ -42,8 +45,8 @@ def until_first_step(argv: list[str]) -> None:
         return first
 
     loop.start, loop.make_dispatch = noted_start, dispatch_once
-    main.main(argv)
+    main.main(argv, config)
 
 
 if __name__ == "__main__":
-    command.run(until_first_step)
+    command.run(until_first_step, load)

@@ -16,13 +16,13 @@ import numpy as np
 
 from benchmarks import timing
 from benchmarks.steps import OurStep
-from skin_jax import config as config_lib
 from skin_jax.data.classes import CLASSES
+from skin_jax.tasks.declared import dcgan
 
 
 def step_of(options: argparse.Namespace, stack: str, names: Sequence[str]) -> OurStep:
     """The step of these classes' DCGANs."""
-    config = config_lib.dcgan()
+    config = dcgan.defaults()
     config.stack, config.classes = stack, tuple(names)
     config.model.width, config.batch_size = options.width, options.batch
     config.data.image_size = options.size

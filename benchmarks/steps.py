@@ -19,7 +19,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks import counting, parity, timing
-from skin_jax import config as config_lib
 from skin_jax import tasks
 from skin_jax.base import devices
 from skin_jax.data.classes import CLASSES, HAM10000
@@ -52,12 +51,12 @@ def _classifier(config: ConfigDict, name: str, batch_size: int) -> ConfigDict:
 
 
 CONFIGS: dict[str, Callable[[], ConfigDict]] = {
-    "sgan_224_b16": lambda: _sgan(config_lib.sgan()),
-    "dcgan_64_b64": lambda: _dcgan(config_lib.dcgan(), CLASSES[:1]),
-    "dcgan_64_b64_seven": lambda: _dcgan(config_lib.dcgan(), CLASSES),
-    "resnet50_224_b8": lambda: _classifier(config_lib.classifier(), "resnet50", 8),
+    "sgan_224_b16": lambda: _sgan(sgan.defaults()),
+    "dcgan_64_b64": lambda: _dcgan(dcgan.defaults(), CLASSES[:1]),
+    "dcgan_64_b64_seven": lambda: _dcgan(dcgan.defaults(), CLASSES),
+    "resnet50_224_b8": lambda: _classifier(classifier.defaults(), "resnet50", 8),
     "efficientnet_lite0_224_b16": lambda: _classifier(
-        config_lib.classifier(), "efficientnet_lite0", 16
+        classifier.defaults(), "efficientnet_lite0", 16
     ),
 }
 

@@ -19,11 +19,12 @@ What to expect: one line of validation scores an epoch; on two cores about a min
 
 from ml_collections import ConfigDict
 
-from skin_jax.config import classifier, for_variant
+from skin_jax.config import for_variant
+from skin_jax.tasks.declared import classifier
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    config = classifier()
+    config = classifier.defaults()
     config.num_epochs = 40
     config.ema_decay = 0.99
     config.data.image_size = 64
@@ -33,4 +34,4 @@ def get_config(variant: str = "") -> ConfigDict:
     config.optimizer.learning_rate = 1e-3
     config.optimizer.backbone_multiplier = 1.0  # everything is new
     config.optimizer.weight_decay = 0.05
-    return for_variant(config, variant)
+    return for_variant(config, variant, classifier.smoke)

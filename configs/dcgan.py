@@ -5,19 +5,20 @@ python -m skin_jax.generate --workdir runs/dcgan --out runs/generated --balance_
 python -m skin_jax.main --config configs/classifier.py --workdir runs/balanced
     --config.data.dir=FOLDER --config.data.synthetic=runs/generated
 
-The settings of Radford et al. 2016 (`skin_jax.config.dcgan` marks what is not theirs).
+The settings of Radford et al. 2016 (`skin_jax.tasks.declared.dcgan` marks what is not theirs).
 --config.classes="('mel','df')" trains some of the classes, --config.score.weights=FILE.safetensors
 scores the generators by KID. `docs/results.md` has what to expect.
 """
 
 from ml_collections import ConfigDict
 
-from skin_jax.config import dcgan, for_variant
+from skin_jax.config import for_variant
+from skin_jax.tasks.declared import dcgan
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    config = dcgan()
+    config = dcgan.defaults()
     config.num_steps = 10_000
     config.batch_size = 64
     config.data.image_size = 64
-    return for_variant(config, variant)
+    return for_variant(config, variant, dcgan.smoke)

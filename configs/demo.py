@@ -9,11 +9,12 @@ folder instead.
 
 from ml_collections import ConfigDict
 
-from skin_jax.config import for_variant, sgan
+from skin_jax.config import for_variant
+from skin_jax.tasks.declared import sgan
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    config = sgan()
+    config = sgan.defaults()
     config.data.demo_images = 2000
     config.data.image_size = 64
     config.data.sampling = "balanced"
@@ -21,4 +22,4 @@ def get_config(variant: str = "") -> ConfigDict:
     config.num_epochs = 24
     config.batch_size = 32
     config.optimizer.learning_rate = 5e-4
-    return for_variant(config, variant)
+    return for_variant(config, variant, sgan.smoke)

@@ -13,13 +13,14 @@ then says what a logistic regression on the same weights' features reaches witho
 
 from ml_collections import ConfigDict
 
-from skin_jax.config import classifier, for_variant
+from skin_jax.config import for_variant
+from skin_jax.tasks.declared import classifier
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    config = classifier()
+    config = classifier.defaults()
     config.model.name = "efficientnet_lite0"
     config.model.weights = "hf:timm/tf_efficientnet_lite0.in1k"
     config.model.dropout = 0.2
     config.data.sampling = "balanced"
-    return for_variant(config, variant)
+    return for_variant(config, variant, classifier.smoke)

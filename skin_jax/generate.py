@@ -25,8 +25,8 @@ from skin_jax.base.errors import UserError
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string("workdir", None, "Folder of a trained run.")
-flags.DEFINE_string("out", None, "Folder for the images and their manifest.csv.")
+command.define_path("workdir", None, "Folder of a trained run.")
+command.define_path("out", None, "Folder for the images and their manifest.csv.")
 flags.DEFINE_list("classes", None, "Which classes (all that the run has).")
 flags.DEFINE_integer("step", None, "Takes the generators of this step (the best ones).", 0)
 flags.DEFINE_integer("per_class", None, "Images of each class (100).", lower_bound=1)
@@ -70,5 +70,10 @@ def main(argv: list[str]) -> None:
     )
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """Runs the command."""
     command.run(main)
+
+
+if __name__ == "__main__":
+    run()

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from skin_jax import config as config_lib
-from skin_jax.base.command import run
+from skin_jax.base import command, files
+from skin_jax.base.settings import MAX_SEED
 from skin_jax.data import reading
 
 if TYPE_CHECKING:
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string("data_dir", None, "Folder in a known layout, or, with --table, of images.")
+command.define_path("data_dir", None, "Folder in a known layout, or, with --table, of images.")
 reading.define_flags()
 flags.DEFINE_integer("image_size", 224, "Side of the prepared images in pixels.")
-flags.DEFINE_string("cache_dir", config_lib.CACHE_ROOT, "Where prepared images are kept.")
+command.define_path("cache_dir", files.CACHE_ROOT, "Where prepared images are kept.")
 flags.DEFINE_enum("on_bad_image", "error", ["error", "skip"], "What to do about unreadable images.")
 flags.DEFINE_bool("download", False, "Without --data_dir: fetch the ISIC 2018 archives (3 GB).")
-flags.DEFINE_string("out", ".", "Folder for skipped.csv.")
+command.define_path("out", ".", "Folder for skipped.csv.")
 flags.DEFINE_enum("split", "lesion", ["lesion", "paper", "official"], "Which split to show.")
 flags.DEFINE_list("split_fractions", ["0.7", "0.1", "0.2"], "Shares of train, val and test.")
-flags.DEFINE_integer("split_seed", 0, "Seed of the split.")
-flags.DEFINE_integer("fold", None, "0 to 4: show a fold of the cross-validation.")
+flags.DEFINE_integer("split_seed", 0, "Seed of the split.", 0, MAX_SEED)
+flags.DEFINE_integer("fold", None, "0 to 4: show a fold of the cross-validation.", 0, 4)
 
 _BAR = 40
 
@@ -117,5 +117,10 @@ def _width(examples: "Examples") -> int:
     return max(5, *map(len, examples.classes.names))
 
 
+def run() -> None:
+    """Runs the command."""
+    command.run(main)
+
+
 if __name__ == "__main__":
-    run(main)
+    run()

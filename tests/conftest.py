@@ -73,10 +73,10 @@ def generate_with(generate):
 def small_gan(tmp_path_factory) -> Path:
     """The work folder of a small semi-supervised GAN, trained and evaluated; only to be read."""
     from skin_jax import api
-    from skin_jax.config import sgan
     from skin_jax.data import demo
+    from skin_jax.tasks.declared import sgan
 
-    config = sgan()
+    config = sgan.defaults()
     config.update_from_flattened_dict(
         {
             "num_steps": 2,

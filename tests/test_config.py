@@ -1,15 +1,24 @@
-import runpy
+import json
 from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
 
 from skin_jax import config as config_lib
+from skin_jax import tasks
+from skin_jax.base import settings
 from skin_jax.base.errors import UserError
+from skin_jax.data.splits import NUM_FOLDS
+from skin_jax.tasks.classifier import MODELS
+from skin_jax.tasks.declared import classifier, dcgan, sgan
+
+ROOT = Path(__file__).parents[1]
+TASKS = pytest.mark.parametrize("task", [sgan, dcgan, classifier], ids=lambda task: task.NAME)
+OWN = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 
 
 def changed(**changes) -> ConfigDict:
-    config = config_lib.sgan()
+    config = sgan.defaults()
     config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
     return config
 
@@ -21,10 +30,29 @@ def test_written_configuration_reads_back_equal(tmp_path):
     config_lib.check_resumable(config_lib.read(tmp_path), config, tmp_path)
 
 
+def test_a_run_from_before_a_setting_was_declared_has_its_default(tmp_path):
+    content = sgan.defaults().to_dict()
+    for key in ("table", "label_column", "classes", "rename"):
+        del content["data"][key]
+    (tmp_path / config_lib.FILE_NAME).write_text(json.dumps(content))
+    read = config_lib.read(tmp_path)
+    assert (read.data.table, read.data.classes) == (None, ())
+    config_lib.check_resumable(read, sgan.defaults(), tmp_path)
+    flat = config_lib.flatten(content)
+    assert config_lib.differences(flat, config_lib.flatten(sgan.defaults())) == []
+    (phrase,) = config_lib.differences(flat, config_lib.flatten(changed(data__classes=("a", "b"))))
+    assert phrase == "config.data.classes: [] there, ['a', 'b'] now"
+
+
 @pytest.mark.parametrize(
     "changes",
     [
         {"data__dir": "/elsewhere"},
+        {"data__table": "/elsewhere.csv"},
+        {"data__on_bad_image": "skip"},
+        {"profile": True},
+        {"watchdog_seconds": 0},
+        {"distributed__num_processes": 2},
         {"data__synthetic": "/elsewhere"},
         {"data__pipeline": "device"},
         {"data__cache_dir": "/tmp"},
@@ -52,6 +80,7 @@ def test_keys_that_do_not_change_a_result_may_differ_on_resume(tmp_path, changes
         {"precision": "bf16"},
         {"data__synthetic_ratio": 0.5},
         {"data__oversample_to": 100},
+        {"data__rename": (("a", "b"),)},
         {"steps_per_dispatch": 2},
     ],
 )
@@ -77,7 +106,9 @@ def test_every_difference_is_named(tmp_path):
 def test_a_folder_without_a_run_and_a_damaged_one_are_told_apart(tmp_path):
     with pytest.raises(UserError, match="not the work folder of a run"):
         config_lib.read(tmp_path)
-    for damaged in ("{", "[]", "{}"):
+    sound = sgan.defaults().to_dict()
+    wrong = ({"batch_size": "many"}, {"batch_size": None}, {"data": 3}, {"data": {"dir": []}})
+    for damaged in ("{", "[]", "{}", *(json.dumps(sound | change) for change in wrong)):
         (tmp_path / config_lib.FILE_NAME).write_text(damaged)
         with pytest.raises(UserError, match="damaged"):
             config_lib.read(tmp_path)
@@ -87,6 +118,23 @@ def test_a_folder_without_a_run_and_a_damaged_one_are_told_apart(tmp_path):
     ("changes", "message"),
     [
         ({"seed": -1}, r"config\.seed is -1; it must be at least 0"),
+        ({"seed": 2**32}, r"config\.seed is 4294967296; .* at most 4294967295"),
+        ({"data__split_seed": 2**32}, r"config\.data\.split_seed is 4294967296"),
+        ({"data__fold": 5}, r"config\.data\.fold is 5; .* at most 4"),
+        (
+            {"optimizer__schedule": "linear"},
+            r"schedule is .linear.; it can be .constant",
+        ),
+        ({"optimizer__learning_rate": 0.0}, r"learning_rate is 0\.0; it must be above 0"),
+        ({"optimizer__warmup_steps": -1}, r"config\.optimizer\.warmup_steps is -1"),
+        ({"loss__pseudo_label_threshold": 1.5}, r"above 0 and at most 1"),
+        ({"sharding__num_devices": 0}, r"config\.sharding\.num_devices is 0"),
+        ({"batch_size": None}, r"config\.batch_size is None; it takes a whole number"),
+        (
+            {"data__classes": (1, 2)},
+            r"config\.data\.classes is \[1, 2\]; it takes a tuple of texts",
+        ),
+        ({"data__rename": ("a", "b")}, r"a tuple of pairs, such as \(\('a','b'\),\)"),
         ({"num_epochs": 0}, r"config\.num_epochs is 0"),
         ({"num_steps": 0}, r"config\.num_steps is 0"),
         ({"num_steps": -5}, r"config\.num_steps is -5"),
@@ -98,7 +146,7 @@ def test_a_folder_without_a_run_and_a_damaged_one_are_told_apart(tmp_path):
         ({"data__sampling": "even"}, r"config\.data\.sampling is 'even'"),
         ({"data__pipeline": "torch"}, r"config\.data\.pipeline is 'torch'; .*'auto'"),
         ({"data__on_bad_image": "hide"}, r"config\.data\.on_bad_image is 'hide'"),
-        ({"data__split_fractions": ("0.7", "0.1", "0.2")}, r"takes three numbers"),
+        ({"data__split_fractions": ("0.7", "0.1", "0.2")}, r"a tuple of numbers"),
         ({"data__dir": ""}, r"config\.data\.dir is empty"),
         ({"data__synthetic": ""}, r"config\.data\.synthetic is empty"),
         ({"data__oversample_to": 0}, r"config\.data\.oversample_to is 0; it must be at least 1"),
@@ -130,9 +178,26 @@ def test_settings_out_of_range_name_their_key(changes, message):
         config_lib.validate(changed(**changes))
 
 
-@pytest.mark.parametrize("defaults", [config_lib.sgan, config_lib.classifier])
-def test_the_defaults_are_valid(defaults):
-    config_lib.validate(defaults())
+@TASKS
+def test_the_defaults_are_valid_and_all_are_declared(task):
+    config = task.defaults()
+    config_lib.validate(config)
+    assert config.task == task.NAME
+    assert config_lib.flatten(config).keys() == settings.DECLARED[task.NAME].keys()
+
+
+@pytest.mark.parametrize("file", [f"{name}{v}" for name in OWN for v in ("", ":smoke")])
+def test_the_configurations_that_come_with_the_package_are_valid(file):
+    config = config_lib.load(file)
+    if "arms" not in config:
+        config_lib.validate(config)
+        assert config.task in tasks.TASKS
+
+
+def test_what_is_declared_twice_is_the_same():
+    assert config_lib.COMMON["data.fold"].high == NUM_FOLDS - 1
+    assert all(name in settings.DECLARED["classifier"]["model.name"].help for name in MODELS)
+    assert settings.DECLARED.keys() >= tasks.TASKS.keys()
 
 
 def test_tf_without_tensorflow_names_the_way_out(monkeypatch):
@@ -141,29 +206,13 @@ def test_tf_without_tensorflow_names_the_way_out(monkeypatch):
         config_lib.validate(changed(data__pipeline="tf"))
 
 
-@pytest.mark.parametrize(
-    ("override", "suggestion"),
-    [
-        ("--config.batchsize=3", "--config.batch_size"),
-        ("--config.lr=3", "configs/x.py"),
-        ("--config.learning_rate=3", "--config.optimizer.learning_rate"),
-        ("--noconfig.data.downlod", "--config.data.download"),
-    ],
-)
-def test_unknown_keys_get_the_nearest_names(override, suggestion):
-    argv = ["main", "--config", "configs/x.py", "--config.seed=1", override]
-    message = str(config_lib.unknown_key_error(argv, lambda path: config_lib.sgan()))
-    assert suggestion in message
-    assert "seed" not in message
-
-
-@pytest.mark.parametrize("defaults", [config_lib.sgan, config_lib.classifier])
-def test_the_smoke_variant_is_small_saves_three_times_and_needs_no_weights(defaults):
-    config = defaults()
+@TASKS
+def test_the_smoke_variant_is_small_saves_three_times_and_needs_no_weights(task):
+    config = task.defaults()
     if "weights" in config.model:
         config.model.weights = "hf:timm/resnet50.a1_in1k"
     before = set(config_lib.flatten(config))
-    config_lib.for_variant(config, "smoke")
+    config_lib.for_variant(config, "smoke", task.smoke)
     config_lib.validate(config)
     assert set(config_lib.flatten(config)) == before
     assert config.num_steps / config.eval_every_steps > 3
@@ -173,17 +222,15 @@ def test_the_smoke_variant_is_small_saves_three_times_and_needs_no_weights(defau
 
 @pytest.mark.parametrize("name", ["resnet50", "densenet121", "efficientnet_lite0"])
 def test_the_classifiers_start_from_pretrained_weights_that_the_command_line_can_take_away(name):
-    path = Path(__file__).parents[1] / "configs" / f"{name}.py"
-    config = runpy.run_path(str(path))["get_config"]()
+    config = config_lib.load(name)
     assert config.model.name == name
     assert config.model.weights.startswith("hf:timm/")
     config.update_from_flattened_dict({"model.weights": "none"})
 
 
 def test_the_config_of_the_plain_network_starts_from_scratch():
-    path = Path(__file__).parents[1] / "configs" / "classifier.py"
-    for variant in ("", "smoke"):
-        config = runpy.run_path(str(path))["get_config"](variant)
+    for file in ("classifier", "classifier:smoke"):
+        config = config_lib.load(file)
         config_lib.validate(config)
         assert (config.model.name, config.model.weights) == ("cnn", "none")
         assert config.optimizer.backbone_multiplier == 1.0
@@ -191,12 +238,12 @@ def test_the_config_of_the_plain_network_starts_from_scratch():
 
 def test_unknown_variant_names_the_choices():
     with pytest.raises(UserError, match=r"no variant 'smok' .* ':smoke'"):
-        config_lib.for_variant(config_lib.sgan(), "smok")
+        config_lib.for_variant(sgan.defaults(), "smok", sgan.smoke)
 
 
 def test_paths_become_absolute_but_names_of_weights_stay(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config = config_lib.classifier()
+    config = classifier.defaults()
     config.data.dir, config.model.weights = "images", "lite0.safetensors"
     config.data.synthetic = "generated"
     config_lib.normalize(config)
@@ -207,7 +254,26 @@ def test_paths_become_absolute_but_names_of_weights_stay(tmp_path, monkeypatch):
         config.model.weights = name
         config_lib.normalize(config)
         assert config.model.weights == name
-    gan = config_lib.sgan()
+    gan = sgan.defaults()
     config_lib.normalize(gan)
     assert gan.data.dir is None
     assert gan.data.synthetic is None
+
+
+def test_a_configuration_is_found_by_its_name_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for file in ("demo", "demo.py", "configs/demo.py"):
+        assert config_lib.load(f"{file}:smoke").num_steps == 40
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "demo.py").write_text("def get_config(): return 'mine'\n")
+    assert config_lib.load("configs/demo.py") == "mine"
+    assert config_lib.load("demo") != "mine"
+    for file in ("demi", "configs/demi.py", "/nowhere/configs/demo.py"):
+        with pytest.raises(UserError, match=rf"no file {file} in .*skin_jax itself has .*demo"):
+            config_lib.load(file)
+
+
+def test_the_readme_has_the_declared_settings():
+    text = (ROOT / "README.md").read_text()
+    table = text.partition("<!-- settings -->\n")[2].partition("\n<!-- end of settings -->")[0]
+    assert table.strip() == settings.table(), "run .ci/settings, which writes the table"

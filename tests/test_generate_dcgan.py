@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from skin_jax import config as config_lib
 from skin_jax.base import devices, errors, files
 from skin_jax.base.errors import UserError
 from skin_jax.data import demo, splits
@@ -17,6 +16,7 @@ from skin_jax.data import generated as generated_lib
 from skin_jax.data.classes import CLASSES, HAM10000
 from skin_jax.eval import generation
 from skin_jax.tasks.augment import to_uint8
+from skin_jax.tasks.declared import dcgan
 from skin_jax.train import checkpoints as checkpoint_lib
 from skin_jax.train.run import start, trained
 
@@ -40,7 +40,7 @@ def workdir(tmp_path_factory):
 
     That of bcc was best at step 2 and that of mel at step 4; df was never scored.
     """
-    config = config_lib.dcgan()
+    config = dcgan.defaults()
     config.update_from_flattened_dict(SMALL)
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     experiment = start(config, folder)

@@ -43,11 +43,11 @@ def _small_networks():
 
 def build(name, precision):
     if name in CLASSIFIERS:
-        config = config_lib.classifier()
+        config = classifier.defaults()
         config.model.name, config.model.width_multiplier = name, 0.5
         config.optimizer.warmup_steps = 0
     else:
-        config = getattr(config_lib, name)()
+        config = config_lib.base(name)
         config.model.width, config.model.noise_size = WIDTH, 16
     config.data.image_size, config.batch_size = SIZE, ROWS
     config.precision, config.ema_decay = precision, 0.9

@@ -10,6 +10,7 @@ from skin_jax import config as config_lib
 from skin_jax import tasks
 from skin_jax.data.classes import CLASSES
 from skin_jax.eval import tables
+from skin_jax.tasks.declared import sgan
 from skin_jax.train import checkpoints as checkpoint_lib
 
 pytestmark = pytest.mark.xdist_group("prediction")  # one worker makes the fixtures, once
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.xdist_group("prediction")  # one worker makes the fixtu
 def workdir(tmp_path_factory):
     """Of a run whose weights are as initialised."""
     folder = tmp_path_factory.mktemp("run")
-    config = config_lib.sgan()
+    config = sgan.defaults()
     config.update_from_flattened_dict(
         {"data.image_size": 32, "model.width": 4, "data.pipeline": "device"}
     )

@@ -38,8 +38,8 @@ TINY = [
 
 
 RUN = """
-from skin_jax import entry, main
-entry.run(main.main)
+from skin_jax import main
+main.run()
 """
 ONLY_TRAINS = """
 from skin_jax.eval import runs
@@ -49,13 +49,13 @@ runs.evaluate_split = runs.write_page = lambda *args: None
 
 SLOW_STEPS = """
 import threading
-from skin_jax import train
-original = train.feeds
+from skin_jax.train import loop
+original = loop.feeds
 def slow(*args):
     for feed in original(*args):
         threading.Event().wait(0.3)
         yield feed
-train.feeds = slow
+loop.feeds = slow
 """
 # JAX needs a second or two to tell all processes of a signal; steps of real size take as long.
 
@@ -245,7 +245,7 @@ def test_a_checkpoint_that_one_of_two_cannot_read_is_passed_over_by_both(
 
 CANNOT_READ = """
 import sys
-from skin_jax import checkpoint
+from skin_jax.train import checkpoints as checkpoint
 original = checkpoint.Checkpoints._restore
 def broken(self, step, template):
     if step == %d and not broken.met:
@@ -322,23 +322,24 @@ import hashlib, sys
 from pathlib import Path
 import jax
 from jax.experimental import multihost_utils
-from skin_jax import main, sharding, train
-from skin_jax.experiment import start
-from skin_jax.augment import augment, keys_of
+from skin_jax import main
+from skin_jax.base import devices
+from skin_jax.train import loop
+from skin_jax.train.run import start
+from skin_jax.tasks.augment import augment, keys_of
 
-def batches(argv):
-    config = main._CONFIG.value
-    sharding.start_distributed(**config.distributed.to_dict())
+def batches(argv, config):
+    devices.start_distributed(**config.distributed.to_dict())
     experiment = start(config, Path(main._WORKDIR.value))
-    task, whole = experiment.task, sharding.replicated(experiment.mesh)
+    task, whole = experiment.task, devices.replicated(experiment.mesh)
     def pixels(resident, feed):
         batch = experiment.pipeline.gather(resident, feed)
         keys = keys_of(jax.random.key(0), batch["position"])
         return batch["image"], batch["label"], augment(batch["image"], keys, task.augmentation)
     pixels = jax.jit(pixels, out_shardings=whole)
-    for feed in train.feeds(experiment, 0):
+    for feed in loop.feeds(experiment, 0):
         found = [jax.device_get(x) for x in pixels(experiment.pipeline.resident, feed)]
-        if sharding.is_first():
+        if devices.is_first():
             print(*(hashlib.sha256(x.tobytes()).hexdigest() for x in found))
 
 main.main = batches
@@ -447,14 +448,14 @@ def class_folders(tmp_path_factory):
 
 STANDS_STILL = """
 import threading
-from skin_jax import train
-original = train.feeds
+from skin_jax.train import loop
+original = loop.feeds
 def stuck(experiment, first_step):
     for number, feed in enumerate(original(experiment, first_step)):
         if number == 6:
             threading.Event().wait()  # a file system that never answers
         yield feed
-train.feeds = stuck
+loop.feeds = stuck
 """
 
 

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from skin_jax import config as config_lib
-from skin_jax.base import command
+from skin_jax.base import command, files
 
 ROOT = Path(__file__).parents[1]
 SLOW = ("jax", "tensorflow", "sklearn", "matplotlib", "orbax", "flax")  # to import
 
 COMPILES = """
-from skin_jax import entry
+from skin_jax.base import command
 
 def main(argv):
     import jax
@@ -23,7 +22,7 @@ def main(argv):
     jax.jit(lambda x: x + 1)(1.0).block_until_ready()
     print(sum(event.endswith("cache_hits") for event in events), "hits")
 
-entry.run(main)
+command.run(main)
 """
 
 
@@ -73,7 +72,7 @@ def test_the_second_start_finds_what_the_first_compiled(tmp_path):
 
 
 def test_a_cache_that_cannot_be_written_gives_one_warning(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(config_lib, "CACHE_ROOT", str(tmp_path / "file"))
+    monkeypatch.setattr(files, "CACHE_ROOT", str(tmp_path / "file"))
     (tmp_path / "file").write_text("")
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     command._keep_compiled()

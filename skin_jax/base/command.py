@@ -1,43 +1,180 @@
-"""How every entry point starts and ends: flags in, one exit status out."""
+"""How every command starts and ends: flags in, one exit status out."""
 
+import contextlib
 import os
 import sys
 import tempfile
+import tomllib
 import traceback
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from absl import app, flags, logging
+from ml_collections import ConfigDict
 
-from skin_jax import config as config_lib
-from skin_jax.base import errors
+from skin_jax.base import errors, files, settings
+
+flags.disclaim_key_flags()  # a flag defined through this module belongs to the command that asks
 
 _T = TypeVar("_T")
+
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
-_HELP = ("--help", "-help", "-h", "--helpshort")
+_HELP = {"--help", "-help", "-h", "--helpshort", "--helpfull"}
+_VERSION = {"--version", "-version"}
 
 
-def run(main: Callable[[list[str]], int | None]) -> None:
+def _interrupted_early(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """Ends a command that Ctrl-C reaches before `run`, while modules are imported."""
+    if issubclass(kind, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr, flush=True)
+        os._exit(errors.INTERRUPTED)
+    sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = _interrupted_early
+
+
+class _Path(flags.ArgumentParser[str]):
+    """Expands `~` to the user's home."""
+
+    syntactic_help = "a path"
+
+    def parse(self, argument: str) -> str:
+        return os.path.expanduser(argument)
+
+
+def define_path(name: str, default: str | None, help: str) -> flags.FlagHolder[str | None]:
+    """Defines a flag for a path."""
+    parser, serializer = _Path(), flags.ArgumentSerializer[str]()
+    return flags.DEFINE(parser, name, default, help, flags.FLAGS, serializer)
+
+
+def define_paths(name: str, help: str) -> flags.FlagHolder[list[str]]:
+    """Defines a flag for paths that may be repeated; `paths_in` reads each of its values."""
+    parser, serializer = _Path(), flags.ArgumentSerializer[str]()
+    return flags.DEFINE_multi(parser, serializer, name, [], f"{help}\n", flags.FLAGS)
+
+
+def paths_in(text: str) -> list[str]:
+    """Splits paths at commas, but for a text that is the path of something itself."""
+    parts = [text] if os.path.lexists(text) else text.split(",")
+    return [os.path.expanduser(part) for part in parts if part]
+
+
+def version() -> str:
+    """The version of the package."""
+    try:
+        return metadata.version("skin_jax")
+    except metadata.PackageNotFoundError:  # a checkout that is not installed
+        project = Path(__file__).parents[2] / "pyproject.toml"
+        return str(tomllib.loads(project.read_text())["project"]["version"])
+
+
+def run(main: Callable[..., int | None], load: Callable[[str], ConfigDict] | None = None) -> None:
     """Parses the command line, calls `main(argv)` and exits with its status.
 
-    A UserError is printed on stderr as it is, without a traceback, and gives the exit status.
-    Unknown flags and unknown `--config.` keys end with status 2 and the nearest known names.
+    A UserError is printed on stderr as it is, without a traceback, and gives the exit status; the
+    traceback of any other error goes to a file, which is named. Unknown flags and settings end with
+    status 2 and the nearest known names.
 
     Programs that JAX compiles are kept for the next start, in the folder `xla` of
-    `config.CACHE_ROOT`; JAX's own variables in the environment have precedence.
+    `files.CACHE_ROOT`; JAX's own variables in the environment have precedence.
+
+    Args:
+      main: the work; the docstring of its module is the help.
+      load: gives the configuration that `--config` names, for a command that takes one; its work is
+        `main(argv, config)`, with the settings of the command line (None without --config).
     """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass  # a file that is opened later must not take the place of a stdout that is closed
+    os.close(descriptor)
     # TensorFlow, where it is used, only moves images: its start-up notes are about arithmetic.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     # What the libraries log is not the user's to act on: what they raise is, and it is said.
     logging.set_verbosity(logging.FATAL)
+    flags.DEFINE_bool("debug", False, "Show the traceback of an unforeseen error.")
+    arguments: list[Any] = []
 
-    def with_cache(argv: list[str]) -> int | None:
+    def parse(argv: list[str]) -> None:
+        if _VERSION & {*argv}:
+            _say(f"skin_jax {version()}")
+        config, rest = _configured(argv, load) if load else (None, argv)
+        if _HELP & {*rest}:
+            _say(_help(main, config, load))
+        try:
+            arguments[:] = [flags.FLAGS(rest), config] if load else [flags.FLAGS(rest)]
+        except flags.Error as error:
+            raise errors.UserError(f"{error} (see --help)") from None
+
+    def work() -> int | None:
         _keep_compiled()
-        return main(argv)
+        return main(*arguments)
 
-    app.run(lambda argv: _guarded(lambda: with_cache(argv)), flags_parser=_parse)
+    app.run(lambda _: _guarded(work), flags_parser=lambda argv: _guarded(lambda: parse(argv)))
+
+
+def _configured(
+    argv: list[str], load: Callable[[str], ConfigDict]
+) -> tuple[ConfigDict | None, list[str]]:
+    """The configuration of a command line, locked, and what else there is, in any order."""
+    words, chosen, rest, file = list(argv), list[tuple[str, str]](), list[str](), ""
+    while words:
+        word = words.pop(0)
+        name, equals, value = word.lstrip("-").partition("=")
+        negated = name.startswith("noconfig.")
+        key = name.removeprefix("no") if negated else name
+        if word == "--":
+            rest += [word, *words]
+            break
+        if not word.startswith("-") or not f"{key}.".startswith("config."):
+            rest.append(word)
+            continue
+        if not equals:
+            follows = words and not words[0].startswith("-") and not negated
+            value = words.pop(0) if follows else str(not negated)
+            value = "" if (key, value) == ("config", "True") else value
+        if key == "config":
+            file = value
+        else:
+            chosen.append((key.removeprefix("config."), value))
+    if not file:
+        if chosen:
+            key = chosen[0][0]
+            raise errors.UserError(f"--config.{key} needs --config=NAME, such as --config=demo")
+        return None, rest
+    config = load(file)
+    for key, value in chosen:
+        settings.override(config, key, value)
+    return config.lock(), rest
+
+
+def _help(
+    main: Callable[..., Any],
+    config: ConfigDict | None,
+    load: Callable[[str], ConfigDict] | None,
+) -> str:
+    module = main.__module__
+    own = flags.FLAGS.get_key_flags_for_module(sys.argv[0] if module == "__main__" else module)
+    lines = [sys.modules[module].__doc__ or "", "flags:"]
+    if load:
+        lines += [
+            "  --config",
+            "      Name of a configuration, or a file; with ':smoke' a short try.",
+        ]
+    for flag in sorted(own, key=lambda flag: flag.name):
+        default = f" ({flag.default})" if flag.default else ""
+        lines += [f"  --{flag.name}", f"      {flag.help.splitlines()[0]}{default}"]
+    if load:
+        which = "this configuration" if config else "all configurations (--config=NAME --help: all)"
+        lines += [
+            "",
+            f"settings of {which}:",
+            settings.described(config or settings.defaults(settings.DECLARED[None])),
+        ]
+    return "\n".join(lines)
 
 
 def _keep_compiled() -> None:
@@ -46,7 +183,7 @@ def _keep_compiled() -> None:
     if _CACHE in os.environ:
         return
     try:
-        folder = Path(config_lib.CACHE_ROOT).expanduser() / "xla"
+        folder = Path(files.CACHE_ROOT).expanduser() / "xla"
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)  # its programs are run as they are: nobody else may put one there
         with tempfile.TemporaryFile(dir=folder):
@@ -60,47 +197,57 @@ def _keep_compiled() -> None:
     os.environ[_CACHE] = str(folder)
 
 
+def _say(text: str) -> NoReturn:
+    print(text, flush=True)
+    sys.exit()
+
+
 def _guarded(action: Callable[[], _T]) -> _T:
+    """Turns whatever ends an action into a line on stderr and an exit status."""
     try:
         return action()
-    except errors.UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except errors.Ended as end:
-        print(end, file=sys.stderr)
+    except (errors.UserError, errors.Ended) as end:
+        prefix = "error: " if isinstance(end, errors.UserError) else ""
+        print(f"{prefix}{end}", file=sys.stderr)
         sys.exit(end.exit_code)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(errors.INTERRUPTED)
-
-
-def _parse(argv: list[str]) -> list[str]:
-    if any(arg in _HELP for arg in argv[1:]):
-        app.usage(shorthelp=True, writeto_stdout=True, exitcode=0)
-    return _guarded(lambda: _parse_or_explain(argv))
-
-
-def _parse_or_explain(argv: list[str]) -> list[str]:
-    path = config_lib.path_in(argv).partition(":")[0]
-    if path and not Path(path).is_file():
-        raise errors.UserError(
-            f"there is no file {path} in {Path.cwd()}; configs/ lies in the repository: run from "
-            "there, or give the file's full path"
+    except Exception as error:
+        if isinstance(error, BrokenPipeError) and not _flushed():
+            sys.exit(errors.FAILURE)  # who read the output has gone: `| head`
+        if "--debug" in sys.argv:
+            raise
+        print(
+            f"error: unforeseen {type(error).__name__}: {errors.first_line(error)}; the traceback "
+            f"is in {_kept(traceback.format_exc())}, and --debug shows it",
+            file=sys.stderr,
         )
+        sys.exit(errors.FAILURE)
+    finally:
+        _flushed()
+
+
+def _flushed() -> bool:
+    """Whether stdout could take what was printed; where it could not, it is let go."""
     try:
-        return flags.FLAGS(argv)
-    except errors.UserError:
-        raise
-    except (AttributeError, KeyError):
-        # ml_collections raises these, bare, for an override of a key that the file does not define.
-        raise config_lib.unknown_key_error(argv, flags.FLAGS["config"].parser.parse) from None
-    except (flags.Error, OSError) as error:
-        if any(arg.startswith("--config.") for arg in argv) and not config_lib.path_in(argv):
-            raise errors.UserError("--config.key=value needs --config=configs/X.py") from None
-        raise errors.UserError(f"{error} (see --help)") from None
-    except Exception as error:  # of the configuration file: it is a program
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        raise errors.UserError(
-            f"the configuration {config_lib.path_in(argv)} failed: {type(error).__name__}: {error} "
-            f"({where.filename}, line {where.lineno})"
-        ) from None
+        if sys.stdout:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
+
+
+def _kept(text: str) -> str:
+    """Writes a log into the work folder where there is one, else into a temporary folder."""
+    given = flags.FLAGS["workdir"].value if "workdir" in flags.FLAGS else None
+    folder = (paths_in(given) if isinstance(given, str) else given or [""])[0]
+    in_use = os.path.isdir(folder) and any(name[0] != "." for name in os.listdir(folder))
+    for place in (folder, None) if in_use else (None,):
+        with contextlib.suppress(OSError):
+            descriptor, path = tempfile.mkstemp(".log", "error-", place)
+            with os.fdopen(descriptor, "w") as file:
+                file.write(text)
+            return path
+    return f"no file that could be written:\n{text}"

@@ -9,6 +9,11 @@ from pathlib import Path
 
 from skin_jax.base.errors import UserError, warn
 
+CACHE_ROOT = os.path.join(
+    os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache"), "skin_jax"
+)
+"""Where what can be made again is kept between runs; `~` is the user's home."""
+
 
 def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
     """Writes a whole file or nothing, so that a reader never meets half of it.

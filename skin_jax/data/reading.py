@@ -9,6 +9,8 @@ from absl import flags
 
 from skin_jax.base.errors import UserError
 
+flags.disclaim_key_flags()  # those of `define_flags` belong to the command that asks for them
+
 
 @dataclass(frozen=True)
 class Reading:

@@ -28,19 +28,19 @@ if TYPE_CHECKING:
 
     from skin_jax.eval.features import Extractor
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a trained run.")
+_WORKDIR = command.define_path("workdir", None, "Folder of a trained run.")
 _SPLIT = flags.DEFINE_enum("split", "test", ["train", "val", "test"], "Split of the run.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Another labelled folder, all of its images.")
-_PREDICTIONS = flags.DEFINE_string("predictions", None, "CSV with the challenge's columns.")
-_TRUTH = flags.DEFINE_string("truth", None, "CSV with the challenge's columns, one-hot.")
-_QUALITY = flags.DEFINE_string("quality", None, "Folder of generated images.")
-_WEIGHTS = flags.DEFINE_string(
+_DATA_DIR = command.define_path("data_dir", None, "Another labelled folder, all of its images.")
+_PREDICTIONS = command.define_path("predictions", None, "CSV with the challenge's columns.")
+_TRUTH = command.define_path("truth", None, "CSV with the challenge's columns, one-hot.")
+_QUALITY = command.define_path("quality", None, "Folder of generated images.")
+_WEIGHTS = command.define_path(
     "weights", None, "EfficientNet-Lite0's, for --quality: a .safetensors or hf:OWNER/NAME."
 )
-_FEATURES_FROM = flags.DEFINE_string(
+_FEATURES_FROM = command.define_path(
     "features_from", None, "Folder of the run whose features --quality takes."
 )
-_OUT = flags.DEFINE_string("out", None, "Where the results go.")
+_OUT = command.define_path("out", None, "Where the results go.")
 reading.define_flags()  # of --data_dir
 
 
@@ -211,5 +211,10 @@ def _features_of(workdir: Path, mesh: "Mesh") -> "Extractor":
     )
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """Runs the command."""
     command.run(main)
+
+
+if __name__ == "__main__":
+    run()

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from absl import flags
 from PIL import Image
 
 from skin_jax import config as config_lib
@@ -26,7 +25,7 @@ from skin_jax.eval import metrics
 if TYPE_CHECKING:
     from skin_jax.tasks import Task
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run that was evaluated on test.")
+_WORKDIR = command.define_path("workdir", None, "Folder of a run that was evaluated on test.")
 
 _PIXELS = 32
 _WIDTH = 56
@@ -169,5 +168,10 @@ def main(argv: list[str]) -> None:
     write_atomically(folder / "baselines.json", json.dumps(results, indent=2) + "\n")
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """Runs the command."""
     command.run(main)
+
+
+if __name__ == "__main__":
+    run()

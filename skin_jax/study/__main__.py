@@ -1,6 +1,6 @@
 """Runs a study: arms x folds x seeds of one configuration file, compared in one report.
 
-python -m skin_jax.study --config configs/study_X.py --workdir W [--shard i/n] [--dry_run]
+python -m skin_jax.study --config=study_NAME --workdir=W [--shard=i/n] [--dry_run]
     [--report_only] [--config.data.dir=FOLDER] [--config.key=value ...]
 
 --dry_run prints the plan and what it costs. The same command goes on where it was ended: what is
@@ -22,33 +22,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict
 
 from skin_jax.base import command, errors
 from skin_jax.base.errors import UserError
+from skin_jax.config import load
 
 if TYPE_CHECKING:
     from skin_jax.study.jobs import Result
     from skin_jax.study.plan import Plan
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "A file configs/study_X.py, with ':smoke' for a short try.", lock_config=True
-)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the study: made, or gone on with.")
+_WORKDIR = command.define_path("workdir", None, "Folder of the study: created, or continued.")
 _SHARD = flags.DEFINE_string("shard", "0/1", "This process's share of the runs, from 0: i/n.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the plan and its cost; start nothing.")
 _REPORT_ONLY = flags.DEFINE_bool("report_only", False, "Report on what is finished; start nothing.")
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str], config: ConfigDict | None) -> int:
     """The command line's work; see the module's docstring."""
     if len(argv) > 1:
         raise UserError(
             f"unexpected argument {argv[1]!r}; settings are given as --config.key=value"
         )
-    if _CONFIG.value is None or not _WORKDIR.value:
-        raise UserError("give both --config=configs/study_X.py and --workdir=DIR; see --help")
-    if "arms" not in _CONFIG.value:
+    if config is None or not _WORKDIR.value:
+        raise UserError("give both --config=study_NAME and --workdir=DIR; see --help")
+    if "arms" not in config:
         raise UserError("this configuration is one run, not a study: run it with skin_jax.main")
     if _DRY_RUN.value and _REPORT_ONLY.value:
         raise UserError("--dry_run and --report_only exclude each other; give one of them")
@@ -58,7 +56,7 @@ def main(argv: list[str]) -> int:
     from skin_jax.study import plan as plan_lib  # they take their time to import: not for --help
     from skin_jax.study.jobs import Result, Runner
 
-    plan = plan_lib.make(_CONFIG.value, workdir)
+    plan = plan_lib.make(config, workdir)
     runs = plan.share(shard, shards)
     if _DRY_RUN.value:
         plan_lib.check(plan)
@@ -179,5 +177,10 @@ def _report(workdir: Path) -> None:
     print(f"full report: {page}", flush=True)
 
 
+def run() -> None:
+    """Runs the command."""
+    command.run(main, load)
+
+
 if __name__ == "__main__":
-    command.run(main)
+    run()

@@ -15,7 +15,6 @@ import dataclasses
 import hashlib
 import json
 import re
-import runpy
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +27,9 @@ from skin_jax import config as config_lib
 from skin_jax.base import folder
 from skin_jax.base.errors import UserError
 from skin_jax.base.files import locked, write_atomically
+from skin_jax.base.settings import STUDY, Setting, completed, declare, defaults
+from skin_jax.config import load
+from skin_jax.data.classes import HAM10000
 from skin_jax.data.generated import MANIFEST
 from skin_jax.data.splits import NUM_FOLDS
 
@@ -63,6 +65,16 @@ _OPTIONS = ("per_class", "balance_to", "ratio", "seed", "min_confidence", "max_t
 _MORE_OF_THE_SAME = "max_tries"  # may be raised: a partial folder goes on
 _GENERATION = "generation.json"  # of skin_jax.generate: settings and progress
 
+_DECLARED = {
+    "folds": Setting(tuple(range(NUM_FOLDS)), "Folds that each arm is run on.", int),
+    "seeds": Setting((0, 1), "Seeds that each arm is run with, in each fold.", int),
+    "control": Setting(None, "Arm that the others are compared with.", str),
+    "confirmatory": Setting(None, "Arm that the study is to confirm; the others explore.", str),
+    "isolating": Setting(None, "That arm but for its generated images: their own effect.", str),
+    "claims": Setting((), "Claims of papers A and B to set next to the results.", str),
+}
+declare(STUDY, _DECLARED)
+
 
 def study(arms: ConfigDict) -> ConfigDict:
     """A study without steps and arms.
@@ -70,13 +82,7 @@ def study(arms: ConfigDict) -> ConfigDict:
     Args:
       arms: a configuration with the keys that all arms have, for `every_arm`.
     """
-    config = ConfigDict()
-    config.folds = tuple(range(NUM_FOLDS))
-    config.seeds = (0, 1)
-    config.control = placeholder(str)  # the arm that the others are compared with
-    config.confirmatory = placeholder(str)  # the arm that the study is to confirm; others explore
-    config.isolating = placeholder(str)  # that arm but for its generated images: their own effect
-    config.claims = ()  # of the papers "A" and "B", to be set beside the results
+    config = defaults(_DECLARED)
     shared = _unchanged(config_lib.base(), (*_OWN, *_OF_ARMS))
     for key in _SHARED:
         config[key] = shared.get_ref(key) if shared.get_type(key) is not ConfigDict else shared[key]
@@ -145,21 +151,6 @@ def _unchanged(config: ConfigDict, without: Sequence[str], prefix: str = "") -> 
         else:
             result[key] = placeholder(config.get_type(key))
     return result
-
-
-def load(file: str) -> ConfigDict:
-    """The configuration of a file of configs/, with its variant.
-
-    Raises:
-      UserError: there is no such file.
-    """
-    path, _, variant = file.partition(":")
-    if not Path(path).is_file():
-        raise UserError(
-            f"there is no file {path} in {Path.cwd()}, which the study names; configs/ lies in the "
-            "repository: run from there"
-        )
-    return runpy.run_path(path)["get_config"](variant)
 
 
 def _update(config: ConfigDict, changes: Mapping[str, Any], where: str) -> None:
@@ -402,7 +393,9 @@ class _Resolved:
         if needs is not None:
             own["data.synthetic"] = str(workdir / needs)
         settings, folder = self.settings, workdir / name
-        classes = len(settings.classes) if "classes" in settings else 1
+        classes = 1
+        if "classes" in settings:  # without names all that the data have: who knows how many?
+            classes = len(settings.classes or HAM10000.names)
         return Job(
             name=name,
             group=name.rpartition("/")[0],
@@ -538,7 +531,7 @@ def _fixed(record: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any
     found = {f"config.{key}": record[key] for key in _ROLES}
     for kind in ("steps", "arms"):
         for name in record[kind].keys() & other[kind].keys():
-            settings = config_lib.flatten(record[kind][name]["settings"])
+            settings = completed(config_lib.flatten(record[kind][name]["settings"]))
             found |= {
                 f"{kind}.{name}, config.{key}": value
                 for key, value in settings.items()

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from skin_jax.base import code
 from skin_jax.base.errors import UserError, first_line
-from skin_jax.config import NO_WEIGHTS, at_least, choice
+from skin_jax.config import NO_WEIGHTS, choice
 from skin_jax.models import pretrained
 from skin_jax.models.cnn import Cnn
 from skin_jax.models.densenet import DenseNet
@@ -21,9 +21,12 @@ from skin_jax.models.efficientnet_lite import EfficientNetLite0
 from skin_jax.models.layers import ClassifierOutput
 from skin_jax.models.resnet import ResNet
 from skin_jax.tasks import augment, losses, optimizers, settings
+from skin_jax.tasks.declared.classifier import defaults, smoke
 from skin_jax.tasks.gradcam import grad_cam
 from skin_jax.tasks.state import ClassifierState, Network, guard, update_ema
 from skin_jax.tasks.task import Task
+
+__all__ = ["MODELS", "Classifier", "build", "defaults", "epoch", "settle", "smoke"]
 
 PyTree = Any
 Metrics = dict[str, jax.Array]
@@ -37,8 +40,6 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 
 # Tags that give each use of the run's key its own stream.
 _NETWORK, _AUGMENT, _DROPOUT = range(3)
-
-_SMALLEST_IMAGE = 32  # what every network reduces to a map of at least 1x1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,15 +230,10 @@ def build(
     model, loss = config.model, config.loss
     arguments = {
         "num_classes": len(classes),
-        "dropout": settings.share(model.dropout, "model.dropout"),
+        "dropout": model.dropout,
         "dtype": settings.compute_dtype(config.precision),
         "width_multiplier": model.width_multiplier,
     }
-    at_least(config.data.image_size, _SMALLEST_IMAGE, "data.image_size")
-    if not model.width_multiplier > 0:
-        raise UserError(
-            f"config.model.width_multiplier is {model.width_multiplier}; it must be above 0"
-        )
     own = model.get("network")
     if own is None:
         network = MODELS[choice(model.name, tuple(MODELS), "model.name")](**arguments)
@@ -250,6 +246,6 @@ def build(
         optimizer=optimizers.fine_tuning(config.optimizer, num_steps, pretrained.HEAD),
         augmentation=settings.augmentation(config.augment),
         class_weights=settings.class_weights(loss.class_weights, class_counts),
-        label_smoothing=settings.share(loss.label_smoothing, "loss.label_smoothing"),
-        ema_decay=settings.share(config.ema_decay, "ema_decay"),
+        label_smoothing=loss.label_smoothing,
+        ema_decay=config.ema_decay,
     )

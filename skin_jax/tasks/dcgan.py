@@ -18,12 +18,14 @@ from ml_collections import ConfigDict
 
 from skin_jax.base import devices
 from skin_jax.base.errors import UserError
-from skin_jax.config import at_least, choice
 from skin_jax.models.dcgan import Discriminator, Generator, check_image_size
 from skin_jax.tasks import augment, losses, optimizers, settings
+from skin_jax.tasks.declared.dcgan import defaults, smoke
 from skin_jax.tasks.gan import Metrics, adversarial_step, in_training
 from skin_jax.tasks.state import ClassGansState, GanState, Network
 from skin_jax.tasks.task import Drawn, Task, TrainStep
+
+__all__ = ["Dcgan", "build", "defaults", "epoch", "settle", "smoke"]
 
 PyTree = Any
 Stack = Literal["auto", "vmap", "unroll"]
@@ -331,11 +333,6 @@ def build(
         check_image_size(size)
     except ValueError as error:
         raise UserError(f"config.data.image_size: {error}") from None
-    choice(config.data.sampling, ("natural",), "data.sampling")  # every batch holds all classes
-    at_least(config.model.width, 1, "model.width")
-    at_least(config.model.noise_size, 1, "model.noise_size")
-    at_least(config.score.images, 2, "score.images")
-    at_least(config.keep_generators_every, 1, "keep_generators_every")
     dtype = settings.compute_dtype(config.precision)
     return Dcgan(
         labels=labels,
@@ -347,6 +344,6 @@ def build(
         generator_optimizer=optimizers.make(config.optimizer, num_steps),
         discriminator_optimizer=optimizers.make(config.optimizer, num_steps),
         augmentation=settings.augmentation(config.augment),
-        stack=choice(config.stack, ("auto", "vmap", "unroll"), "stack"),
-        ema_decay=settings.share(config.ema_decay, "ema_decay"),
+        stack=config.stack,
+        ema_decay=config.ema_decay,
     )

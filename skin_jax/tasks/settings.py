@@ -7,8 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from skin_jax.base.errors import UserError
-from skin_jax.config import at_least, choice
 from skin_jax.tasks.augment import Augmentation
 
 _DTYPES = {"float32": jnp.float32, "bf16": jnp.bfloat16}
@@ -16,19 +14,7 @@ _DTYPES = {"float32": jnp.float32, "bf16": jnp.bfloat16}
 
 def compute_dtype(precision: str) -> Any:
     """The dtype of activations for `config.precision`; parameters and losses stay float32."""
-    return _DTYPES[choice(precision, tuple(_DTYPES), "precision")]
-
-
-def share(value: float, key: str) -> float:
-    """The value of `config.<key>`, if it is in [0, 1).
-
-    Raises:
-      UserError: names the key and the value.
-    """
-    at_least(value, 0.0, key)
-    if value >= 1:
-        raise UserError(f"config.{key} is {value}; it must be below 1")
-    return value
+    return _DTYPES[precision]
 
 
 def class_weights(weighting: str, class_counts: np.ndarray) -> np.ndarray:
@@ -41,7 +27,7 @@ def class_weights(weighting: str, class_counts: np.ndarray) -> np.ndarray:
       weighting: "none" or "balanced".
       class_counts: int [n], training images of each class.
     """
-    if choice(weighting, ("none", "balanced"), "loss.class_weights") == "none":
+    if weighting == "none":
         return np.ones(len(class_counts), np.float32)
     counts = np.maximum(class_counts, 1)
     return (class_counts.sum() / (len(counts) * counts)).astype(np.float32)
@@ -58,12 +44,5 @@ def whole_split(config: ConfigDict, classes: Sequence[str], real_counts: np.ndar
 
 
 def augmentation(section: ConfigDict) -> Augmentation:
-    """The augmentation of the `augment` section.
-
-    Raises:
-      UserError: a value outside its range.
-    """
-    try:
-        return Augmentation(**section.to_dict())
-    except ValueError as error:
-        raise UserError(f"config.augment: {error}") from None
+    """The augmentation of the `augment` section."""
+    return Augmentation(**section.to_dict())

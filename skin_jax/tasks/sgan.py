@@ -14,13 +14,15 @@ import optax
 from ml_collections import ConfigDict
 
 from skin_jax.base.errors import UserError
-from skin_jax.config import at_least, choice
 from skin_jax.models.sgan import Discriminator, DiscriminatorOutput, Generator, check_image_size
 from skin_jax.tasks import augment, losses, optimizers, settings
+from skin_jax.tasks.declared.sgan import defaults, smoke
 from skin_jax.tasks.gan import Metrics, adversarial_step, in_training
 from skin_jax.tasks.gradcam import grad_cam
 from skin_jax.tasks.state import GanState, Network
 from skin_jax.tasks.task import Task
+
+__all__ = ["Sgan", "build", "defaults", "epoch", "settle", "smoke"]
 
 PyTree = Any
 GeneratorLoss = Literal["minimax", "non_saturating", "feature_matching"]
@@ -259,9 +261,6 @@ def build(
         check_image_size(size)
     except ValueError as error:
         raise UserError(f"config.data.image_size: {error}") from None
-    at_least(config.model.width, 1, "model.width")
-    at_least(config.model.noise_size, 1, "model.noise_size")
-    pseudo = choice(loss.generated_images, ("fake", "pseudo_label"), "loss.generated_images")
     dtype = settings.compute_dtype(config.precision)
     return Sgan(
         generator=Generator(
@@ -278,18 +277,15 @@ def build(
         generator_optimizer=optimizers.make(config.optimizer, num_steps),
         discriminator_optimizer=optimizers.make(config.optimizer, num_steps),
         augmentation=settings.augmentation(config.augment),
-        reading=choice(loss.reading, losses.READINGS, "loss.reading"),
-        generator_loss=choice(
-            loss.generator, ("minimax", "non_saturating", "feature_matching"), "loss.generator"
-        ),
+        reading=loss.reading,
+        generator_loss=loss.generator,
         class_weights=settings.class_weights(loss.class_weights, class_counts),
         pseudo_label_from_step=(
             round(loss.pseudo_label_from_epoch * steps_per_epoch)
-            if pseudo == "pseudo_label"
+            if loss.generated_images == "pseudo_label"
             else None
         ),
         pseudo_label_threshold=loss.pseudo_label_threshold,
-        simultaneous=choice(loss.updates, ("sequential", "simultaneous"), "loss.updates")
-        == "simultaneous",
-        ema_decay=settings.share(config.ema_decay, "ema_decay"),
+        simultaneous=loss.updates == "simultaneous",
+        ema_decay=config.ema_decay,
     )

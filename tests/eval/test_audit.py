@@ -10,7 +10,6 @@ from absl import flags
 from PIL import Image
 
 from skin_jax import api, tasks
-from skin_jax import config as config_lib
 from skin_jax.base import devices
 from skin_jax.base.errors import UserError
 from skin_jax.data import demo, splits
@@ -19,6 +18,7 @@ from skin_jax.data.classes import CLASSES, HAM10000
 from skin_jax.data.images import decode
 from skin_jax.eval import audit, features, quality
 from skin_jax.report import quality as quality_report
+from skin_jax.tasks.declared import sgan
 from skin_jax.train.run import reopen
 
 pytestmark = pytest.mark.xdist_group("audit")  # one worker makes the fixtures, once
@@ -47,7 +47,7 @@ def few_draws(monkeypatch):
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    config = config_lib.sgan()
+    config = sgan.defaults()
     config.update_from_flattened_dict(SMALL)
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     api.train(config, folder)

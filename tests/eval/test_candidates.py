@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from skin_jax import config as config_lib
 from skin_jax import tasks
 from skin_jax.base.errors import UserError
 from skin_jax.data.classes import HAM10000
 from skin_jax.eval import candidates
 from skin_jax.tasks.augment import to_uint8
+from skin_jax.tasks.declared import sgan
 from skin_jax.tasks.task import Task
 
 SIZE = 4
@@ -85,7 +85,7 @@ def test_judged_images_are_of_their_likeliest_class():
 
 
 def test_an_image_of_no_class_is_a_function_of_seed_and_index_alone():
-    config = config_lib.sgan()
+    config = sgan.defaults()
     config.update_from_flattened_dict(
         {"data.image_size": 32, "model.width": 4, "num_steps": 1, "batch_size": 8}
     )

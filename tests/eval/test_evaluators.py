@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from skin_jax import config as config_lib
 from skin_jax.base.errors import UserError
 from skin_jax.data import demo
 from skin_jax.eval import candidates, evaluators, features, quality
 from skin_jax.report import figures
 from skin_jax.tasks.dcgan import Dcgan
+from skin_jax.tasks.declared import dcgan
 from skin_jax.train.run import start
 
 pytestmark = pytest.mark.xdist_group("class_gans")  # one worker makes the fixtures, once
 
 
 def experiment_in(folder, **changes):
-    config = config_lib.dcgan()
+    config = dcgan.defaults()
     small = {
         "batch_size": 8,
         "data.demo_images": demo.MIN_IMAGES,

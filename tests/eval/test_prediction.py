@@ -21,6 +21,7 @@ from skin_jax.data import images
 from skin_jax.data.classes import CLASSES, HAM10000
 from skin_jax.eval import prediction, tables
 from skin_jax.report import heatmap
+from skin_jax.tasks.declared import sgan
 from skin_jax.train import checkpoints as checkpoint_lib
 from skin_jax.train import run as run_lib
 
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.xdist_group("prediction")  # one worker makes the fixtu
 
 def run(folder: Path, **changes) -> Path:
     """The work folder of a run whose weights are as initialised, but three times as large."""
-    config = config_lib.sgan()
+    config = sgan.defaults()
     config.update_from_flattened_dict(
         {"data.image_size": 32, "model.width": 4, "data.pipeline": "device"} | changes
     )

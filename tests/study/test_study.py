@@ -280,15 +280,15 @@ RUNNER = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from skin_jax import entry
-from skin_jax.jobs import Runner
+from skin_jax.base import command
+from skin_jax.study.jobs import Runner
 from test_study import stand_in_plan
 def main(argv):
     plan = stand_in_plan(Path(argv[1]), Path(argv[2]), **eval(argv[5]))
     result = Runner(plan, plan.share(int(argv[3]), int(argv[4]))).run()
     print(result.failed, result.skipped)
     return 3 if result.failed else 0
-entry.run(main)
+command.run(main)
 """
 
 
@@ -600,7 +600,7 @@ def test_last_words_are_of_the_last_attempt_and_of_bars_of_progress(tmp_path):
 
 
 TINY = """
-from skin_jax.plan import arm, generation, load, study, training
+from skin_jax.study.plan import arm, generation, load, study, training
 
 
 def get_config(variant=""):
@@ -678,7 +678,7 @@ def test_a_real_study_from_its_plan_to_its_report(tmp_path, folds):
         (["--shard=2/2"], "--shard is '2/2'; it takes i/n"),
         (["--shard=half"], "--shard is 'half'"),
         (["more"], "unexpected argument 'more'"),
-        (["--workdir="], "give both --config=configs/study_X.py and --workdir=DIR"),
+        (["--workdir="], "give both --config=study_NAME and --workdir=DIR"),
         (["--config.every_arm.lr=1"], "--config.every_arm.lr; did you mean"),
         (["--config=configs/sgan.py"], "one run, not a study: run it with skin_jax.main"),
     ],

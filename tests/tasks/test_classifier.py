@@ -49,13 +49,14 @@ def _a_tiny_model():
 
 
 def make(**changes) -> classifier.Classifier:
-    config = config_lib.classifier()
+    config = classifier.defaults()
     small = {"data.image_size": 32, "model.name": "tiny", "ema_decay": 0.0}
     small |= {"optimizer.warmup_steps": 0, "optimizer.learning_rate": 1e-2}
     small |= {f"augment.{key}": value for key, value in NO_AUGMENTATION.items()}
     config.update_from_flattened_dict(
         small | {key.replace("__", "."): value for key, value in changes.items()}
     )
+    config_lib.validate(config)
     return tasks.build(config, CLASSES, np.array([1, 2, 3, 4, 5, 6, 7]), 100, 5.0)
 
 
@@ -332,7 +333,7 @@ def test_only_the_head_starts_at_the_full_rate():
         ({"optimizer__weight_decay": -1.0}, r"config.optimizer.weight_decay is -1.0"),
         ({"ema_decay": 1.5}, r"config.ema_decay is 1.5; it must be below 1"),
         ({"precision": "fp8"}, r"config.precision is 'fp8'"),
-        ({"augment__crop": 0.0}, r"config.augment: crop must be in"),
+        ({"augment__crop": 0.0}, r"config.augment.crop is 0.0; it must be above 0"),
     ],
 )
 def test_wrong_settings_name_their_key(changes, message):

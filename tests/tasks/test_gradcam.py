@@ -3,10 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from skin_jax import config as config_lib
 from skin_jax import tasks
 from skin_jax.data.classes import CLASSES
 from skin_jax.tasks import augment
+from skin_jax.tasks.declared import sgan
 from skin_jax.tasks.gradcam import grad_cam
 
 RNG = np.random.default_rng(0)
@@ -19,7 +19,7 @@ def normalised(maps):
 
 
 def make(**changes):
-    config = config_lib.sgan()
+    config = sgan.defaults()
     small = {"data.image_size": 64, "model.width": 4, "model.noise_size": 8}
     config.update_from_flattened_dict(small | changes)
     return tasks.build(config, CLASSES, np.ones(7, int), 10, 5.0)

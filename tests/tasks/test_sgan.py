@@ -21,7 +21,7 @@ REAL = jnp.asarray(BATCH["image"], jnp.float32) / 127.5 - 1
 
 
 def make(**changes) -> sgan.Sgan:
-    config = config_lib.sgan()
+    config = sgan.defaults()
     plain = {"crop": 1.0, "flip": False, "rotate90": False, "rotation": 0.0, "blur_sigma": 0.0}
     plain["salt_and_pepper"] = 0.0
     small = {"data.image_size": 32, "model.width": 4, "model.noise_size": 8}
@@ -29,6 +29,7 @@ def make(**changes) -> sgan.Sgan:
     config.update_from_flattened_dict(
         small | {key.replace("__", "."): value for key, value in changes.items()}
     )
+    config_lib.validate(config)
     return tasks.build(config, CLASSES, np.array([1, 2, 3, 4, 5, 6, 7]), 10, 5.0)
 
 
@@ -219,7 +220,7 @@ def test_bf16_keeps_parameters_losses_and_probabilities_in_float32(state):
         ({"loss__class_weights": "w"}, r"config.loss.class_weights"),
         ({"loss__updates": "w"}, r"config.loss.updates"),
         ({"precision": "fp8"}, r"config.precision is 'fp8'"),
-        ({"augment__crop": 0.0}, r"config.augment: crop must be in"),
+        ({"augment__crop": 0.0}, r"config.augment.crop is 0.0; it must be above 0"),
         ({"task": "vae"}, r"config.task is 'vae'; it can be 'sgan'"),
     ],
 )

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 from skin_jax import api
-from skin_jax import config as config_lib
 from skin_jax.base import devices, errors
 from skin_jax.base.files import locked
 from skin_jax.data import demo
@@ -37,7 +36,7 @@ NO_PICTURES = evaluators.Pictures(samples=lambda *_: None, by_class=lambda *_: N
 
 
 def tiny(**changes):
-    config = config_lib.sgan()
+    config = sgan.defaults()
     small = {
         "num_steps": 6,
         "batch_size": 8,
@@ -102,7 +101,7 @@ def test_a_restart_of_a_classifier_changes_no_bit_and_needs_no_weights(tmp_path,
     monkeypatch.setattr(classifier.Classifier, "pretrained", pretrained)
 
     def fine_tuning(num_steps):
-        config = config_lib.classifier()
+        config = classifier.defaults()
         common = tiny(num_steps=num_steps).to_dict()
         for section in ("model", "loss", "optimizer", "augment", "task"):
             del common[section]
@@ -122,7 +121,7 @@ def test_a_restart_of_a_classifier_changes_no_bit_and_needs_no_weights(tmp_path,
 
 
 def class_gans(**changes):
-    config = config_lib.dcgan()
+    config = dcgan.defaults()
     small = {
         "num_steps": 6,
         "batch_size": 4,
@@ -281,7 +280,7 @@ def test_from_class_gans_to_a_classifier_that_trains_with_their_images(
     assert grids == {"step_2.png", "step_4.png", "step_6.png"}
 
     generate_with(workdir=tmp_path / "run", out=tmp_path / "generated", per_class=3)
-    config = config_lib.classifier()
+    config = classifier.defaults()
     common = tiny(num_steps=2).to_dict()
     for section in ("model", "loss", "optimizer", "augment", "task", "ema_decay"):
         del common[section]

@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 from skin_jax import api
-from skin_jax import config as config_lib
 from skin_jax.base import devices
 from skin_jax.base.errors import UserError
 from skin_jax.data import demo, splits
@@ -18,6 +17,7 @@ from skin_jax.data import generated as generated_lib
 from skin_jax.data.classes import CLASSES, HAM10000
 from skin_jax.eval import runs
 from skin_jax.tasks import state as state_lib
+from skin_jax.tasks.declared import classifier
 from skin_jax.train import checkpoints as checkpoint_lib
 from skin_jax.train import loop
 from skin_jax.train.run import fitted_on, reopen, start
@@ -32,7 +32,7 @@ FOREIGN = "0" * 64
 
 
 def tiny(**changes):
-    config = config_lib.classifier()
+    config = classifier.defaults()
     small = {
         "num_steps": 4,
         "batch_size": 8,

@@ -1,0 +1,72 @@
+"""Settings of the tasks, declared without importing JAX; here, the sections that several share."""
+
+import dataclasses
+
+from skin_jax.base.settings import Setting, section
+
+
+def ema_decay(default: float) -> dict[str, Setting]:
+    """The averaged weights."""
+    help = "Decay of the averaged weights that predict and generate; 0.0: off."
+    return {"ema_decay": Setting(default, help, low=0, below=1, also=("ema",))}
+
+
+def class_weights() -> dict[str, Setting]:
+    """The weights of classes in a supervised loss."""
+    help = "balanced: each class has the same weight in the loss; none: each image."
+    return {"loss.class_weights": Setting("none", help, choices=("none", "balanced"))}
+
+
+def learning_rate(default: float, schedule: str, warmup_steps: int) -> dict[str, Setting]:
+    """The settings of `optimizers.learning_rate`."""
+    return section(
+        "optimizer",
+        learning_rate=Setting(default, "Learning rate after the warm-up.", above=0, also=("lr",)),
+        schedule=Setting(
+            schedule,
+            "cosine: the learning rate falls to 0 at the end of the run.",
+            choices=("constant", "cosine"),
+        ),
+        warmup_steps=Setting(
+            warmup_steps, "Steps of linear warm-up of the learning rate.", low=0, also=("warmup",)
+        ),
+    )
+
+
+def adam(default: float) -> dict[str, Setting]:
+    """The settings of `optimizers.make`; b1 and b2 are those of Radford et al. 2016."""
+    return learning_rate(default, "constant", 0) | section(
+        "optimizer",
+        b1=Setting(0.5, "Decay of Adam's first moment.", low=0, below=1, also=("beta1", "betas")),
+        b2=Setting(0.999, "Decay of Adam's second moment.", low=0, below=1, also=("beta2",)),
+    )
+
+
+def augment(**defaults: float) -> dict[str, Setting]:
+    """The fields of `augment.Augmentation`; flips and turns are on: a lesion has no upper side."""
+    found = section(
+        "augment",
+        crop=Setting(
+            1.0,
+            "Smallest side of the random crop, as a share of the image's; 1.0: no crop.",
+            above=0,
+            high=1,
+        ),
+        flip=Setting(True, "Mirror each axis with probability 1/2."),
+        rotate90=Setting(True, "Turn by a random multiple of 90 degrees."),
+        rotation=Setting(0.0, "Largest random turn in degrees.", low=0, high=180),
+        blur_sigma=Setting(
+            0.0, "Largest standard deviation of the blur in pixels; 0.0: no blur.", low=0
+        ),
+        blur_probability=Setting(0.5, "Share of the images that are blurred.", low=0, high=1),
+        salt_and_pepper=Setting(
+            0.0, "Share of the pixels that become black or white.", low=0, high=1
+        ),
+        salt_and_pepper_probability=Setting(
+            0.5, "Share of the images that get this noise.", low=0, high=1
+        ),
+    )
+    for name, default in defaults.items():
+        key = f"augment.{name}"
+        found[key] = dataclasses.replace(found[key], default=default)
+    return found

@@ -1,0 +1,66 @@
+"""Settings of a classifier, with defaults for fine-tuning; `configs/` names the networks."""
+
+from dataclasses import replace
+
+from ml_collections import ConfigDict
+
+from skin_jax import config as config_lib
+from skin_jax.base import settings
+from skin_jax.base.settings import Setting, section
+from skin_jax.config import COMMON
+from skin_jax.tasks.declared import augment, class_weights, ema_decay, learning_rate
+
+NAME = "classifier"
+
+settings.declare(
+    NAME,
+    # What every network reduces to a map of at least 1x1.
+    {"data.image_size": replace(COMMON["data.image_size"], low=32)}
+    | ema_decay(0.999)
+    | section(
+        "model",
+        name=Setting(
+            None,
+            "Network: resnet50, densenet121, efficientnet_lite0 or cnn.",
+            str,
+            also=("arch", "model", "network", "backbone"),
+        ),
+        weights=Setting(
+            config_lib.NO_WEIGHTS,
+            "Weights to start from: FILE.safetensors, hf:OWNER/NAME, or none.",
+            also=("pretrained", "checkpoint"),
+        ),
+        dropout=Setting(0.0, "Share of features dropped before the last layer.", low=0, below=1),
+        width_multiplier=Setting(1.0, "Factor on the number of channels.", above=0),
+    )
+    | class_weights()
+    | {
+        "loss.label_smoothing": Setting(
+            0.1, "Share of the target that is spread over all classes.", low=0, below=1
+        )
+    }
+    | learning_rate(2e-3, "cosine", 100)  # of the head; see `optimizers.fine_tuning`
+    | section(
+        "optimizer",
+        backbone_multiplier=Setting(
+            0.5, "Learning rate of the backbone as a factor on the head's.", low=0
+        ),
+        weight_decay=Setting(
+            0.02, "Weight decay of AdamW; norms and biases have none.", low=0, also=("wd", "decay")
+        ),
+    )
+    | augment(crop=0.7, rotation=30.0),
+)
+
+
+def defaults() -> ConfigDict:
+    """The configuration of a classifier that is fine-tuned; its network is not named yet."""
+    return config_lib.base(NAME)
+
+
+def smoke(config: ConfigDict) -> None:
+    """Makes a run one of about a minute, in place."""
+    config_lib.shrink(config)
+    config.model.width_multiplier = 0.25
+    config.model.weights = config_lib.NO_WEIGHTS  # those of a whole network do not fit a narrow one
+    config.optimizer.warmup_steps = 10

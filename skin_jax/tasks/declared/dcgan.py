@@ -1,0 +1,69 @@
+"""Settings of the DCGANs, one a class, with the defaults of Radford et al. 2016.
+
+Paper B takes them as they are; what neither has is marked. A batch holds `batch_size` images of
+each class, and an epoch is a pass over the largest of the chosen classes.
+"""
+
+from dataclasses import replace
+
+from ml_collections import ConfigDict
+
+from skin_jax import config as config_lib
+from skin_jax.base import settings
+from skin_jax.base.settings import Setting, section
+from skin_jax.config import COMMON
+from skin_jax.tasks.declared import adam, augment, ema_decay
+
+NAME = "dcgan"
+
+settings.declare(
+    NAME,
+    {
+        # The same for any choice of classes: it decides on the best ones.
+        "eval_every_steps": replace(COMMON["eval_every_steps"], default=250),
+        "data.sampling": replace(COMMON["data.sampling"], choices=("natural",)),
+        "classes": Setting((), "Classes that get a GAN; empty: all of the run.", str),
+        "stack": Setting(
+            "auto",
+            "How the classes share a program. vmap: each operation runs once for all; unroll: the "
+            "classes run one after another.",
+            choices=("auto", "vmap", "unroll"),
+        ),
+        "keep_generators_every": Setting(
+            10, "Evaluations between generators that are kept (skin_jax.generate --step).", low=1
+        ),
+    }
+    | ema_decay(0.999)  # neither
+    | section(
+        "model",
+        width=Setting(
+            64, "Channels at half the resolution; each further halving doubles them.", low=1
+        ),
+        noise_size=Setting(100, "Length of the noise vector.", low=1, also=("latent_dim",)),
+    )
+    | section(
+        "score",
+        weights=Setting(
+            config_lib.NO_WEIGHTS,
+            "EfficientNet-Lite0 as FILE.safetensors or hf:OWNER/NAME: scores are KIDs; none: they "
+            "are sliced Wasserstein distances.",
+        ),
+        images=Setting(
+            500, "Generated images of each class in a score, and most of the real ones.", low=2
+        ),
+    )
+    | adam(2e-4)
+    | augment(),  # neither
+)
+
+
+def defaults() -> ConfigDict:
+    """The configuration of Radford et al. 2016 and paper B."""
+    return config_lib.base(NAME)
+
+
+def smoke(config: ConfigDict) -> None:
+    """Makes a run one of about a minute, in place."""
+    config_lib.shrink(config)
+    config.model.width = 8
+    config.score.images = 50
