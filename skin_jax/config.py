@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
-from skin_jax.base import settings
+from skin_jax.base import code, settings
 from skin_jax.base.errors import UserError
 from skin_jax.base.files import CACHE_ROOT, write_atomically
 from skin_jax.base.settings import MAX_SEED, Neutral, Setting, flatten, section
@@ -31,7 +31,7 @@ if not FILES.is_dir():
     FILES = Path(__file__).parents[1] / "configs"
 
 COMMON = {
-    "task": Setting(None, "Name of the task that is trained.", str),
+    "task": Setting(None, "Name of the task that is trained.", object),
     "seed": Setting(0, "Seed of weights, order and augmentation.", low=0, high=MAX_SEED),
     "num_epochs": Setting(
         24, "Length in passes over the training split.", low=1, grows=True, also=("epochs",)
@@ -147,10 +147,15 @@ COMMON = {
 settings.declare(None, COMMON)
 
 
-def base(task: str | None = None) -> ConfigDict:
-    """The settings of a task, or those that all tasks have, at their defaults."""
-    config = settings.defaults(settings.DECLARED[task])
-    config.task = task
+def base(task: Any = None) -> ConfigDict:
+    """The settings of a task at their defaults.
+
+    Args:
+      task: a name; None, or a task of one's own (see `tasks.Kind`): the settings of all tasks.
+    """
+    config = settings.defaults(settings.DECLARED.get(task, COMMON))
+    with config.ignore_type():
+        config.task = task
     return config
 
 
@@ -245,16 +250,24 @@ def normalize(config: ConfigDict) -> None:
             config.data[key] = str(Path(config.data[key]).expanduser().absolute())
     if config.data.table is not None:
         config.data.table = reading.place(config.data.table, config.data.dir)
-    for part in (config.model, config.get("score", {})):
+    for part in (config.get("model", {}), config.get("score", {})):
         weights = part.get("weights", NO_WEIGHTS)
         if weights != NO_WEIGHTS and not weights.startswith(HUB_PREFIX):
             part.weights = str(Path(weights).expanduser().absolute())
 
 
+def to_json(config: ConfigDict) -> str:
+    """The configuration as JSON; of code of one's own, where it stands.
+
+    Raises:
+      UserError: the code could not be found again.
+    """
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True, default=code.record)
+
+
 def write(config: ConfigDict, workdir: Path) -> None:
     """Writes `config.json`, whole or not at all."""
-    text = json.dumps(config.to_dict(), indent=2, sort_keys=True)
-    write_atomically(workdir / FILE_NAME, text + "\n")
+    write_atomically(workdir / FILE_NAME, to_json(config) + "\n")
 
 
 def read(workdir: Path) -> ConfigDict:
@@ -265,11 +278,11 @@ def read(workdir: Path) -> ConfigDict:
     """
     path = workdir / FILE_NAME
     try:
-        content = json.loads(path.read_text())
-        if not {"task", "data", "model"} <= content.keys():
+        content = json.loads(path.read_text(), object_hook=lambda o: code.load(o, path))
+        if not {"task", "data"} <= content.keys():
             raise ValueError("it lacks sections")
-        config = settings.defaults(settings.declared_for(content))
-        config.update(content)
+        config = base(content["task"])
+        config.update({key: value for key, value in content.items() if key != "task"})
         flat = flatten(config)
         for key, setting in settings.declared_for(config).items():
             if flat[key] is None and setting.default is not None:

@@ -1,4 +1,4 @@
-"""Data with other classes than the papers', from the folder to the report: nothing knows the seven."""
+"""Data with other classes than the papers', from the folder to the report."""
 
 import csv
 import json
@@ -152,11 +152,11 @@ def test_gans_of_any_classes(task, data, request, tmp_path):
     assert not [word for word in PAPER_A if word in texts(workdir) + printed]
 
 
-OWN = '''
+OWN = """
 import flax.linen as nn
 import jax.numpy as jnp
 from skin_jax.models.layers import ClassifierHead
-from skin_jax.tasks import classifier
+from skin_jax.tasks.declared import classifier
 
 class Tiny(nn.Module):
     num_classes: int
@@ -176,7 +176,7 @@ def get_config(variant=""):
     config.data.image_size = 32
     config.optimizer.warmup_steps = 1
     return config
-'''
+"""
 
 
 def test_a_network_of_ones_own_is_trained_predicts_and_is_refused_once_it_changed(three, tmp_path):

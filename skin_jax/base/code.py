@@ -15,12 +15,8 @@ def name_of(own: Callable[..., Any]) -> str:
     return own.__qualname__
 
 
-def record(own: Callable[..., Any], key: str) -> dict[str, str]:
+def record(own: Callable[..., Any]) -> dict[str, str]:
     """Says where a class or a function is defined, for `load`.
-
-    Args:
-      own: the class or function.
-      key: the setting that holds it, for the message.
 
     Returns:
       The absolute path of its file, its name there, and the SHA-256 of the file.
@@ -34,10 +30,10 @@ def record(own: Callable[..., Any], key: str) -> dict[str, str]:
         content = Path(file or "").read_bytes()
     except (OSError, TypeError):
         file = None
-    if file is None or "<locals>" in name:
+    if file is None or "<" in name:
         raise UserError(
-            f"config.{key} is {name}, which later commands could not load again: define it at the "
-            "top level of a file, such as the configuration file itself"
+            f"the configuration holds {name}, which later commands could not load again: define it "
+            "at the top level of a file, such as the configuration file itself"
         )
     return {
         "file": str(Path(file).absolute()),
@@ -46,28 +42,30 @@ def record(own: Callable[..., Any], key: str) -> dict[str, str]:
     }
 
 
-def load(recorded: dict[str, str], where: str) -> Callable[..., Any]:
+def load(recorded: dict[str, Any], where: Path) -> Any:
     """Runs the file of a `record` and returns what it defines under the name.
 
     Args:
-      recorded: of `record`.
+      recorded: of `record`; any other object is returned as it is.
       where: it was recorded, for messages.
 
     Raises:
       UserError: the file is gone, changed, or fails.
     """
+    if recorded.keys() != {"file", "name", "sha256"}:
+        return recorded
     path, name = Path(recorded["file"]), recorded["name"]
     try:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(
-            f"{where} was made with {name} of {path}, which cannot be read ({error.strerror}); "
-            "restore that file"
+            f"{where} names {name} of {path}, which cannot be read ({error.strerror}); restore "
+            "that file"
         ) from None
     if hashlib.sha256(content).hexdigest() != recorded["sha256"]:
         raise UserError(
-            f"{where} was made with {name} of {path}, which has changed since; restore the file as "
-            "it was, or train a new run"
+            f"{where} names {name} of {path}, which has changed since; restore the file as it was, "
+            "or train a new run"
         )
     try:
         found: Any = runpy.run_path(str(path))

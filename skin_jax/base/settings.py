@@ -8,12 +8,13 @@ import functools
 import math
 import numbers
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from skin_jax.base import code
 from skin_jax.base.errors import UserError
 from skin_jax.base.files import CACHE_ROOT
 
@@ -23,8 +24,14 @@ STUDY = "study"
 MAX_SEED = 2**32 - 1
 """JAX takes larger seeds modulo 2^32."""
 
-_KINDS = {int: numbers.Integral, float: numbers.Real, tuple: tuple | list}
-_NOUNS = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
+_KINDS = {int: numbers.Integral, float: numbers.Real, tuple: tuple | list, object: Callable}
+_NOUNS = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    object: "a class or a function, which a configuration file may give it",
+}
 _ITEMS = {
     int: "whole numbers, such as (0,1)",
     float: "numbers, such as (0.5,0.5)",
@@ -165,8 +172,10 @@ def completed(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_in_json(value: Any) -> Any:
-    """The value, its tuples as lists."""
-    return [as_in_json(item) for item in value] if isinstance(value, tuple | list) else value
+    """The value, its tuples as lists; of a class or a function the name."""
+    if isinstance(value, tuple | list):
+        return [as_in_json(item) for item in value]
+    return code.name_of(value) if callable(value) else value
 
 
 def check(config: ConfigDict) -> None:
@@ -176,7 +185,7 @@ def check(config: ConfigDict) -> None:
       UserError: names the key, the value and what it can be.
     """
     flat, settings = flatten(config), declared_for(config)
-    for key in (key for key in settings if key in flat):
+    for key in (key for key in settings if key in flat and settings[key].kind is not object):
         if fault := settings[key].fault(flat[key]):
             raise _wrong(key, flat[key], fault)
 

@@ -12,11 +12,10 @@ if TYPE_CHECKING:
         build,
         can,
         kind,
-        register,
         require,
     )
 
-__all__ = ["TASKS", "Drawn", "Kind", "Score", "Task", "build", "can", "kind", "register", "require"]
+__all__ = ["TASKS", "Drawn", "Kind", "Score", "Task", "build", "can", "kind", "require"]
 
 
 def __getattr__(name: str) -> Any:

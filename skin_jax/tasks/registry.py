@@ -6,15 +6,21 @@ from typing import Protocol
 import numpy as np
 from ml_collections import ConfigDict
 
+from skin_jax.base.code import name_of
+from skin_jax.base.errors import UserError
 from skin_jax.config import choice
 from skin_jax.tasks import classifier, dcgan, sgan
 from skin_jax.tasks.task import Drawn, Score, Task, can, require
 
-__all__ = ["TASKS", "Drawn", "Kind", "Score", "Task", "build", "can", "kind", "register", "require"]
+__all__ = ["TASKS", "Drawn", "Kind", "Score", "Task", "build", "can", "kind", "require"]
 
 
 class Kind(Protocol):
-    """What the table has for each task: a module, or anything with the same functions."""
+    """What the table has for each task: a module, or anything with the same functions.
+
+    A class of one's own with them as static methods may stand in `config.task`, from the file that
+    makes the configuration: `config = skin_jax.config.base(MyTask)`.
+    """
 
     def build(
         self,
@@ -37,12 +43,6 @@ class Kind(Protocol):
           UserError: a setting that does not fit.
         """
 
-    def defaults(self) -> ConfigDict:
-        """A configuration of the task."""
-
-    def smoke(self, config: ConfigDict) -> None:
-        """Makes a run one of about a minute, in place."""
-
     def settle(self, config: ConfigDict, classes: Sequence[str]) -> None:
         """Writes settings in full that depend on the names of the classes, in place.
 
@@ -57,18 +57,22 @@ class Kind(Protocol):
 TASKS: dict[str, Kind] = {"sgan": sgan, "classifier": classifier, "dcgan": dcgan}
 
 
-def register(name: str, kind: Kind) -> None:
-    """Adds a task of one's own, from a configuration file: `config.task` may then name it."""
-    TASKS[name] = kind
-
-
 def kind(config: ConfigDict) -> Kind:
-    """The entry of the table that `config.task` names.
+    """The entry of the table that `config.task` names, or a task of the user's own that it is.
 
     Raises:
-      UserError: there is none.
+      UserError: there is none, or the user's own lacks a function.
     """
-    return TASKS[choice(config.task, tuple(TASKS), "task")]
+    own = config.task
+    if not callable(own):
+        return TASKS[choice(own, tuple(TASKS), "task")]
+    for name in ("build", "settle", "epoch"):
+        if not hasattr(own, name):
+            raise UserError(
+                f"config.task, {name_of(own)}, has no function {name}; see skin_jax.tasks.Kind for "
+                "what a task of one's own needs"
+            )
+    return own
 
 
 def build(

@@ -257,6 +257,7 @@ def _check(config: ConfigDict, workdir: Path, resumed: bool, check: Check | None
             f"{workdir} holds checkpoints or generators but no {config_lib.FILE_NAME}: what they "
             "were trained on is not known; restore the file, or take a new --workdir"
         )
+    config_lib.to_json(config)  # later commands will find code of the user's own
     task.pretrained(jax.eval_shape(task.init, jax.random.key(0)))  # the weights fit
     if check is not None:
         check(config, task, mesh)

@@ -23,7 +23,10 @@ settings.declare(
             None,
             "Network: resnet50, densenet121, efficientnet_lite0 or cnn.",
             str,
-            also=("arch", "model", "network", "backbone"),
+            also=("arch", "model", "backbone"),
+        ),
+        network=Setting(
+            None, "Network of one's own, given in a configuration file in place of name.", object
         ),
         weights=Setting(
             config_lib.NO_WEIGHTS,
