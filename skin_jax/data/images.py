@@ -48,8 +48,7 @@ def decode(source: Path | bytes | BinaryIO, size: int) -> np.ndarray:
     from several threads.
 
     Args:
-      source: a file's path, its bytes, or an open binary file; or `FILE.npz/ARRAY/ROW`, a row of
-        uint8 [N, H, W, 3] or [N, H, W].
+      source: a path as `file_of` has it, the bytes of a file, or an open binary file.
       size: side of the result in pixels.
 
     Returns:
@@ -59,12 +58,10 @@ def decode(source: Path | bytes | BinaryIO, size: int) -> np.ndarray:
       UnreadableImage: Pillow cannot decode it to the end.
     """
     try:
-        if isinstance(source, Path) and (file := source.parent.parent).suffix == ".npz":
-            rows = _rows(file, source.parent.name, file.stat().st_mtime_ns)
-            image = Image.fromarray(rows.read(int(source.name)))
-        else:
-            with _quiet():
-                image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        if isinstance(source, Path) and file_of(source) != source:
+            source = _row(source)
+        with _quiet():
+            image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
         with image:
             rgb = _to_rgb(_loaded(image))
             rgb = rgb.resize((size, size), Image.Resampling.BILINEAR)
@@ -80,6 +77,23 @@ def decode(source: Path | bytes | BinaryIO, size: int) -> np.ndarray:
     except Exception as error:
         raise UnreadableImage(" ".join(f"{error}".split()) or type(error).__name__) from None
     return np.array(rgb, np.uint8)
+
+
+def file_of(path: Path) -> Path:
+    """The file that holds an image: itself, or `FILE.npz` for `FILE.npz/ARRAY/ROW`.
+
+    The latter is a row of an array uint8 [N, H, W, 3] or [N, H, W].
+    """
+    outer = path.parent.parent
+    return outer if outer.suffix == ".npz" else path
+
+
+def _row(path: Path) -> bytes:
+    """A row of an array as an image file."""
+    file, image = file_of(path), io.BytesIO()
+    rows = _rows(file, path.parent.name, file.stat().st_mtime_ns)
+    Image.fromarray(rows.read(int(path.name))).save(image, "BMP")
+    return image.getvalue()
 
 
 class Rows:

@@ -5,6 +5,7 @@ from skin_jax import config as config_lib
 from skin_jax.base.errors import UserError
 from skin_jax.data import reading
 from skin_jax.data.reading import Reading
+from skin_jax.train.run import load_examples
 
 
 @pytest.mark.parametrize(
@@ -49,6 +50,14 @@ def test_settings_of_the_data_are_compared_when_a_run_is_resumed(tmp_path):
     assert len(config_lib.differences(before, after | {"data.table": "t.csv"})) == 1
     del before["data.rename"], before["data.classes"]
     assert config_lib.differences(before, after | {"data.rename": []}) == []
+
+
+@pytest.mark.parametrize("setting", [{"classes": ("nv",)}, {"table": "t.csv"}])
+def test_the_demo_has_its_own_classes(setting):
+    config = config_lib.base()
+    config.data.update(demo_images=100, image_size=32, **setting)
+    with pytest.raises(UserError, match="are about a folder of images"):
+        load_examples(config)
 
 
 def test_the_place_of_a_table(tmp_path, monkeypatch):
