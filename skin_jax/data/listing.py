@@ -134,7 +134,8 @@ def _named(findings: Findings, known: Classes | None) -> list[tuple[Image, str]]
             f"{places[0]}: {which} {name!r}"
             + f" (and in {len(places) - 1} more)" * (len(places) > 1)
             + (f" (known: {', '.join(allowed)})" if allowed else "")
-            + "; rename it with data.rename, or name the classes to take with data.classes"
+            + "; rename it with data.rename (--rename) or name the classes to take with "
+            "data.classes (--classes)"
         )
     if lost := [old for old in rename if old not in labels]:
         found = ", ".join(sorted(labels)) or "none"

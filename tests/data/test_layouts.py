@@ -257,7 +257,8 @@ def test_the_classes_of_a_run_that_is_evaluated_elsewhere(tmp_path, write):
     (problem, _) = layouts.read(tmp_path, target=run).problems
     assert problem == (
         "other 10: unknown class 'other 10' (and in 2 more) (known: other, malignant, benign-nevus,"
-        " absent); rename it with data.rename, or name the classes to take with data.classes"
+        " absent); rename it with data.rename (--rename) or name the classes to take with "
+        "data.classes (--classes)"
     )
     reading = Reading(rename=(("other 9", "other"), ("other 10", "other")))
     listing = layouts.read(tmp_path, reading, run)

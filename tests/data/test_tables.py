@@ -117,12 +117,11 @@ def test_one_hot(folder, write):
 
 def test_missing_classes(folder, write):
     write["table"](folder / "t.csv", "image label", "i0 a", "i1 NA", "i2 b", "i3 unknown")
-    assert read(folder).problems == (
-        "t.csv, row 3: no class 'NA'; rename it with data.rename, or name the classes to take "
-        "with data.classes",
-        "t.csv, row 5: no class 'unknown'; rename it with data.rename, or name the classes to take "
-        "with data.classes",
-    )
+    problems = read(folder).problems
+    assert [problem.partition(";")[0] for problem in problems] == [
+        "t.csv, row 3: no class 'NA'",
+        "t.csv, row 5: no class 'unknown'",
+    ]
     listing = read(folder, classes=("a", "b"))
     assert (len(listing.records), listing.problems) == (2, ())
     assert "images of other classes are left out: 2 without any" in listing.notes
