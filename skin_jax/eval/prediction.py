@@ -128,7 +128,7 @@ def predict_files(
     if not good:
         write_skipped(skipped_path, skipped)
         raise listed("none of the images can be read", problems)
-    tables.write_predictions(out, [ids[i] for i in good], probabilities[good])
+    tables.write_predictions(out, [ids[i] for i in good], probabilities[good], classes)
     if skipped:
         write_skipped(skipped_path, skipped)
         warn(str(listed(f"unreadable files are left out, see {skipped_path}", problems)))
