@@ -14,7 +14,7 @@ import pathlib
 
 import numpy as np
 
-from skin_jax.data.classes import CLASSES, NUM_CLASSES
+from skin_jax.data.classes import HAM10000
 from skin_jax.eval import metrics
 
 LESIONS: dict[str, tuple[int, ...]] = {
@@ -22,7 +22,7 @@ LESIONS: dict[str, tuple[int, ...]] = {
     "20% of 5,984 images": (37, 53, 117, 12, 98, 865, 16),
     "a very small set": (8, 12, 20, 4, 20, 120, 5),
 }
-"""Lesions of each class, in the order of CLASSES."""
+"""Lesions of each class of HAM10000, in their order."""
 
 RECALLS: dict[str, tuple[float, ...]] = {
     "low": (0.42, 0.60, 0.55, 0.35, 0.50, 0.90, 0.65),
@@ -44,15 +44,15 @@ def simulate(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Draw one test set: probabilities float [N, 7], labels int [N] and lesion ids int [N]."""
     spread = (1 - correlation) / correlation
-    classes = np.repeat(np.arange(NUM_CLASSES), lesions)
+    classes = np.repeat(np.arange(len(lesions)), lesions)
     chance = np.asarray(recalls)[classes]
     images = np.where(rng.random(len(classes)) < 0.75, 1, rng.integers(2, 7, len(classes)))
     own = rng.beta(chance * spread, (1 - chance) * spread)
     ids = np.repeat(np.arange(len(classes)), images)
     labels = classes[ids]
     right = rng.random(len(ids)) < own[ids]
-    other = (labels + rng.integers(1, NUM_CLASSES, len(ids))) % NUM_CLASSES
-    return np.eye(NUM_CLASSES)[np.where(right, labels, other)], labels, ids
+    other = (labels + rng.integers(1, len(lesions), len(ids))) % len(lesions)
+    return np.eye(len(lesions))[np.where(right, labels, other)], labels, ids
 
 
 def plain_interval(
@@ -61,7 +61,7 @@ def plain_interval(
     """Compute the textbook's percentile bootstrap over lesions within classes, for comparison."""
     hit = probabilities.argmax(axis=1) == labels
     recalls = []
-    for c in range(NUM_CLASSES):
+    for c in range(probabilities.shape[1]):
         _, index = np.unique(ids[labels == c], return_inverse=True)
         rows = np.stack([np.bincount(index, hit[labels == c]), np.bincount(index)], axis=1)
         patterns, counts = np.unique(rows, axis=0, return_counts=True)
@@ -117,11 +117,11 @@ def table(repetitions: int) -> str:
 def document(rows: str, repetitions: int) -> str:
     """Put the table into its page."""
     sets = "\n".join(
-        f"- {name}: {', '.join(f'{c} {n}' for c, n in zip(CLASSES, lesions, strict=True))}"
+        f"- {name}: {', '.join(f'{c} {n}' for c, n in zip(HAM10000.names, lesions, strict=True))}"
         for name, lesions in LESIONS.items()
     )
     recalls = "\n".join(
-        f"- {name}: {', '.join(f'{c} {r}' for c, r in zip(CLASSES, values, strict=True))}"
+        f"- {name}: {', '.join(f'{c} {r}' for c, r in zip(HAM10000.names, values, strict=True))}"
         for name, values in RECALLS.items()
     )
     return f"""# Coverage of the 95% interval of balanced accuracy

@@ -24,7 +24,7 @@ import time
 import numpy as np
 from scipy import special
 
-from skin_jax.data.classes import CLASSES, NUM_CLASSES
+from skin_jax.data.classes import HAM10000
 from skin_jax.eval import comparison
 
 IMAGES = (183, 264, 583, 60, 491, 4323, 80)
@@ -66,7 +66,7 @@ def simulate(rng: np.random.Generator, setting: Setting, effect: float) -> tuple
     Args:
       effect: of the first arm, in points of balanced accuracy.
     """
-    labels = np.repeat(np.arange(NUM_CLASSES), IMAGES)
+    labels = np.repeat(np.arange(len(RECALLS)), IMAGES)
     # Folds keep the proportions of classes, as the package's own do.
     folds = np.concatenate([np.arange(n) % FOLDS for n in IMAGES])
     kept = folds < setting.folds
@@ -78,10 +78,10 @@ def simulate(rng: np.random.Generator, setting: Setting, effect: float) -> tuple
     for recall in (base + gain, base):
         middle = special.ndtri(recall)
         # How far balanced accuracy moves, to first order, with independent shifts by 1.
-        slope = 100 * np.linalg.norm(np.exp(-(middle**2) / 2) / np.sqrt(2 * np.pi)) / NUM_CLASSES
+        slope = 100 * np.linalg.norm(np.exp(-(middle**2) / 2) / np.sqrt(2 * np.pi)) / len(RECALLS)
         fold_sd, run_sd = setting.fold_sd / slope, setting.run_sd / slope
         middle = middle * np.sqrt(1 + fold_sd**2 + run_sd**2)
-        shape = (setting.folds, NUM_CLASSES)
+        shape = (setting.folds, len(RECALLS))
         of_fold = middle + fold_sd * rng.standard_normal(shape)
         hits = np.zeros(len(labels))
         for _ in range(setting.seeds):
@@ -116,7 +116,9 @@ def studies(setting: Setting, effect: float, count: int, seed: int = 0) -> Found
     rng = np.random.default_rng(seed)
     rows = []
     for repetition in range(count):
-        found = comparison.paired_difference(*simulate(rng, setting, effect), seed=repetition)
+        found = comparison.paired_difference(
+            *simulate(rng, setting, effect), num_classes=len(RECALLS), seed=repetition
+        )
         estimate = found.balanced_accuracy
         low, high = estimate.interval
         rows.append(
@@ -165,8 +167,8 @@ def table(count: int) -> str:
 
 def document(rows: str, count: int) -> str:
     """Put the table into its page."""
-    classes = ", ".join(f"{c} {n}" for c, n in zip(CLASSES, IMAGES, strict=True))
-    recalls = ", ".join(f"{c} {r}" for c, r in zip(CLASSES, RECALLS, strict=True))
+    classes = ", ".join(f"{c} {n}" for c, n in zip(HAM10000.names, IMAGES, strict=True))
+    recalls = ", ".join(f"{c} {r}" for c, r in zip(HAM10000.names, RECALLS, strict=True))
     return f"""# Error rates of the comparison of two arms
 
 Written by `python -m benchmarks.study_error_rates --studies {count}`.

@@ -2,16 +2,20 @@
 
 from pathlib import Path
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from skin_jax import tasks
 from skin_jax.base import devices, errors
+from skin_jax.config import flatten, without_folders
+from skin_jax.data.splits import SPLITS
 from skin_jax.eval import evaluators, runs
 from skin_jax.report import figures, kit
 from skin_jax.report import run as run_report
 from skin_jax.train import checkpoints as checkpoint_lib
 from skin_jax.train import loop
 from skin_jax.train import run as run_lib
+from skin_jax.train.history import HISTORY, read_history
 
 
 def train(config: ConfigDict, workdir: Path) -> None:
@@ -59,19 +63,43 @@ def _train(
             print(f"\nthe best generator of each class:\n\n{kit.pipes(table)}")
             print(f"\ndraw from them with skin_jax.generate --workdir={workdir} --out=FOLDER")
     if tasks.can(experiment.task, "predict"):
-        found = runs.evaluate_split(experiment, checkpoints, "test", workdir / "eval" / "test")
-        if found is not None:
-            evaluation, written = found
-            sections += written
+        evaluation = runs.evaluate_split(experiment, checkpoints, "test")
+        if evaluation is not None:
+            if devices.is_first():
+                sections += run_report.write_evaluation(workdir / "eval" / "test", evaluation)
             score = experiment.task.score.name
             print(f"\nbest checkpoint by {score}: step {evaluation.step}; on test:\n")
-            print(run_report.table_one(evaluation.metrics, evaluation.shared_with_train))
+            print(run_report.table_one(evaluation))
             if experiment.is_demo:
-                print(f"\n{runs.DEMO_NOTE}")
+                print(f"\n{run_report.DEMO_NOTE}")
     if devices.is_first():
-        page = runs.write_page(experiment, sections, workdir)
+        page = _write_page(experiment, sections, workdir)
         print(f"\nfull report: {page}", flush=True)
     devices.wait_for_all("the report is written")
+
+
+def _write_page(experiment: run_lib.Experiment, sections: list[kit.Section], workdir: Path) -> Path:
+    """Writes `report.html` of a run; the sections are those of its test set, or none."""
+    examples, train = experiment.examples, experiment.indices("train")
+    classes, labels = examples.classes, examples.labels[train]
+    counts = {split: experiment.class_counts(split) for split in SPLITS}
+    if experiment.synthetic is not None:
+        generated = np.bincount(experiment.synthetic.labels, minlength=len(classes))
+        counts["generated, for training"] = generated
+    shown = np.concatenate(
+        [train[labels == c][: run_report.SAMPLES_PER_CLASS] for c in range(len(classes))]
+    )
+    note = [kit.Section("The demo", [kit.Text(run_report.DEMO_NOTE)])] * experiment.is_demo
+    return run_report.write_page(
+        workdir,
+        classes=classes,
+        title=f"skin_jax: {experiment.config.task}" + ", procedural lesions" * experiment.is_demo,
+        facts={"steps": experiment.num_steps, **without_folders(flatten(experiment.config))},
+        sections=[*note, *sections],
+        class_counts=counts,
+        history=read_history(workdir / HISTORY),
+        samples=(examples.images[shown], examples.labels[shown]),
+    )
 
 
 def _pictures(workdir: Path) -> evaluators.Pictures:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from skin_jax import config as config_lib
 from skin_jax import tasks
-from skin_jax.data.classes import CLASSES
+from skin_jax.data.classes import CLASSES, HAM10000
 from skin_jax.eval import tables
 from skin_jax.tasks.declared import sgan
 from skin_jax.train import checkpoints as checkpoint_lib
@@ -58,14 +58,14 @@ def test_a_folder_is_predicted_with_every_option(pictures, workdir):
     assert "images/s" in result.stderr
     assert "zero.jpg: not an image" in result.stderr
     assert result.stdout == "predicted 2 images: out/p.csv\n"
-    assert tables.read_predictions(pictures / "out/p.csv").image_ids == ["a", "b, c"]
+    assert tables.read_predictions(pictures / "out/p.csv", HAM10000).image_ids == ["a", "b, c"]
     assert sorted(path.name for path in (pictures / "seen").iterdir()) == ["a.png", "b, c.png"]
 
 
 def test_a_name_may_hold_a_comma(pictures, workdir):
     result = call(pictures, "--workdir", workdir, "--images", "b, c.png", "--out=p.csv")
     assert result.returncode == 0, result.stderr
-    assert tables.read_predictions(pictures / "p.csv").image_ids == ["b, c"]
+    assert tables.read_predictions(pictures / "p.csv", HAM10000).image_ids == ["b, c"]
 
 
 @pytest.mark.parametrize(

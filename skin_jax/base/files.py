@@ -2,10 +2,13 @@
 
 import contextlib
 import fcntl
+import json
+import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from skin_jax.base.errors import UserError, warn
 
@@ -37,6 +40,31 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None
             raise
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def write_json(path: str | os.PathLike[str], content: Any) -> None:
+    """Writes `plain(content)` as JSON, whole or not at all.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
+    write_atomically(path, json.dumps(plain(content), indent=2, allow_nan=False) + "\n")
+
+
+def plain(value: Any) -> Any:
+    """Turns mappings, named tuples, sequences, arrays and their numbers into what JSON can hold.
+
+    Numbers that are not finite become None: JSON has no word for them.
+    """
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from typing import Any
 
 from skin_jax.base import csvs
 from skin_jax.base.errors import UserError
-from skin_jax.base.files import write_atomically
+from skin_jax.base.files import write_json
 
 FILE_NAME = "classes.json"
 
@@ -248,7 +248,7 @@ def _natural(name: str) -> list[tuple[int, int, str]]:
 
 def write(classes: Classes, workdir: Path) -> None:
     """Writes `classes.json` into a work folder, whole or not at all."""
-    write_atomically(workdir / FILE_NAME, json.dumps(classes.to_json(), indent=2) + "\n")
+    write_json(workdir / FILE_NAME, classes.to_json())
 
 
 def read(workdir: Path) -> Classes:

@@ -8,7 +8,6 @@ FOLDER/grids/<class>_walk.png               in straight lines from one of its im
 
 import hashlib
 import math
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,6 +21,7 @@ import numpy as np
 from skin_jax.base import csvs
 from skin_jax.base.errors import UserError, listed
 from skin_jax.base.files import write_atomically
+from skin_jax.base.threads import workers
 from skin_jax.data import images
 from skin_jax.data.classes import Classes
 from skin_jax.data.examples import Examples, Record, digest_of
@@ -181,7 +181,7 @@ def load(folder: Path, rows: Sequence[Generated], size: int, classes: Classes) -
             return f"{rows[place].image}: {error}"
         return None
 
-    with ThreadPoolExecutor(max(1, min(_MAX_WORKERS, os.cpu_count() or 1))) as pool:
+    with ThreadPoolExecutor(workers(_MAX_WORKERS)) as pool:
         found = list(pool.map(decode, range(len(rows))))
     if problems := [problem for problem in found if problem is not None]:
         raise listed(f"{folder} holds images that cannot be read", problems)

@@ -2,7 +2,7 @@
 
 python -m skin_jax.eval --workdir DIR --split val|test
 python -m skin_jax.eval --workdir DIR --data_dir OTHER --out DIR2
-python -m skin_jax.eval --predictions P.csv --truth T.csv --out DIR2
+python -m skin_jax.eval --predictions P.csv --truth T.csv --out DIR2 [--workdir DIR]
 
 Or compares generated images with a run's training images and looks for copies of them:
 
@@ -12,16 +12,26 @@ python -m skin_jax.eval --quality GENERATED_DIR --workdir DIR [--out DIR2]
 GENERATED_DIR is a folder of skin_jax.generate. Features are those of EfficientNet-Lite0 with the
 given weights, or of the run in DIR3; without either there is the sliced Wasserstein distance alone.
 The results go to DIR/eval/quality/<name of GENERATED_DIR>.
+
+The classes of OTHER are those of the run. Those of a pair of CSVs are the run's in DIR, else the
+challenge's where the truth has its columns, else the columns of the truth.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import flags
 
+from skin_jax import config
 from skin_jax.base import command
-from skin_jax.base.errors import UserError
-from skin_jax.data import reading
+from skin_jax.base.errors import UserError, warn
+from skin_jax.data import classes as classes_lib
+from skin_jax.data import reading, splits
+from skin_jax.data.examples import write_skipped
+from skin_jax.eval import metrics, tables
+from skin_jax.eval.evaluation import Evaluation
+from skin_jax.report import run as run_report
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -31,8 +41,8 @@ if TYPE_CHECKING:
 _WORKDIR = command.define_path("workdir", None, "Folder of a trained run.")
 _SPLIT = flags.DEFINE_enum("split", "test", ["train", "val", "test"], "Split of the run.")
 _DATA_DIR = command.define_path("data_dir", None, "Another labelled folder, all of its images.")
-_PREDICTIONS = command.define_path("predictions", None, "CSV with the challenge's columns.")
-_TRUTH = command.define_path("truth", None, "CSV with the challenge's columns, one-hot.")
+_PREDICTIONS = command.define_path("predictions", None, "CSV with a column for each class.")
+_TRUTH = command.define_path("truth", None, "CSV with a column for each class, one-hot.")
 _QUALITY = command.define_path("quality", None, "Folder of generated images.")
 _WEIGHTS = command.define_path(
     "weights", None, "EfficientNet-Lite0's, for --quality: a .safetensors or hf:OWNER/NAME."
@@ -68,65 +78,66 @@ def main(argv: list[str]) -> None:
         _evaluate_split(workdir, _SPLIT.value, out or workdir / "eval" / _SPLIT.value)
 
 
-def _compare(predictions: Path, truth: Path, out: Path) -> None:
-    from skin_jax.eval import metrics, tables
-    from skin_jax.report import run as run_report
+# JAX takes its time to import: below, inside functions, not for --help.
 
-    scores, known = tables.join(predictions, truth)
-    evaluation = run_report.Evaluation(
-        metrics=metrics.evaluate(scores.probabilities, known.labels),
-        image_ids=scores.image_ids,
-        labels=known.labels,
-        probabilities=scores.probabilities,
-    )
+
+def _write(out: Path, evaluation: Evaluation) -> None:
     run_report.write_evaluation(out, evaluation)
-    print(run_report.table_one(evaluation.metrics))
-    print(f"\nresults: {out}")
+    print(f"{run_report.table_one(evaluation)}\n\nresults: {out}", flush=True)
+
+
+def _compare(predictions: Path, truth: Path, out: Path) -> None:
+    if _WORKDIR.value:
+        config.read(Path(_WORKDIR.value))  # it is the folder of a run
+        classes = classes_lib.read(Path(_WORKDIR.value))
+    else:
+        classes = tables.classes_of(predictions, truth)
+    scores, known = tables.join(predictions, truth, classes)
+    found = metrics.evaluate(scores.probabilities, known.labels)
+    _write(out, Evaluation(classes, found, scores.image_ids, known.labels, scores.probabilities))
 
 
 def _evaluate_split(workdir: Path, split: str, out: Path) -> None:
     from skin_jax.eval import runs
-    from skin_jax.report import run as run_report
-    from skin_jax.train import checkpoints as checkpoint_lib
-    from skin_jax.train.run import reopen
+    from skin_jax.train.checkpoints import Checkpoints
+    from skin_jax.train.run import CHECKPOINTS, reopen
 
     experiment = reopen(workdir)
-    checkpoints = checkpoint_lib.Checkpoints(workdir / "checkpoints", read_only=True)
-    found = runs.evaluate_split(experiment, checkpoints, split, out)
-    if found is not None:
-        print(run_report.table_one(found[0].metrics, found[0].shared_with_train))
-        print(f"\nresults: {out}", flush=True)
+    checkpoints = Checkpoints(workdir / CHECKPOINTS, experiment.task.score, read_only=True)
+    evaluation = runs.evaluate_split(experiment, checkpoints, split)
+    if evaluation is not None:
+        _write(out, evaluation)
 
 
 def _evaluate_elsewhere(workdir: Path, data_dir: Path, out: Path) -> None:
-    from skin_jax.base.errors import warn
-    from skin_jax.data import splits, store
-    from skin_jax.data.examples import write_skipped
+    from skin_jax.data import store
     from skin_jax.eval import runs
-    from skin_jax.report import run as run_report
-    from skin_jax.train import checkpoints as checkpoint_lib
-    from skin_jax.train.run import SPLITS_FILE, trained
+    from skin_jax.train.run import trained
 
     run = trained(workdir)
-    task, config = run.task, run.config
     examples = store.prepare(
         data_dir,
-        image_size=config.data.image_size,
-        cache_dir=config.data.cache_dir,
-        on_bad_image=config.data.on_bad_image,
+        image_size=run.config.data.image_size,
+        cache_dir=run.config.data.cache_dir,
+        on_bad_image=run.config.data.on_bad_image,
         reading=reading.from_flags(),
         classes=run.classes,
     )
     if examples.skipped:
         write_skipped(out / "skipped.csv", examples.skipped)
         warn(f"{len(examples.skipped)} unreadable images are left out: {out}/skipped.csv")
-    seen = {image_id for image_id, _ in splits.members(workdir / SPLITS_FILE, "train")}
-    if known := sum(record.image_id in seen for record in examples.records):
-        warn(f"{known} of the {len(examples.records)} images have the id of a training image")
-    checkpoints = checkpoint_lib.Checkpoints(workdir / "checkpoints", read_only=True)
-    evaluation = runs.evaluate_examples(task, checkpoints, examples, config.eval_batch_size, out)
-    print(run_report.table_one(evaluation.metrics))
-    print(f"\nresults: {out}", flush=True)
+    ids = [record.image_id for record in examples.records]
+    if known := _trained_on(workdir, ids):
+        warn(f"{known} of the {len(ids)} images have the id of a training image")
+    _write(out, runs.evaluate_examples(run, examples))
+
+
+def _trained_on(workdir: Path, image_ids: Iterable[str]) -> int:
+    """How many of the images a run was trained on, by their ids."""
+    from skin_jax.train.run import SPLITS_FILE
+
+    trained = {image_id for image_id, _ in splits.members(workdir / SPLITS_FILE, "train")}
+    return sum(image_id in trained for image_id in image_ids)
 
 
 def _measure_quality(folder: Path, out: Path | None) -> None:
@@ -136,35 +147,39 @@ def _measure_quality(folder: Path, out: Path | None) -> None:
         raise UserError("--weights and --features_from exclude each other; give one of them")
     if _PREDICTIONS.value or _TRUTH.value or _DATA_DIR.value:
         raise UserError("--quality goes with none of --predictions, --truth and --data_dir")
-    workdir = Path(_WORKDIR.value)
-    out = out or workdir / "eval" / "quality" / folder.resolve().name
-    if out.resolve().is_relative_to(folder.resolve()):
+    workdir, named = Path(_WORKDIR.value), folder.resolve()
+    out = out or workdir / "eval" / "quality" / named.name
+    if out.resolve().is_relative_to(named):
         raise UserError(f"{out} lies in {folder}, whose manifest names all of its images")
 
-    from skin_jax import config
     from skin_jax.base import devices
-    from skin_jax.base.errors import warn
-    from skin_jax.data import classes
     from skin_jax.eval import audit, features
     from skin_jax.report import quality as quality_report
-    from skin_jax.train.run import reopen
+    from skin_jax.train.run import SPLITS_FILE, reopen
 
     size = config.read(workdir).data.image_size
-    generated = audit.generated_images(folder, size, classes.read(workdir))
+    generated = audit.generated_images(folder, size, classes_lib.read(workdir))
     mesh = devices.make_mesh(None)
     extractor = None
     if _WEIGHTS.value:
         extractor = features.efficientnet_lite0(_WEIGHTS.value, mesh)
     elif _FEATURES_FROM.value:
-        extractor = _features_of(Path(_FEATURES_FROM.value), mesh)
-        _warn_of_known_images(workdir, Path(_FEATURES_FROM.value))
+        other = Path(_FEATURES_FROM.value)
+        extractor = _features_of(other, mesh)
+        val = [image_id for image_id, _ in splits.members(workdir / SPLITS_FILE, "val")]
+        # Distances of validation images mean little to a network that was trained on them.
+        if known := _trained_on(other, val):
+            warn(
+                f"{other} was trained on {known} of the {len(val)} validation images of {workdir}: "
+                "copies are measured against their distances, which it makes too small"
+            )
     else:
         warn(
             "neither --weights nor --features_from is given: the sliced Wasserstein distance is "
             "measured alone, and copies of training images are not looked for"
         )
     real = audit.real_images(reopen(workdir))
-    if generated.train_splits != {real.train_split}:
+    if not real.were_fitted_by(generated):
         warn(
             f"the images in {folder} are of a generator that was fitted on other images than the "
             f"training split of {workdir}: copies of those others are not looked for"
@@ -173,26 +188,9 @@ def _measure_quality(folder: Path, out: Path | None) -> None:
         out.mkdir(parents=True, exist_ok=True)  # before the work
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror})") from None
-    names = {"generated": folder.resolve().name, "run": workdir.resolve().name}
-    print(
-        quality_report.write(out, audit.audit(real, generated, extractor), real, generated, names)
-    )
+    names = {"generated": named.name, "run": workdir.resolve().name}
+    print(quality_report.write(out, audit.audit(real, generated, extractor), names))
     print(f"results: {out}", flush=True)
-
-
-def _warn_of_known_images(workdir: Path, other: Path) -> None:
-    """Distances of validation images mean little to a network that was trained on them."""
-    from skin_jax.base.errors import warn
-    from skin_jax.data import splits
-    from skin_jax.train.run import SPLITS_FILE
-
-    trained = {image_id for image_id, _ in splits.members(other / SPLITS_FILE, "train")}
-    val = [image_id for image_id, _ in splits.members(workdir / SPLITS_FILE, "val")]
-    if known := sum(image_id in trained for image_id in val):
-        warn(
-            f"{other} was trained on {known} of the {len(val)} validation images of {workdir}: "
-            "copies are measured against their distances, which it makes too small"
-        )
 
 
 def _features_of(workdir: Path, mesh: "Mesh") -> "Extractor":
@@ -202,13 +200,9 @@ def _features_of(workdir: Path, mesh: "Mesh") -> "Extractor":
     run = trained(workdir)
     describe = run.ability("features")
     state, step = run.best_state(mesh)
-    return Extractor(
-        describe,
-        state,
-        image_size=run.config.data.image_size,
-        mesh=mesh,
-        network=f"the run {run.name} ({run.config.task}) at step {step}",
-    )
+    network = f"the run {run.name} ({run.config.task}) at step {step}"
+    size = run.config.data.image_size
+    return Extractor(describe, state, image_size=size, mesh=mesh, network=network)
 
 
 def run() -> None:

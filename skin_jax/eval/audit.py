@@ -9,7 +9,7 @@ images of nothing get).
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from os import cpu_count
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,11 +17,13 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
+from skin_jax.base.threads import workers
 from skin_jax.data import generated as generated_lib
 from skin_jax.data import splits
-from skin_jax.data.classes import CLASSES, Classes
+from skin_jax.data.classes import Classes
 from skin_jax.eval import inference, quality
 from skin_jax.eval.features import Extractor
+from skin_jax.eval.metrics import Spread
 from skin_jax.train.run import Experiment
 
 DRAWS = 20
@@ -41,89 +43,77 @@ PATCHED_IMAGES = 128
 _MAX_WORKERS = 4
 _SEED = 0
 
-
-@dataclasses.dataclass(frozen=True)
-class Real:
-    """The real images of a run that generated ones are compared with.
-
-    Attributes:
-      images: uint8 [N, S, S, 3], the training split.
-      labels: int [N].
-      ids: N image ids.
-      val_images: uint8 [V, S, S, 3], of lesions that the training split does not show.
-      val_labels: int [V].
-      train_split: `synthetic.train_split_digest` of the training split.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
-    ids: Sequence[str]
-    val_images: np.ndarray
-    val_labels: np.ndarray
-    train_split: str
+Places = np.ndarray | slice
+"""Of images in a set: int indices, or all of them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Generated:
-    """Generated images.
+    """M > 0 generated images."""
 
-    Attributes:
-      images: uint8 [M, S, S, 3], M > 0.
-      labels: int [M].
-      names: M files, relative to their folder.
-      train_splits: digests of what their generators were fitted on.
+    images: np.ndarray  # uint8 [M, S, S, 3]
+    labels: np.ndarray  # int [M]
+    names: Sequence[str]  # M files, relative to their folder
+    train_splits: frozenset[str]  # digests of what their generators were fitted on
+
+
+@dataclasses.dataclass(frozen=True)
+class Real:
+    """The real images of a run that generated ones are compared with: the training split.
+
+    The validation images are those of lesions that the training split does not show.
     """
 
-    images: np.ndarray
-    labels: np.ndarray
-    names: Sequence[str]
-    train_splits: frozenset[str]
+    classes: Classes
+    images: np.ndarray  # uint8 [N, S, S, 3]
+    labels: np.ndarray  # int [N]
+    ids: Sequence[str]
+    val_images: np.ndarray  # uint8 [V, S, S, 3]
+    val_labels: np.ndarray  # int [V]
+    train_split: str  # `generated.train_split_digest` of the training split
+
+    def were_fitted_by(self, generated: Generated) -> bool:
+        """Whether the generators were fitted on these very training images and no others."""
+        return generated.train_splits == {self.train_split}
 
 
-class Spread(NamedTuple):
-    """Mean and standard deviation over the draws; NaN where a value is not defined."""
+class Nearness(NamedTuple):
+    """How near generated images are to training images, next to val images of the same class.
 
-    mean: float
-    sd: float
+    Medians of the distances, and the share of the generated images under the threshold; NaN where
+    there are none.
+    """
+
+    generated: int
+    val: int
+    median: float
+    val_median: float
+    share: float
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """One class, or all of them together.
+    """One class, or all of them together: measures by name, and the numbers of images."""
 
-    Attributes:
-      name: of `CLASSES`, or `OVERALL`.
-      train: real training images.
-      generated: generated images.
-      half: images of a half.
-      compared: images of each generated and each floor's set: the smaller of half and generated.
-      values: measure -> of the generated images against a half.
-      floor: measure -> of as many real images of the other half against the same half.
-      halves: measure -> of the whole other half against the half.
-      shuffled_kid: of the whole other half with the pixels of each image in random order.
-    """
-
-    name: str
+    name: str  # of a class, or OVERALL
     train: int
     generated: int
     half: int
-    compared: int
-    values: Mapping[str, Spread]
-    floor: Mapping[str, Spread]
-    halves: Mapping[str, Spread]
-    shuffled_kid: Spread
+    compared: int  # images of each generated and each floor's set: the smaller of both
+    values: Mapping[str, Spread]  # of the generated images against a half
+    floor: Mapping[str, Spread]  # of as many real images of the other half against that half
+    halves: Mapping[str, Spread]  # of the whole other half against that half
+    shuffled_kid: Spread  # of the whole other half, the pixels of each image in random order
+    nearness: Nearness | None = None  # to training images; None without features
 
 
 class Pair(NamedTuple):
     """A generated image and the training image that is nearest to it."""
 
-    generated: int
-    """Index of the generated image."""
-    train: int
-    """Index of the training image."""
-    orientation: int
-    """Of the generated image, in the order of `inference.orientations`."""
+    generated: int  # its index
+    train: int  # its index
     distance: float
+    picture: np.ndarray  # the generated image turned as it is nearest, uint8 [S, S, 3]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,36 +122,34 @@ class Copies:
 
     The cosine distance between features, the smallest over all training images and the eight
     orientations of the image in question.
-
-    Attributes:
-      distances: of the generated images, float64 [M].
-      val_distances: float64 [V].
-      threshold: the 1st percentile of val_distances; NaN without val images.
-      closest: the nearest pairs, the nearest first.
     """
 
-    distances: np.ndarray
-    val_distances: np.ndarray
-    threshold: float
-    closest: Sequence[Pair]
+    distances: np.ndarray  # of the generated images, float64 [M]
+    val_distances: np.ndarray  # float64 [V]
+    threshold: float  # the 1st percentile of val_distances; NaN without val images
+    closest: Sequence[Pair]  # the nearest first
 
-    def share(self, members: np.ndarray) -> float:
-        """Share of some generated images, bool [M], that are nearer than the threshold."""
-        if np.isnan(self.threshold) or not members.any():
-            return float("nan")
-        return float((self.distances[members] < self.threshold).mean())
+    def nearness(self, members: Places, val_members: Places) -> Nearness:
+        """That of some generated images, next to some val images."""
+        own, val = self.distances[members], self.val_distances[val_members]
+        defined = len(own) and not np.isnan(self.threshold)
+        share = float((own < self.threshold).mean()) if defined else np.nan
+        median, val_median = (
+            float(np.median(each)) if len(each) else np.nan for each in (own, val)
+        )
+        return Nearness(len(own), len(val), median, val_median, share)
 
 
 @dataclasses.dataclass(frozen=True)
 class Audit:
-    """The groups, CLASSES then OVERALL; copies are None without features."""
+    """The groups, the classes and then OVERALL; no copies and no features where none were given."""
 
+    real: Real
+    generated: Generated
     groups: Sequence[Group]
     copies: Copies | None
-    features: str | None
-    """What they are; None without."""
-    dimensions: int
-    """D of the features; 0 without."""
+    features: str | None  # what they are
+    dimensions: int  # of the features; 0 without
 
 
 def real_images(experiment: Experiment) -> Real:
@@ -169,9 +157,9 @@ def real_images(experiment: Experiment) -> Real:
     examples, train = experiment.examples, experiment.indices("train")
     trained = {examples.records[i].lesion_id for i in train}
     val = experiment.indices("val")
-    apart = [examples.records[i].lesion_id not in trained for i in val]
-    val = val[np.array(apart, bool)]
+    val = val[np.array([examples.records[i].lesion_id not in trained for i in val], bool)]
     return Real(
+        classes=examples.classes,
         images=examples.images[train],
         labels=examples.labels[train],
         ids=[examples.records[i].image_id for i in train],
@@ -208,8 +196,7 @@ def audit(
       extractor: of features; None leaves the sliced Wasserstein distance alone.
       progress: shows progress bars on stderr.
     """
-    mine, theirs = _Set(real.images), _Set(generated.images)
-    shuffled = copies = None
+    mine, theirs, copies, dimensions = _Set(real.images), _Set(generated.images), None, 0
     if extractor is not None:
         described, others, shuffled = (
             extractor(pictures, f"{name} images" if progress else "")
@@ -219,31 +206,26 @@ def audit(
                 (_shuffled(real.images), "Shuffled"),
             )
         )
-        mine, theirs = _Set(real.images, described), _Set(generated.images, others)
+        mine, theirs = _Set(real.images, described, shuffled), _Set(generated.images, others)
+        dimensions = described.shape[1]
         copies = find_copies(
             generated.images, real.val_images, described, extractor, progress=progress
         )
     groups = []
-    total = (len(CLASSES) + 1) * DRAWS
-    bar = tqdm(total=total, desc="Comparing", unit=" draws", disable=not progress)
+    names = (*real.classes.names, OVERALL)
+    bar = tqdm(total=len(names) * DRAWS, desc="Comparing", unit=" draws", disable=not progress)
     # Draws run side by side: threads of BLAS within them would wait for one another, busily.
     with bar, threadpool_limits(1):
-        for k, name in enumerate((*CLASSES, OVERALL)):
-            members, others = (
-                np.flatnonzero(np.equal(labels, k) | (name == OVERALL))
-                for labels in (real.labels, generated.labels)
+        for k, name in enumerate(names):
+            members, rivals, val = (
+                slice(None) if k == len(real.classes) else np.flatnonzero(labels == k)
+                for labels in (real.labels, generated.labels, real.val_labels)
             )
-            group = _group(
-                name,
-                mine if name == OVERALL else mine.take(members),
-                None if shuffled is None else shuffled[members],
-                theirs.take(others),
-                seed=k,
-                drawn=bar.update,
-            )
-            groups.append(group)
-    dimensions = 0 if mine.features is None else mine.features.shape[1]
-    return Audit(groups, copies, extractor.description if extractor else None, dimensions)
+            group = _group(name, mine.take(members), theirs.take(rivals), k, bar.update)
+            nearness = copies.nearness(rivals, val) if copies else None
+            groups.append(dataclasses.replace(group, nearness=nearness))
+    features = extractor.description if extractor else None
+    return Audit(real, generated, groups, copies, features, dimensions)
 
 
 def find_copies(
@@ -264,23 +246,27 @@ def find_copies(
     names = ("Generated", "Val") if progress else ("", "")
     distances, indices, turns = _nearest(generated, train_features, extractor, names[0])
     val_distances, _, _ = _nearest(val, train_features, extractor, names[1])
-    closest = [
-        Pair(int(i), int(indices[i]), int(turns[i]), float(distances[i]))
-        for i in np.argsort(distances, kind="stable")[:PAIRS_SHOWN]
-    ]
+    closest = []
+    for i in np.argsort(distances, kind="stable")[:PAIRS_SHOWN]:
+        turned = next(islice(inference.orientations(generated[i][None]), int(turns[i]), None))
+        closest.append(Pair(int(i), int(indices[i]), float(distances[i]), turned[0]))
     threshold = float(np.percentile(val_distances, PERCENTILE)) if len(val) else float("nan")
     return Copies(distances, val_distances, threshold, closest)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Set:
-    """Images uint8 [N, S, S, 3] and their features [N, D], if there are any."""
+    """Images uint8 [N, S, S, 3]; features [N, D], if any, of them and of their shuffled pixels."""
 
     images: np.ndarray
     features: np.ndarray | None = None
+    shuffled: np.ndarray | None = None
 
-    def take(self, indices: np.ndarray) -> "_Set":
-        return _Set(self.images[indices], None if self.features is None else self.features[indices])
+    def take(self, places: Places) -> "_Set":
+        features, shuffled = (
+            None if each is None else each[places] for each in (self.features, self.shuffled)
+        )
+        return _Set(self.images[places], features, shuffled)
 
     def draw(self, indices: np.ndarray) -> "_Set":
         """Of the images only those that are compared: features are many times smaller."""
@@ -288,15 +274,7 @@ class _Set:
         return _Set(self.images[indices[:PATCHED_IMAGES]], features)
 
 
-def _group(
-    name: str,
-    real: _Set,
-    shuffled: np.ndarray | None,
-    generated: _Set,
-    *,
-    seed: int,
-    drawn: Callable[[], object],
-) -> Group:
+def _group(name: str, real: _Set, generated: _Set, seed: int, drawn: Callable[[], object]) -> Group:
     """The comparison of one group; `drawn` is called after each draw."""
     half = min(len(real.images) // 2, LARGEST_HALF)
     compared = min(half, len(generated.images))
@@ -312,12 +290,12 @@ def _group(
         if compared < half:
             floor = _measured(reference, real.draw(second[:compared]), number)
         worst = float("nan")
-        if shuffled is not None and reference.features is not None:
-            worst = quality.kid(reference.features, shuffled[second])
+        if real.shuffled is not None and reference.features is not None:
+            worst = quality.kid(reference.features, real.shuffled[second])
         drawn()
         return values, floor, halves, worst
 
-    with ThreadPoolExecutor(_workers()) as pool:
+    with ThreadPoolExecutor(workers(_MAX_WORKERS)) as pool:
         values, floors, halves, worst = zip(*pool.map(draw, range(DRAWS)), strict=True)
     return Group(
         name=name,
@@ -328,7 +306,7 @@ def _group(
         values=_spreads(values),
         floor=_spreads(floors),
         halves=_spreads(halves),
-        shuffled_kid=_spread(worst),
+        shuffled_kid=Spread.of(worst),
     )
 
 
@@ -348,11 +326,7 @@ def _measured(reference: _Set, other: _Set, seed: int) -> dict[str, float]:
 
 
 def _spreads(draws: Sequence[Mapping[str, float]]) -> dict[str, Spread]:
-    return {key: _spread([draw[key] for draw in draws]) for key in draws[0]}
-
-
-def _spread(values: Sequence[float]) -> Spread:
-    return Spread(float(np.mean(values)), float(np.std(values, ddof=1)))
+    return {key: Spread.of([draw[key] for draw in draws]) for key in draws[0]}
 
 
 def _shuffled(pictures: np.ndarray) -> np.ndarray:
@@ -374,7 +348,3 @@ def _nearest(
     best = distances.argmin(axis=0)
     columns = np.arange(len(pictures))
     return distances[best, columns], indices[best, columns], best
-
-
-def _workers() -> int:
-    return max(1, min(_MAX_WORKERS, cpu_count() or 1))

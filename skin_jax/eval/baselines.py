@@ -9,6 +9,7 @@ DIR/eval/test/baselines.json.
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,8 +19,7 @@ from PIL import Image
 from skin_jax import config as config_lib
 from skin_jax.base import command
 from skin_jax.base.errors import UserError, warn
-from skin_jax.base.files import write_atomically
-from skin_jax.data.classes import NUM_CLASSES
+from skin_jax.base.files import write_json
 from skin_jax.eval import metrics
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _WORKDIR = command.define_path("workdir", None, "Folder of a run that was evaluated on test.")
 
+_CHUNK = 512  # images described at once: they need not all be in memory
 _PIXELS = 32
 _WIDTH = 56
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
@@ -40,13 +41,19 @@ def mean_colour(images: np.ndarray) -> np.ndarray:
 
 def pixels(images: np.ndarray) -> np.ndarray:
     """Images uint8 [N, H, W, 3] at 32x32, flattened, float32 [N, 3072]."""
-    small = [
-        Image.fromarray(i).resize((_PIXELS, _PIXELS), Image.Resampling.BILINEAR) for i in images
-    ]
-    return np.stack([np.asarray(i, np.float32) for i in small]).reshape(len(images), -1)
+    size, bilinear = (_PIXELS, _PIXELS), Image.Resampling.BILINEAR
+    small = [np.asarray(Image.fromarray(i).resize(size, bilinear), np.float32) for i in images]
+    return np.stack(small).reshape(len(images), -1)
 
 
 FEATURES = {"mean colour": mean_colour, "32x32 pixels": pixels}
+
+
+def described(features: Callable[[np.ndarray], np.ndarray], images: np.ndarray) -> np.ndarray:
+    """Features [N, F] of uint8 images [N, H, W, 3], which may lie on disk."""
+    places = np.arange(len(images))
+    chunks = np.split(places, range(_CHUNK, len(images), _CHUNK))
+    return np.concatenate([features(images[chunk]) for chunk in chunks])
 
 
 def frozen_features(task: "Task", images: np.ndarray, seed: int) -> np.ndarray | None:
@@ -77,14 +84,10 @@ def frozen_features(task: "Task", images: np.ndarray, seed: int) -> np.ndarray |
         return None
     mesh = devices.make_mesh(None)
     state = jax.device_put(task.pretrained(jax.jit(task.init)(rng)), devices.replicated(mesh))
-    extractor = Extractor(
-        tasks.require(task, "features", "this run"),
-        state,
-        image_size=images.shape[1],
-        mesh=mesh,
-        network="pretrained",
-    )
-    return extractor(images, "pretrained features")
+    features = tasks.require(task, "features", "this run")
+    size = images.shape[1]
+    extractor = Extractor(features, state, image_size=size, mesh=mesh, network="pretrained")
+    return described(extractor, images)
 
 
 def logistic_regression(
@@ -112,19 +115,16 @@ def logistic_regression(
         raise UserError("the baselines need test images, and training images of two classes")
     fits = []
     for strength in STRENGTHS if rows["val"].any() else (STRENGTH_UNCHOSEN,):
-        model = make_pipeline(
-            StandardScaler(),
-            LogisticRegression(C=strength, class_weight="balanced", max_iter=1000),
-        )
+        regression = LogisticRegression(C=strength, class_weight="balanced", max_iter=1000)
+        model = make_pipeline(StandardScaler(), regression)
         model.fit(features[rows["train"]], labels[rows["train"]])
-        scores = {}
+        scores = {"val": 0.0}
         for split in ("val", "test"):
-            if not rows[split].any():
-                continue
-            probabilities = np.zeros((rows[split].sum(), NUM_CLASSES))
-            probabilities[:, model.classes_] = model.predict_proba(features[rows[split]])
-            scores[split] = metrics.balanced_accuracy(probabilities, labels[rows[split]])
-        fits.append((scores.get("val", 0.0), strength, scores["test"]))
+            if rows[split].any():
+                probabilities = np.zeros((rows[split].sum(), labels.max() + 1))
+                probabilities[:, model.classes_] = model.predict_proba(features[rows[split]])
+                scores[split] = metrics.balanced_accuracy(probabilities, labels[rows[split]])
+        fits.append((scores["val"], strength, scores["test"]))
     _, strength, score = max(fits)
     return score, strength
 
@@ -133,7 +133,7 @@ def main(argv: list[str]) -> None:
     """The command line's work; see the module's docstring."""
     if not _WORKDIR.value:
         raise UserError("give --workdir=DIR, the folder of a run")
-    # It takes its time to import: not for --help, nor before `entry` has named JAX's cache.
+    # It takes its time to import: not for --help, nor before `command` has named JAX's cache.
     from skin_jax.train.run import load_examples, read_split, trained
 
     workdir = Path(_WORKDIR.value)
@@ -146,26 +146,24 @@ def main(argv: list[str]) -> None:
     assignment = read_split(examples, workdir)
     present = len(np.unique(examples.labels[assignment == "test"]))
     task = trained(workdir).task
+    found = {name: described(features, examples.images) for name, features in FEATURES.items()}
     try:
         frozen = frozen_features(task, examples.images, config.seed)
+        found |= {} if frozen is None else {"pretrained features": frozen}
     except UserError as error:
         warn(f"{error}; the other baselines need no weights")
-        frozen = None
     results = {}
     print(f"balanced accuracy on the same test split (chance: {1 / present:.3f})")
     if not (assignment == "val").any():
         print(f"  (there is no validation split to choose C by: it is {STRENGTH_UNCHOSEN:g})")
     print(f"  {'this run':<{_WIDTH}}{own:.3f}")
-    described = {name: features(examples.images) for name, features in FEATURES.items()}
-    if frozen is not None:
-        described["pretrained features"] = frozen
-    for name, features in described.items():
+    for name, features in found.items():
         print(f"  fitting on {name}; that may take minutes ...", end="\r", flush=True)
         score, strength = logistic_regression(features, examples.labels, assignment)
         results[name] = {"balanced_accuracy": score, "C": strength}
         text = f"logistic regression on {name} (C={strength:g})"
         print(f"  {text:<{_WIDTH}}{score:.3f}", flush=True)
-    write_atomically(folder / "baselines.json", json.dumps(results, indent=2) + "\n")
+    write_json(folder / "baselines.json", results)
 
 
 def run() -> None:

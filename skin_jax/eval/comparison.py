@@ -1,16 +1,16 @@
 """Arms of a study compared: paired differences over folds and seeds, and how sure they are.
 
-Pure: arrays in, numbers out. An arm is a way of training; a run is one arm on one fold of the
-cross-validation with one seed, and its outcome the probabilities of that fold's test images.
+Pure: arrays in, numbers out; the number of classes C is that of the probabilities' columns. An arm
+is a way of training; a run is one arm on one fold of the cross-validation with one seed, and its
+outcome the probabilities of that fold's test images.
 
 **The primary estimate is pooled.** For each class the recall is over the test images of all folds,
-each counted once, as its mean over the seeds; balanced accuracy is the mean of the seven. The mean
-of the runs' own values weighs an image by its fold's number of images of the class, is undefined
-where a fold has none of it, and its parts are coarse: with 12 dermatofibromas a fold, one image
-moves a run's value by 1.2 points. Both estimate the same thing and nearly agree; runs' own values
-are shown as mean and standard deviation, and every difference, interval and p-value is of the
-pooled value. AUC alone is never pooled: scores of different networks have no common scale (Forman
-and Scholz, "Apples-to-apples in cross-validation studies", SIGKDD Explorations 12, 2010).
+each counted once, as its mean over the seeds; balanced accuracy is the mean of these recalls. The
+mean of the runs' own values weighs an image by its fold's number of images of the class, is
+undefined where a fold has none of it, and is coarse. It estimates the same thing and is shown as
+mean and standard deviation; every difference, interval and p-value is of the pooled value. AUC is
+never pooled: scores of different networks have no common scale (Forman and Scholz, SIGKDD
+Explorations 12, 2010).
 
 **Intervals of a difference.** Two are computed, both symmetric about the pooled estimate, and the
 wider one counts (`Estimate`):
@@ -21,11 +21,8 @@ wider one counts (`Estimate`):
 - The paired bootstrap over lesions within classes (both arms on the same lesions). It sees that
   test lesions are a sample, with the precision of all of them, but takes the runs as given.
 
-Student's t alone would do where folds vary normally, the bootstrap where runs do not vary; the
-wider one protects where either fails, at little cost. In 1,000 simulated studies of 5 folds and 2
-seeds it calls 3.9 % different without an effect (t alone 5.5 %, lesions alone 14.3 %), 65 % with
-one of 4 points, 94 % with 6. With one fold there is only the bootstrap: 9 % without an effect. More
-stands in `docs/study_error_rates.md`.
+The wider one protects where either fails, at little cost; `docs/study_error_rates.md` has the error
+rates and the power of both in simulated studies. With one fold there is only the bootstrap.
 
 Neither sees what all folds share: training sets of two folds overlap by three quarters, so the
 variance from one data set to another is underestimated, and no estimator is unbiased (Bengio and
@@ -41,19 +38,19 @@ that is like it in all else is tested in the second place, only once the first d
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from skin_jax.data.classes import NUM_CLASSES
 from skin_jax.eval import metrics
-from skin_jax.eval.metrics import RESAMPLES, Interval
+from skin_jax.eval.metrics import RESAMPLES, Interval, Spread
 
 METRICS = ("balanced_accuracy", "accuracy", "macro_f1", "macro_auc")
 LEVEL = 0.05
 
 _UNDEFINED: Interval = (float("nan"), float("nan"))
-_FEWEST_RESAMPLES = 19  # fewer have no 5 %
+_FEWEST_RESAMPLES = 19  # fewer have no 5%
 
 Cell = tuple[int, int]
 """Fold and seed."""
@@ -61,31 +58,22 @@ Cell = tuple[int, int]
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What one finished run says of its fold's test images.
+    """One finished run's predictions of its fold's test images."""
 
-    Attributes:
-      arm: name of the way of training.
-      fold, seed: of the run.
-      image_ids: N distinct ids, the same for all runs of the fold, in any order.
-      lesion_ids: N ids; no lesion is in two folds.
-      labels: int [N] in 0..6.
-      probabilities: float [N, 7], finite, in the order of CLASSES.
-    """
-
-    arm: str
+    arm: str  # name of the way of training
     fold: int
     seed: int
-    image_ids: Sequence[str]
-    lesion_ids: Sequence[str]
-    labels: np.ndarray
-    probabilities: np.ndarray
+    image_ids: Sequence[str]  # N distinct ones, the same for all runs of the fold, in any order
+    lesion_ids: Sequence[str]  # N; no lesion is in two folds
+    labels: np.ndarray  # int [N] in 0..C-1
+    probabilities: np.ndarray  # float [N, C], finite
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
     """A difference of proportions (arm minus control, in [-1, 1]) with what is known of it.
 
-    Both intervals are at 95 % and symmetric about `value`; NaN where undefined (Student's t with
+    Both intervals are at 95% and symmetric about `value`; NaN where undefined (Student's t with
     one fold, everything where no class is present).
     """
 
@@ -110,85 +98,47 @@ class Estimate:
 
 @dataclasses.dataclass(frozen=True)
 class Paired:
-    """Two arms on the same test lesions.
-
-    Attributes:
-      balanced_accuracy, accuracy: the pooled differences.
-      fold_differences: float [folds], balanced accuracy of each fold, folds in increasing order.
-      recall: float [7], pooled difference of each class, NaN where the class is absent.
-      recall_ci95: of these, over lesions alone and uncorrected.
-    """
+    """Two arms on the same test lesions: pooled differences, arm minus control."""
 
     balanced_accuracy: Estimate
     accuracy: Estimate
-    fold_differences: np.ndarray
-    recall: np.ndarray
-    recall_ci95: tuple[Interval, ...]
+    fold_differences: np.ndarray  # float [folds], balanced accuracy, folds in increasing order
+    recall: np.ndarray  # float [C], NaN where the class is absent
+    recall_ci95: tuple[Interval, ...]  # of these, over lesions alone and uncorrected
 
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """One arm over all its own runs.
-
-    Attributes:
-      name: of the arm.
-      ratio: generated images per real one, or None.
-      cells: fold and seed of each run, sorted.
-      runs: metric of METRICS -> float [runs], each run's own value, in the order of `cells`.
-      balanced_accuracy: pooled over the folds at hand, seeds averaged.
-      balanced_accuracy_ci95: of that, over lesions, these runs taken as given.
-      by_seed: seed -> pooled balanced accuracy of that seed, where it has all of the arm's folds.
-      recall: float [7], pooled; NaN where the class is absent.
-      recall_ci95: of these, over lesions.
-      images, lesions: int [7], of the folds at hand.
-    """
+    """One arm over all its own runs; what is pooled is over the folds at hand, seeds averaged."""
 
     name: str
-    ratio: float | None
-    cells: tuple[Cell, ...]
-    runs: Mapping[str, np.ndarray]
-    balanced_accuracy: float
-    balanced_accuracy_ci95: Interval
-    by_seed: Mapping[int, float]
-    recall: np.ndarray
-    recall_ci95: tuple[Interval, ...]
-    images: np.ndarray
-    lesions: np.ndarray
+    cells: tuple[Cell, ...]  # fold and seed of each run, sorted
+    runs: Mapping[str, np.ndarray]  # of METRICS -> float [runs], each run's own, as `cells`
+    balanced_accuracy: float  # pooled
+    balanced_accuracy_ci95: Interval  # of that, over lesions, these runs taken as given
+    by_seed: Mapping[int, float]  # pooled, of each seed that has all of the arm's folds
+    recall: np.ndarray  # float [C], pooled; NaN where the class is absent
+    recall_ci95: tuple[Interval, ...]  # of these, over lesions
+    images: np.ndarray  # int [C]
+    lesions: np.ndarray  # int [C]
 
-    def mean(self, metric: str) -> float:
-        """Mean over runs of a metric of METRICS, NaN where no run defines it."""
-        return metrics.nanmean(self.runs[metric])
-
-    def sd(self, metric: str) -> float:
-        """Standard deviation over runs (n - 1), NaN with fewer than two."""
-        return _sd(self.runs[metric])
+    def over_runs(self, metric: str) -> Spread:
+        """The spread of a metric of METRICS over the runs."""
+        return Spread.of(self.runs[metric])
 
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """An arm minus another, over the cells that both have.
-
-    Attributes:
-      arm: its name.
-      control: name of the other arm.
-      ratio: generated images per real one, or None.
-      confirmatory: whether this difference is to be confirmed, the others being explored.
-      cells: fold and seed of each pair of runs, sorted.
-      cell_differences: float [cells], balanced accuracy of the arm's run minus the control's.
-      paired: pooled differences, intervals and p-values.
-      p: of the pooled balanced accuracy; Holm-corrected unless confirmatory.
-      not_covered: sentences on what the interval does not cover.
-    """
+    """An arm minus another, over the cells that both have."""
 
     arm: str
     control: str
-    ratio: float | None
-    confirmatory: bool
-    cells: tuple[Cell, ...]
-    cell_differences: np.ndarray
+    confirmatory: bool  # whether it is to be confirmed, the others being explored
+    cells: tuple[Cell, ...]  # fold and seed of each pair of runs, sorted
+    cell_differences: np.ndarray  # float [cells], of balanced accuracy
     paired: Paired
-    p: float
-    not_covered: tuple[str, ...]
+    p: float  # of the pooled balanced accuracy; Holm-corrected unless confirmatory
+    not_covered: tuple[str, ...]  # sentences on what the interval does not cover
 
     @property
     def estimate(self) -> Estimate:
@@ -196,14 +146,9 @@ class Difference:
         return self.paired.balanced_accuracy
 
     @property
-    def mean(self) -> float:
-        """Mean of the cells' differences."""
-        return metrics.nanmean(self.cell_differences)
-
-    @property
-    def sd(self) -> float:
-        """Standard deviation of the cells' differences (n - 1), NaN with fewer than two."""
-        return _sd(self.cell_differences)
+    def over_cells(self) -> Spread:
+        """The spread of the cells' differences."""
+        return Spread.of(self.cell_differences)
 
     @property
     def shown(self) -> bool:
@@ -215,22 +160,16 @@ class Difference:
 class Comparison:
     """A study, finished or not.
 
-    Attributes:
-      control: name of the arm that the others are compared with.
-      confirmatory: name of the arm to be confirmed, or None.
-      isolating: name of the arm that is like it but for the generated images, or None.
-      arms: those with a run: the control, the confirmatory arm, then in the order given.
-      differences: of the arms that share a cell with the control, in the same order.
-      isolated: the confirmatory arm minus the isolating one: what the generated images themselves
-        do; its p-value counts once the confirmatory arm differs from the control. None where there
-        is no such arm, or no cell that both have.
+    `isolated` is the confirmatory arm minus the isolating one: what the generated images themselves
+    do; its p-value counts once the confirmatory arm differs from the control. None where there is
+    no such arm, or no cell that both have.
     """
 
-    control: str
-    confirmatory: str | None
-    isolating: str | None
-    arms: tuple[Arm, ...]
-    differences: tuple[Difference, ...]
+    control: str  # name of the arm that the others are compared with
+    confirmatory: str | None  # of the arm to be confirmed
+    isolating: str | None  # of the arm that is like it but for the generated images
+    arms: tuple[Arm, ...]  # with a run: the control, the confirmatory arm, then as given
+    differences: tuple[Difference, ...]  # of those that share a cell with the control, as `arms`
     isolated: Difference | None
 
 
@@ -240,7 +179,6 @@ def compare(
     control: str,
     confirmatory: str | None = None,
     isolating: str | None = None,
-    ratios: Mapping[str, float | None] | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Comparison:
@@ -252,13 +190,9 @@ def compare(
 
     Args:
       outcomes: at least one, at most one for each arm, fold and seed.
-      control: name of the conventionally augmented arm.
-      confirmatory: name of the arm to be confirmed, tested alone and uncorrected; None: all are
-        exploratory.
-      isolating: name of the arm that the confirmatory one is compared with in the second place.
-      ratios: arm -> generated images per real one.
-      resamples: of the bootstrap, at least 19.
-      seed: of the bootstrap.
+      control, confirmatory, isolating: names of arms, see `Comparison`; without an arm to be
+        confirmed all are exploratory.
+      resamples, seed: of the bootstrap; at least 19 resamples.
 
     Raises:
       ValueError: no outcome, a run given twice, runs of a fold that differ in images, labels or
@@ -271,51 +205,41 @@ def compare(
         raise ValueError(f"{control} cannot be both the control and the confirmatory arm")
     if isolating is not None and (confirmatory is None or isolating in (control, confirmatory)):
         raise ValueError(f"{isolating} can only isolate what another, confirmatory arm does")
-    ratios = ratios or {}
-    runs: dict[str, dict[Cell, _Run]] = {}
-    for outcome, run in zip(outcomes, _aligned(outcomes), strict=True):
-        cells = runs.setdefault(outcome.arm, {})
-        if (outcome.fold, outcome.seed) in cells:
-            raise ValueError(
-                f"{outcome.arm}, fold {outcome.fold}, seed {outcome.seed}: given twice"
-            )
-        cells[outcome.fold, outcome.seed] = run
+    runs = _by_arm(outcomes)
     names = [name for name in (control, confirmatory) if name in runs]
     names += [name for name in runs if name not in names]
-    arms = tuple(_arm(name, runs[name], ratios.get(name), resamples, seed) for name in names)
 
     def minus(name: str, other: str) -> Difference | None:
-        shared = sorted(runs.get(name, {}).keys() & runs.get(other, {}).keys())
+        shared = tuple(sorted(runs.get(name, {}).keys() & runs.get(other, {}).keys()))
         if not shared:
             return None
-        mine, theirs = ({c: runs[arm][c] for c in shared} for arm in (name, other))
-        paired = paired_difference(*_lesions(mine, theirs), resamples=resamples, seed=seed)
-        own = [
-            mine[cell].values["balanced_accuracy"] - theirs[cell].values["balanced_accuracy"]
-            for cell in shared
-        ]
+        mine, theirs = ({cell: runs[arm][cell] for cell in shared} for arm in (name, other))
+        own, others = (
+            np.array([run.values["balanced_accuracy"] for run in each.values()])
+            for each in (mine, theirs)
+        )
+        lesions, num_classes = _lesions(mine, theirs), len(mine[shared[0]].rows)
+        options: dict[str, Any] = {"resamples": resamples, "seed": seed}
+        paired = paired_difference(*lesions, num_classes=num_classes, **options)
         return Difference(
             arm=name,
             control=other,
-            ratio=ratios.get(name),
             confirmatory=name == confirmatory,
-            cells=tuple(shared),
-            cell_differences=np.array(own),
+            cells=shared,
+            cell_differences=own - others,
             paired=paired,
             p=paired.balanced_accuracy.p,
             not_covered=_not_covered(shared),
         )
 
     differences = [d for name in names if name != control and (d := minus(name, control))]
-    exploratory = [d for d in differences if not d.confirmatory]
-    corrected = dict(
-        zip((d.arm for d in exploratory), holm([d.p for d in exploratory]), strict=True)
-    )
+    explored = [d for d in differences if not d.confirmatory]
+    corrected = dict(zip([d.arm for d in explored], holm([d.p for d in explored]), strict=True))
     return Comparison(
         control=control,
         confirmatory=confirmatory,
         isolating=isolating,
-        arms=arms,
+        arms=tuple(_arm(name, runs[name], resamples, seed) for name in names),
         differences=tuple(dataclasses.replace(d, p=corrected.get(d.arm, d.p)) for d in differences),
         isolated=minus(confirmatory, isolating) if confirmatory and isolating else None,
     )
@@ -328,6 +252,7 @@ def paired_difference(
     arm: np.ndarray,
     control: np.ndarray,
     *,
+    num_classes: int,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Paired:
@@ -337,15 +262,15 @@ def paired_difference(
     drawn from its n and two imagined ones of half weight, one that the arm alone gets right, one
     that the control alone does (the adjustment that Bonett and Price, JEBS 37, 2012 make for
     intervals of paired proportions), so that a class in which the arms happen to agree is not
-    known exactly. Half the interval is the deviation from the mean resample that 5 % reach; the
+    known exactly. Half the interval is the deviation from the mean resample that 5% reach; the
     p-value is the share that reaches the estimate, (1 + k) / (1 + resamples).
 
     Args:
-      labels, folds: int [L], class in 0..6 and fold of each test lesion.
+      labels, folds: int [L], class in 0..C-1 and fold of each test lesion.
       images: [L], number of its images, > 0.
       arm, control: float [L] in [0, images]: how many of them are right, a mean over seeds.
-      resamples: at least 19.
-      seed: of the bootstrap.
+      num_classes: C.
+      resamples, seed: of the bootstrap; at least 19 resamples.
 
     Raises:
       ValueError: no lesion, or too few resamples.
@@ -353,20 +278,19 @@ def paired_difference(
     if not len(labels):
         raise ValueError("no test lesions to compare on")
     if resamples < _FEWEST_RESAMPLES:
-        raise ValueError(f"{resamples} resamples have no 5 %: at least {_FEWEST_RESAMPLES}")
+        raise ValueError(f"{resamples} resamples have no 5%: at least {_FEWEST_RESAMPLES}")
     gained = np.asarray(arm, np.float64) - control
-    totals = np.bincount(labels, images, NUM_CLASSES)
-    recall = metrics.quotient(np.bincount(labels, gained, NUM_CLASSES), totals)
     rng = np.random.default_rng(seed)
-    members = [labels == c for c in range(NUM_CLASSES)]
+    members = [labels == c for c in range(num_classes)]
     drawn = np.stack([_drawn(gained[m], images[m], resamples, rng) for m in members], axis=1)
     drawn -= drawn.mean(axis=0)
-    shares = totals / totals.sum()
     numbers, places = np.unique(folds, return_inverse=True)
-    flat = places * NUM_CLASSES + labels
-    shape = (len(numbers), NUM_CLASSES)
-    gains = np.bincount(flat, gained, np.prod(shape)).reshape(shape)
-    sizes = np.bincount(flat, images, np.prod(shape)).reshape(shape)
+    flat, shape = places * num_classes + labels, (len(numbers), num_classes)
+    gains, sizes = (
+        np.bincount(flat, values, np.prod(shape)).reshape(shape) for values in (gained, images)
+    )
+    totals = np.bincount(labels, images, num_classes)
+    recall = metrics.quotient(np.bincount(labels, gained, num_classes), totals)
     fold_differences = metrics.row_nanmeans(metrics.quotient(gains, sizes))
     return Paired(
         balanced_accuracy=_estimate(
@@ -375,13 +299,11 @@ def paired_difference(
         accuracy=_estimate(
             float(gained.sum() / totals.sum()),
             gains.sum(axis=1) / sizes.sum(axis=1),
-            np.nan_to_num(drawn) @ shares,
+            np.nan_to_num(drawn) @ (totals / totals.sum()),
         ),
         fold_differences=fold_differences,
         recall=recall,
-        recall_ci95=tuple(
-            _around(float(recall[c]), _reached(drawn[:, c])) for c in range(NUM_CLASSES)
-        ),
+        recall_ci95=tuple(map(_around, recall, map(_reached, drawn.T))),
     )
 
 
@@ -397,76 +319,61 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    """One run: its own metrics, and for each class its confusion rows [lesions, 7]."""
+    """One run: its own metrics, and for each class its confusion rows [lesions, C]."""
 
     values: Mapping[str, float]
     rows: Sequence[np.ndarray]
 
 
-def _aligned(outcomes: Sequence[Outcome]) -> list[_Run]:
-    """Each outcome in its fold's common order of images, checked against the others."""
+def _by_arm(outcomes: Sequence[Outcome]) -> dict[str, dict[Cell, _Run]]:
+    """Arm -> fold and seed -> run, each outcome checked against the others."""
+    arms: dict[str, dict[Cell, _Run]] = {}
     folds: dict[int, dict[str, tuple[str, int]]] = {}
-    runs = []
+    num_classes = np.asarray(outcomes[0].probabilities).shape[1]
     for outcome in outcomes:
         what = f"{outcome.arm}, fold {outcome.fold}, seed {outcome.seed}"
-        n = len(outcome.image_ids)
-        if not n == len(outcome.lesion_ids) == len(outcome.labels) == len(outcome.probabilities):
+        ids, lesions = outcome.image_ids, outcome.lesion_ids
+        labels, probabilities = np.asarray(outcome.labels), np.asarray(outcome.probabilities)
+        if not len(ids) == len(lesions) == len(labels) == len(probabilities):
             raise ValueError(f"{what}: ids, lesions, labels and probabilities differ in length")
-        position = {image_id: i for i, image_id in enumerate(outcome.image_ids)}
-        if len(position) != n:
+        if probabilities.shape[1] != num_classes:
+            raise ValueError(f"{what}: other classes than runs before it")
+        truth = dict(zip(ids, zip(lesions, labels.tolist(), strict=True), strict=True))
+        if len(truth) != len(ids):
             raise ValueError(f"{what}: image ids repeat")
-        labels = np.asarray(outcome.labels)
-        truth = dict(
-            zip(
-                outcome.image_ids,
-                zip(outcome.lesion_ids, labels.tolist(), strict=True),
-                strict=True,
-            )
-        )
-        common = folds.setdefault(outcome.fold, truth)
-        if common != truth:
+        if folds.setdefault(outcome.fold, truth) != truth:
             raise ValueError(f"{what}: other test images, labels or lesions than runs before it")
-        order = np.array([position[image_id] for image_id in common], int)
-        probabilities = np.asarray(outcome.probabilities)[order]
-        found = metrics.evaluate(probabilities, labels[order], resamples=0)
-        lesions = [lesion for lesion, _ in common.values()]
-        runs.append(
-            _Run(
-                {
-                    "balanced_accuracy": found.balanced_accuracy,
-                    "accuracy": found.accuracy,
-                    "macro_f1": found.macro["f1"],
-                    "macro_auc": found.macro["auc"],
-                },
-                metrics.lesion_rows(labels[order], probabilities.argmax(axis=1), lesions),
-            )
+        runs = arms.setdefault(outcome.arm, {})
+        if (outcome.fold, outcome.seed) in runs:
+            raise ValueError(f"{what}: given twice")
+        found = metrics.evaluate(probabilities, labels, resamples=0)
+        own = (found.balanced_accuracy, found.accuracy, found.macro["f1"], found.macro["auc"])
+        predicted = probabilities.argmax(axis=1)
+        runs[outcome.fold, outcome.seed] = _Run(
+            dict(zip(METRICS, own, strict=True)),
+            metrics.lesion_rows(labels, predicted, lesions, num_classes),
         )
     owner: dict[tuple[str, str], int] = {}
     for fold, truth in folds.items():
-        for kind, ids in (("image", truth), ("lesion", {lesion for lesion, _ in truth.values()})):
-            for one in ids:
-                if owner.setdefault((kind, one), fold) != fold:
-                    raise ValueError(f"{kind} {one} is in folds {owner[kind, one]} and {fold}")
-    return runs
+        for kind, names in (("image", truth), ("lesion", {lesion for lesion, _ in truth.values()})):
+            for name in names:
+                if owner.setdefault((kind, name), fold) != fold:
+                    raise ValueError(f"{kind} {name} is in folds {owner[kind, name]} and {fold}")
+    return arms
 
 
-def _arm(
-    name: str, runs: Mapping[Cell, _Run], ratio: float | None, resamples: int, seed: int
-) -> Arm:
+def _arm(name: str, runs: Mapping[Cell, _Run], resamples: int, seed: int) -> Arm:
     cells = tuple(sorted(runs))
-    rows = [np.concatenate(parts) for parts in zip(*_by_fold(runs).values(), strict=True)]
+    rows = _pooled(runs)
     intervals, recall_intervals = metrics.bootstrap(rows, resamples, seed)
     recall = _recall(rows)
-    folds = {fold for fold, _ in cells}
     by_seed = {}
-    for s in sorted({s for _, s in cells}):
-        own = {cell: run for cell, run in runs.items() if cell[1] == s}
-        if len(own) == len(folds):
-            pooled = [np.concatenate(p) for p in zip(*_by_fold(own).values(), strict=True)]
-            by_seed[s] = metrics.nanmean(_recall(pooled))
+    for one in sorted({seed for _, seed in cells}):
+        own = {cell: run for cell, run in runs.items() if cell[1] == one}
+        if len(own) == len({fold for fold, _ in cells}):
+            by_seed[one] = metrics.nanmean(_recall(_pooled(own)))
     return Arm(
         name=name,
-        ratio=ratio,
         cells=cells,
         runs={m: np.array([runs[c].values[m] for c in cells]) for m in METRICS},
         balanced_accuracy=metrics.nanmean(recall),
@@ -480,7 +387,7 @@ def _arm(
 
 
 def _by_fold(runs: Mapping[Cell, _Run]) -> dict[int, list[np.ndarray]]:
-    """Fold -> for each class the lesions' confusion rows [lesions, 7], seeds averaged."""
+    """Fold -> for each class the lesions' confusion rows [lesions, C], seeds averaged."""
     folds: dict[int, list[_Run]] = {}
     for (fold, _), run in sorted(runs.items()):
         folds.setdefault(fold, []).append(run)
@@ -490,15 +397,20 @@ def _by_fold(runs: Mapping[Cell, _Run]) -> dict[int, list[np.ndarray]]:
     }
 
 
+def _pooled(runs: Mapping[Cell, _Run]) -> list[np.ndarray]:
+    """For each class the confusion rows of the lesions of all folds, seeds averaged."""
+    return [np.concatenate(parts) for parts in zip(*_by_fold(runs).values(), strict=True)]
+
+
 def _lesions(mine: Mapping[Cell, _Run], theirs: Mapping[Cell, _Run]) -> tuple[np.ndarray, ...]:
     """The first five arguments of `paired_difference`."""
     parts: list[np.ndarray] = []
     control = _by_fold(theirs)
     for fold, rows in _by_fold(mine).items():
-        for c in range(NUM_CLASSES):
-            images = rows[c].sum(axis=1)
+        for c, (own, other) in enumerate(zip(rows, control[fold], strict=True)):
+            images = own.sum(axis=1)
             place = np.broadcast_to([[c], [fold]], (2, len(images)))
-            parts.append(np.stack([*place, images, rows[c][:, c], control[fold][c][:, c]]))
+            parts.append(np.stack([*place, images, own[:, c], other[:, c]]))
     labels, folds, images, arm, other = np.concatenate(parts, axis=1)
     return labels.astype(int), folds.astype(int), images, arm, other
 
@@ -530,7 +442,7 @@ def _estimate(value: float, folds: np.ndarray, deviations: np.ndarray) -> Estima
     """
     student, student_p = _UNDEFINED, float("nan")
     if len(folds) > 1:
-        error = _sd(folds) / np.sqrt(len(folds))
+        error = Spread.of(folds).sd / np.sqrt(len(folds))
         student = _around(value, error * stats.t.ppf(1 - LEVEL / 2, len(folds) - 1))
         # Without any spread between folds a difference is certain, and none is none.
         distance = abs(value) / error if error else np.inf if value else 0.0
@@ -555,23 +467,15 @@ def _around(value: float, half: float) -> Interval:
     return float(value - half), float(value + half)
 
 
-def _sd(values: np.ndarray) -> float:
-    defined = values[~np.isnan(values)]
-    return float(defined.std(ddof=1)) if len(defined) > 1 else float("nan")
-
-
 def _not_covered(cells: Sequence[Cell]) -> tuple[str, ...]:
-    folds = {fold for fold, _ in cells}
-    seeds = {seed for _, seed in cells}
-    notes = []
-    if len(folds) == 1:
-        notes.append(
+    if len({fold for fold, _ in cells}) == 1:
+        return (
             "One fold: Student's t is undefined, and the interval takes the runs as given; how "
-            "much the noise of training or other training images would change them is not covered."
+            "much the noise of training or other training images would change them is not covered.",
         )
-    elif len(seeds) == 1:
-        notes.append(
+    if len({seed for _, seed in cells}) == 1:
+        return (
             "One seed: the noise of training is covered only as part of the differences between "
-            "folds."
+            "folds.",
         )
-    return tuple(notes)
+    return ()

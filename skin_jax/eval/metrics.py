@@ -1,26 +1,25 @@
 """Metrics of a classifier from per-example probabilities, with intervals over lesions.
 
-Pure: arrays in, numbers out. Every example counts once. A value that the data do not define (the
-precision of a class never predicted, the recall of a class without examples) is NaN, never 0 or 1,
-and a macro value is the mean over the classes where it is defined.
+Pure: arrays in, numbers out; the number of classes C is that of the columns of the probabilities.
+Every example counts once. A value that the data do not define (the precision of a class never
+predicted, the recall of a class without examples) is NaN, never 0 or 1, and a macro value is the
+mean over the classes where it is defined.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from skin_jax.data.classes import CLASSES, NUM_CLASSES
+from skin_jax.data.classes import Classes
 
 RESAMPLES = 2000
-FEW_LESIONS = 20
-"""Below this many lesions a subgroup is flagged: its figures say little."""
-
+FEW_LESIONS = 20  # fewer in a subgroup are flagged: its figures say little
 AGE_BANDS = ((30, "0-29"), (45, "30-44"), (60, "45-59"), (75, "60-74"), (np.inf, "75+"))
 """Upper bounds (exclusive, in years) and names of the age bands; the names sort by age."""
+BINS = 15  # of equal width, in which calibration is measured
 
-_ECE_BINS = 15
 _PER_CLASS = ("precision", "recall", "f1", "specificity", "auc", "average_precision")
 _INTERVALS = ("balanced_accuracy", "accuracy", "macro_f1")
 _MACRO = ("precision", "recall", "f1", "auc", "average_precision")
@@ -28,13 +27,53 @@ _MACRO = ("precision", "recall", "f1", "auc", "average_precision")
 Interval = tuple[float, float]
 
 
+class Spread(NamedTuple):
+    """Mean and standard deviation (n - 1) of the values that are defined; NaN with too few."""
+
+    mean: float
+    sd: float
+
+    @classmethod
+    def of(cls, values: Sequence[float] | np.ndarray) -> "Spread":
+        """The spread of any values, NaN among them left out."""
+        defined = np.asarray(values, np.float64)
+        defined = defined[~np.isnan(defined)]
+        return cls(nanmean(defined), float(defined.std(ddof=1)) if len(defined) > 1 else np.nan)
+
+
+class Curve(NamedTuple):
+    """One class against the rest at each of P - 1 distinct scores as threshold, from the highest.
+
+    Each float64 [P]; the first point is the one where nothing is called positive. NaN where it
+    takes examples (recall, precision) or others (false_positive_rate) that there are not.
+    """
+
+    false_positive_rate: np.ndarray
+    recall: np.ndarray
+    precision: np.ndarray
+
+    @property
+    def average_precision(self) -> float:
+        """Precision over recall as steps, without interpolation (as scikit-learn has it)."""
+        # From the lowest threshold on: the order in which scikit-learn adds, to the last bit.
+        return float(np.sum((np.diff(self.recall) * self.precision[1:])[::-1]))
+
+
+class Reliability(NamedTuple):
+    """Largest scores in bins of equal width; NaN where a bin is empty."""
+
+    counts: np.ndarray  # int [BINS]
+    confidence: np.ndarray  # float [BINS], mean score
+    hit_rate: np.ndarray  # float [BINS]
+
+
 @dataclasses.dataclass(frozen=True)
 class Metrics:
-    """Everything that is reported about one set of predictions; arrays are in the order of CLASSES.
+    """Everything that is reported about one set of predictions.
 
-    confusion int64 [7, 7] has one row a true class and one column a predicted class; support and
-    lesions are int64 [7] (lesions equals support where the lesions are not known, see
-    `lesions_known`); the other arrays are float64 [7] in [0, 1] or NaN. Intervals are at 95 %.
+    confusion int64 [C, C] has one row a true class and one column a predicted class; support and
+    lesions are int64 [C] (lesions equals support where the lesions are not known, see
+    `lesions_known`); the other arrays are float64 [C] in [0, 1] or NaN. Intervals are at 95%.
     """
 
     num_examples: int
@@ -51,12 +90,14 @@ class Metrics:
     specificity: np.ndarray
     auc: np.ndarray
     average_precision: np.ndarray
+    curves: tuple[Curve, ...]
+    reliability: Reliability
     ci95: Mapping[str, Interval]
     recall_ci95: tuple[Interval, ...]
 
     @property
     def support(self) -> np.ndarray:
-        """Examples of each class, int64 [7]."""
+        """Examples of each class, int64 [C]."""
         return self.confusion.sum(axis=1)
 
     @property
@@ -64,25 +105,25 @@ class Metrics:
         """Means over the classes where the value is defined; NaN where none is."""
         return {name: nanmean(getattr(self, name)) for name in _MACRO}
 
-    def to_json(self, *, split: str | None = None, step: int | None = None) -> dict[str, Any]:
-        """Return the content of `metrics.json`: plain numbers, None for every undefined value."""
-        per_class = {
-            name: {key: plain(getattr(self, key)[i]) for key in _PER_CLASS}
-            | {"support": int(self.support[i])}
-            for i, name in enumerate(CLASSES)
-        }
+    def to_json(
+        self, classes: Classes, *, split: str | None = None, step: int | None = None
+    ) -> dict[str, Any]:
+        """The content of `metrics.json`, NaN where undefined: `files.write_json` writes null."""
         return {
             "split": split,
             "num_examples": self.num_examples,
             "step": step,
-            "classes": list(CLASSES),
-            "balanced_accuracy": plain(self.balanced_accuracy),
-            "accuracy": plain(self.accuracy),
-            "macro": {name: plain(value) for name, value in self.macro.items()},
-            "per_class": per_class,
-            "confusion_matrix": self.confusion.tolist(),
-            "ece": plain(self.ece),
-            "ci95": {name: [plain(v) for v in bounds] for name, bounds in self.ci95.items()},
+            "classes": classes.names,
+            "balanced_accuracy": self.balanced_accuracy,
+            "accuracy": self.accuracy,
+            "macro": self.macro,
+            "per_class": {
+                name: {key: getattr(self, key)[i] for key in (*_PER_CLASS, "support")}
+                for i, name in enumerate(classes.names)
+            },
+            "confusion_matrix": self.confusion,
+            "ece": self.ece,
+            "ci95": self.ci95,
         }
 
 
@@ -105,8 +146,7 @@ class Subgroup:
         return self.num_lesions < FEW_LESIONS
 
 
-@dataclasses.dataclass(frozen=True)
-class OperatingPoint:
+class OperatingPoint(NamedTuple):
     """Sensitivity at a wished specificity: a score above `threshold` counts as positive."""
 
     wished_specificity: float
@@ -125,20 +165,17 @@ def evaluate(
 ) -> Metrics:
     """All metrics of one set of predictions.
 
-    The predicted class is the first largest score. Precision, recall, F1 = 2TP / (2TP + FP + FN)
-    and specificity are one class against the rest. Balanced accuracy is the mean recall over the
-    classes present. The calibration error (Guo et al., ICML 2017) compares the largest score with
-    the hit rate in 15 bins of equal width. For the intervals see `bootstrap`.
-
-    The ISIC challenge's scorer counts a tied maximum as wrong and leaves ISIC_0035068 out; here the
-    first of the tied classes is predicted (`Metrics.tied` counts them) and every image counts.
+    Precision, recall, F1 = 2TP / (2TP + FP + FN) and specificity are one class against the rest.
+    Balanced accuracy is the mean recall over the classes present. The calibration error (Guo et
+    al., ICML 2017) compares the largest score with the hit rate in 15 bins of equal width. The
+    predicted class is the first of the largest scores; the ISIC challenge's scorer counts ties
+    (`Metrics.tied`) as wrong and leaves ISIC_0035068 out. For the intervals see `bootstrap`.
 
     Args:
-      probabilities: float [N, 7], finite, in the order of CLASSES; rows need not sum to 1.
-      labels: int [N] in 0..6.
+      probabilities: float [N, C], finite, C > 1; rows need not sum to 1.
+      labels: int [N] in 0..C-1.
       lesion_ids: N ids; images of one lesion are resampled together. None: each image alone.
-      resamples: bootstrap resamples; 0 leaves the intervals out (NaN).
-      seed: of the bootstrap.
+      resamples, seed: of the bootstrap; 0 resamples leave the intervals out (NaN).
 
     Raises:
       ValueError: shapes that do not fit, no example, scores not finite, labels out of range.
@@ -146,49 +183,44 @@ def evaluate(
     probabilities, labels = _checked(probabilities, labels)
     if lesion_ids is not None and len(lesion_ids) != len(labels):
         raise ValueError(f"{len(lesion_ids)} lesion ids for {len(labels)} labels")
+    num_classes = probabilities.shape[1]
     predicted = probabilities.argmax(axis=1)
     largest = probabilities.max(axis=1)
-    confusion = _confusion(labels, predicted)
-    rows = lesion_rows(labels, predicted, lesion_ids)
+    rows = lesion_rows(labels, predicted, lesion_ids, num_classes)
+    confusion = np.stack([row.sum(axis=0) for row in rows])
     intervals, recall_intervals = bootstrap(rows, resamples, seed)
-    precision, recall, f1, specificity = _one_against_rest(confusion)
+    against_rest = _one_against_rest(confusion)
+    curves = tuple(_curve(probabilities[:, c], labels == c) for c in range(num_classes))
+    reliability, ece = _calibration(largest, predicted == labels)
     return Metrics(
         num_examples=len(labels),
         confusion=confusion,
         lesions=np.array([len(r) for r in rows]),
         lesions_known=lesion_ids is not None,
         tied=int(((probabilities == largest[:, None]).sum(axis=1) > 1).sum()),
-        balanced_accuracy=nanmean(recall),
+        balanced_accuracy=nanmean(against_rest["recall"]),
         accuracy=float(np.trace(confusion) / confusion.sum()),
-        ece=_calibration_error(largest, predicted == labels),
-        precision=precision,
-        recall=recall,
-        f1=f1,
-        specificity=specificity,
+        ece=ece,
         auc=_aucs(probabilities, labels),
-        average_precision=_average_precisions(probabilities, labels),
+        average_precision=np.array([curve.average_precision for curve in curves]),
+        curves=curves,
+        reliability=reliability,
         ci95=intervals,
         recall_ci95=recall_intervals,
+        **against_rest,
     )
 
 
 def macro_auc(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Mean ROC AUC over the classes where it is defined, NaN where none is.
-
-    Args:
-      probabilities: float [N, 7], finite.
-      labels: int [N] in 0..6.
-
-    Raises:
-      ValueError: as `evaluate`.
-    """
+    """Mean ROC AUC over the classes where it is defined; arguments and errors as `evaluate`."""
     return nanmean(_aucs(*_checked(probabilities, labels)))
 
 
 def balanced_accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Mean recall over the classes present; arguments and errors as `evaluate`."""
     probabilities, labels = _checked(probabilities, labels)
-    return nanmean(_one_against_rest(_confusion(labels, probabilities.argmax(axis=1)))[1])
+    hits = probabilities.argmax(axis=1) == labels
+    return nanmean([hits[labels == c].mean() for c in np.unique(labels)])
 
 
 def confident_mistakes(probabilities: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
@@ -207,9 +239,9 @@ def sensitivity_at_specificity(
 ) -> OperatingPoint:
     """Sensitivity on test at the threshold that reaches the wished specificity on val.
 
-    The threshold is the lowest val score for which at least the wished share of the val negatives
-    lies at or below it. Both figures returned are measured on test, so the specificity
-    shows how well the threshold carries over.
+    The threshold is the lowest val score with at least the wished share of the val negatives at or
+    below it. Both figures returned are measured on test: the specificity shows how well the
+    threshold carries over.
 
     Args:
       val_scores, test_scores: float [N], larger means more likely positive.
@@ -253,6 +285,7 @@ def subgroups(
     """
     probabilities, labels = _checked(probabilities, labels)
     lesions = None if lesion_ids is None else np.asarray(lesion_ids)
+    options = {"resamples": resamples, "seed": seed}
     found = []
     for attribute, values in attributes.items():
         array = np.asarray(values)
@@ -260,13 +293,8 @@ def subgroups(
             raise ValueError(f"{len(array)} values of {attribute} for {len(labels)} labels")
         for value in np.unique(array):
             chosen = array == value
-            metrics = evaluate(
-                probabilities[chosen],
-                labels[chosen],
-                None if lesions is None else lesions[chosen],
-                resamples=resamples,
-                seed=seed,
-            )
+            own = None if lesions is None else lesions[chosen]
+            metrics = evaluate(probabilities[chosen], labels[chosen], own, **options)
             found.append(Subgroup(attribute, str(value), metrics))
     return found
 
@@ -278,36 +306,15 @@ def age_band(age: float | None) -> str:
     return next(name for bound, name in AGE_BANDS if age < bound)
 
 
-def _checked(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    probabilities, labels = np.asarray(probabilities, np.float64), np.asarray(labels)
-    if labels.ndim != 1 or probabilities.shape != (len(labels), NUM_CLASSES):
-        raise ValueError(f"probabilities {probabilities.shape} do not fit labels {labels.shape}")
-    if not len(labels):
-        raise ValueError("no examples to evaluate")
-    if not np.isfinite(probabilities).all():
-        raise ValueError("probabilities are not all finite")
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"labels must be integers, not {labels.dtype}")
-    if labels.min() < 0 or labels.max() >= NUM_CLASSES:
-        raise ValueError(f"labels must be in 0..{NUM_CLASSES - 1}")
-    return probabilities, labels
-
-
-def _confusion(labels: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    pairs = np.bincount(labels * NUM_CLASSES + predicted, minlength=NUM_CLASSES**2)
-    return pairs.reshape(NUM_CLASSES, NUM_CLASSES)
-
-
 def quotient(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     """Elementwise numerator / denominator, broadcast, NaN where the denominator is 0."""
     out = np.full(np.broadcast(numerator, denominator).shape, np.nan)
     return np.divide(numerator, denominator, out=out, where=denominator != 0)
 
 
-def nanmean(values: np.ndarray) -> float:
+def nanmean(values: np.ndarray | Sequence[float]) -> float:
     """Mean of what is defined, NaN (and no warning) where nothing is."""
-    values = np.asarray(values, np.float64)
-    return float(row_nanmeans(values[None])[0])
+    return float(row_nanmeans(np.asarray(values, np.float64)))
 
 
 def row_nanmeans(values: np.ndarray) -> np.ndarray:
@@ -316,84 +323,31 @@ def row_nanmeans(values: np.ndarray) -> np.ndarray:
     return quotient(np.where(defined, values, 0.0).sum(axis=-1), defined.sum(axis=-1))
 
 
-def _one_against_rest(confusion: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Precision, recall, F1, specificity [..., 7] of confusion matrices [..., 7, 7]."""
-    hits = np.diagonal(confusion, axis1=-2, axis2=-1)
-    true, called = confusion.sum(axis=-1), confusion.sum(axis=-2)
-    total = true.sum(axis=-1, keepdims=True)
-    rejected = total - true - called + hits
-    return (
-        quotient(hits, called),
-        quotient(hits, true),
-        quotient(2 * hits, true + called),
-        quotient(rejected, total - true),
-    )
-
-
-def _calibration_error(confidence: np.ndarray, hit: np.ndarray) -> float:
-    bins = np.clip(np.ceil(confidence * _ECE_BINS).astype(int) - 1, 0, _ECE_BINS - 1)
-    gaps = np.bincount(bins, weights=hit - confidence, minlength=_ECE_BINS)
-    return float(np.abs(gaps).sum() / len(hit))
-
-
-def _aucs(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    return np.array([_auc(probabilities[:, c], labels == c) for c in range(NUM_CLASSES)])
-
-
-def _auc(scores: np.ndarray, positive: np.ndarray) -> float:
-    """Share of (positive, negative) pairs in the right order, ties counting half (Mann-Whitney)."""
-    negatives, positives = np.sort(scores[~positive]), scores[positive]
-    if not len(negatives) or not len(positives):
-        return float("nan")
-    below = np.searchsorted(negatives, positives, "left")
-    not_above = np.searchsorted(negatives, positives, "right")
-    return float((below + not_above).sum() / (2 * len(negatives) * len(positives)))
-
-
-def _average_precisions(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    from sklearn.metrics import average_precision_score  # a second to import: not before training
-
-    return np.array(
-        [
-            average_precision_score(labels == c, probabilities[:, c])
-            if (labels == c).any()
-            else np.nan
-            for c in range(NUM_CLASSES)
-        ]
-    )
-
-
 def lesion_rows(
-    labels: np.ndarray, predicted: np.ndarray, lesion_ids: Sequence[str] | None
+    labels: np.ndarray, predicted: np.ndarray, lesion_ids: Sequence[str] | None, num_classes: int
 ) -> list[np.ndarray]:
-    """For each class int [lesions, 7]: how many images of each of its lesions got each prediction.
+    """For each class int [lesions, C]: how many images of each of its lesions got each prediction.
 
-    A lesion whose images carry several labels, which neither data set has, counts once for each.
-    The order of the lesions depends on labels and lesions alone, not on the predictions.
-
-    Args:
-      labels, predicted: int [N] in 0..6.
-      lesion_ids: N ids; None: each image is a lesion.
+    A lesion whose images carry several labels counts once for each; without ids each of the N
+    images is a lesion. The order of the lesions depends on labels and lesions alone.
     """
     if lesion_ids is None:
         lesions = np.arange(len(labels))
     else:
         lesions = np.unique(np.asarray(lesion_ids), return_inverse=True)[1].reshape(-1)
     rows = []
-    for c in range(NUM_CLASSES):
-        chosen = labels == c
-        kept, index = np.unique(lesions[chosen], return_inverse=True)
-        flat = np.bincount(
-            index * NUM_CLASSES + predicted[chosen], minlength=len(kept) * NUM_CLASSES
-        )
-        rows.append(flat.reshape(len(kept), NUM_CLASSES))
+    for c in range(num_classes):
+        kept, index = np.unique(lesions[labels == c], return_inverse=True)
+        flat = index * num_classes + predicted[labels == c]
+        counts = np.bincount(flat, minlength=len(kept) * num_classes)
+        rows.append(counts.reshape(len(kept), num_classes))
     return rows
 
 
 def bootstrap(
     rows: Sequence[np.ndarray], resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[dict[str, Interval], tuple[Interval, ...]]:
-    """95 % intervals by resampling lesions within each class.
+    """95% intervals by resampling lesions within each class.
 
     The plain percentile bootstrap covers too rarely with the handful of lesions that the rare
     classes have (`docs/interval_coverage.md`): it is too narrow by (n - 1) / n, and a class whose n
@@ -404,21 +358,20 @@ def bootstrap(
     it would add up, so there the distribution is moved back to lie around the estimate.
 
     Args:
-      rows: for each class [lesions, 7], as `lesion_rows` gives it, or means of such rows over
+      rows: for each class [lesions, C], as `lesion_rows` gives it, or means of such rows over
         several runs on the same images.
-      resamples: 0 leaves the intervals out (NaN).
-      seed: of the draws.
+      resamples, seed: of the draws; 0 resamples leave the intervals out (NaN).
 
     Returns:
-      Intervals of balanced accuracy, accuracy and macro F1 by name, and those of the seven recalls.
+      Intervals of balanced accuracy, accuracy and macro F1 by name, and those of the C recalls.
     """
     if not resamples:
         undefined = (float("nan"), float("nan"))
-        return dict.fromkeys(_INTERVALS, undefined), (undefined,) * NUM_CLASSES
+        return dict.fromkeys(_INTERVALS, undefined), (undefined,) * len(rows)
     total = np.stack([r.sum(axis=0) for r in rows])
     # F1 of a class without examples is defined in the resamples that happen to call it: a mean over
     # another number of classes in each would mean nothing.
-    defined = ~np.isnan(_one_against_rest(total)[2])
+    defined = ~np.isnan(_one_against_rest(total)["f1"])
     estimate = _summaries(total[None], defined)
     rng = np.random.default_rng(seed)
     drawn = np.stack([_draw(r, c, resamples, rng) for c, r in enumerate(rows)], axis=1)
@@ -427,38 +380,8 @@ def bootstrap(
     for name in _INTERVALS:
         shift = estimate[name][0] - spread[name].mean()
         intervals[name] = _interval(estimate[name][0], spread[name] + shift)
-    recalls = tuple(
-        _interval(estimate["recall"][0, c], spread["recall"][:, c]) for c in range(NUM_CLASSES)
-    )
+    recalls = tuple(map(_interval, estimate["recall"][0], spread["recall"].T))
     return intervals, recalls
-
-
-def _summaries(confusions: np.ndarray, defined: np.ndarray) -> dict[str, np.ndarray]:
-    """Compute what gets an interval, [R] and recall [R, 7], of confusion matrices [R, 7, 7].
-
-    Macro F1 is over the classes of `defined`, bool [7].
-    """
-    _, recall, f1, _ = _one_against_rest(confusions)
-    hits = np.trace(confusions, axis1=-2, axis2=-1)
-    return {
-        "balanced_accuracy": row_nanmeans(recall),
-        "accuracy": quotient(hits, confusions.sum(axis=(-2, -1))),
-        "macro_f1": row_nanmeans(np.nan_to_num(f1[:, defined])),
-        "recall": recall,
-    }
-
-
-def _draw(rows: np.ndarray, label: int, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """Resample one class's confusion row: float [resamples, 7], each summing to its images."""
-    images = rows.sum()
-    if not len(rows):
-        return np.zeros((resamples, NUM_CLASSES))
-    right = np.eye(NUM_CLASSES)[label]
-    wrong = rows.sum(axis=0) * (1 - right)
-    wrong = (wrong if wrong.any() else 1 - right) / (wrong.sum() or NUM_CLASSES - 1)
-    imagined = images / len(rows) * np.stack([right, wrong])
-    totals = resampled_totals(rows, imagined, resamples, rng)
-    return totals * (images / totals.sum(axis=1, keepdims=True))
 
 
 def resampled_totals(
@@ -478,14 +401,104 @@ def resampled_totals(
     return drawn @ np.concatenate([patterns, imagined])
 
 
+def _checked(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    probabilities, labels = np.asarray(probabilities, np.float64), np.asarray(labels)
+    if labels.ndim != 1 or probabilities.ndim != 2 or len(probabilities) != len(labels):
+        raise ValueError(f"probabilities {probabilities.shape} do not fit labels {labels.shape}")
+    if not len(labels):
+        raise ValueError("no examples to evaluate")
+    if (num_classes := probabilities.shape[1]) < 2:
+        raise ValueError(f"probabilities of {num_classes} class; at least two are needed")
+    if not np.isfinite(probabilities).all():
+        raise ValueError("probabilities are not all finite")
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"labels must be integers, not {labels.dtype}")
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise ValueError(f"labels must be in 0..{num_classes - 1}")
+    return probabilities, labels
+
+
+def _one_against_rest(confusion: np.ndarray) -> dict[str, np.ndarray]:
+    """Values [..., C] of confusion matrices [..., C, C]."""
+    hits = np.diagonal(confusion, axis1=-2, axis2=-1)
+    true, called = confusion.sum(axis=-1), confusion.sum(axis=-2)
+    total = true.sum(axis=-1, keepdims=True)
+    return {
+        "precision": quotient(hits, called),
+        "recall": quotient(hits, true),
+        "f1": quotient(2 * hits, true + called),
+        "specificity": quotient(total - true - called + hits, total - true),
+    }
+
+
+def _calibration(confidence: np.ndarray, hit: np.ndarray) -> tuple[Reliability, float]:
+    """Bins of confidences [N] and hits [N], and the expected calibration error."""
+    bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
+    counts, gaps, sums, hits = (
+        np.bincount(bins, weights=weights, minlength=BINS)
+        for weights in (None, hit - confidence, confidence, hit)
+    )
+    error = float(np.abs(gaps).sum() / len(hit))
+    return Reliability(counts, quotient(sums, counts), quotient(hits, counts)), error
+
+
+def _aucs(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    return np.array([_auc(scores, labels == c) for c, scores in enumerate(probabilities.T)])
+
+
+def _auc(scores: np.ndarray, positive: np.ndarray) -> float:
+    """Share of (positive, negative) pairs in the right order, ties counting half (Mann-Whitney)."""
+    negatives, positives = np.sort(scores[~positive]), scores[positive]
+    if not len(negatives) or not len(positives):
+        return float("nan")
+    below = np.searchsorted(negatives, positives, "left")
+    not_above = np.searchsorted(negatives, positives, "right")
+    return float((below + not_above).sum() / (2 * len(negatives) * len(positives)))
+
+
+def _curve(scores: np.ndarray, positive: np.ndarray) -> Curve:
+    order = np.argsort(-scores, kind="stable")
+    last = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)  # of equal scores
+    hits = np.append(0, np.cumsum(positive[order])[last])
+    called = np.append(0, last + 1)
+    precision = quotient(hits, called)
+    precision[0] = 1.0  # by convention: the end of the curve
+    return Curve(
+        quotient(called - hits, (~positive).sum()), quotient(hits, positive.sum()), precision
+    )
+
+
+def _summaries(confusions: np.ndarray, defined: np.ndarray) -> dict[str, np.ndarray]:
+    """Compute what gets an interval, [R] and recall [R, C], of confusion matrices [R, C, C].
+
+    Macro F1 is over the classes of `defined`, bool [C].
+    """
+    found = _one_against_rest(confusions)
+    hits = np.trace(confusions, axis1=-2, axis2=-1)
+    return {
+        "balanced_accuracy": row_nanmeans(found["recall"]),
+        "accuracy": quotient(hits, confusions.sum(axis=(-2, -1))),
+        "macro_f1": row_nanmeans(np.nan_to_num(found["f1"][:, defined])),
+        "recall": found["recall"],
+    }
+
+
+def _draw(rows: np.ndarray, label: int, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """Resample one class's confusion row: float [resamples, C], each summing to its images."""
+    images, num_classes = rows.sum(), rows.shape[1]
+    if not len(rows):
+        return np.zeros((resamples, num_classes))
+    right = np.eye(num_classes)[label]
+    wrong = rows.sum(axis=0) * (1 - right)
+    wrong = (wrong if wrong.any() else 1 - right) / (wrong.sum() or num_classes - 1)
+    imagined = images / len(rows) * np.stack([right, wrong])
+    totals = resampled_totals(rows, imagined, resamples, rng)
+    return totals * (images / totals.sum(axis=1, keepdims=True))
+
+
 def _interval(estimate: float, values: np.ndarray) -> Interval:
-    """Take the central 95 % of resampled values, widened to the estimate where that is outside."""
+    """Take the central 95% of resampled values, widened to the estimate where that is outside."""
     if np.isnan(estimate):
         return float("nan"), float("nan")
     low, high = np.clip(np.quantile(values, (0.025, 0.975)), 0.0, 1.0)
     return float(min(low, estimate)), float(max(high, estimate))
-
-
-def plain(value: float) -> float | None:
-    """The number for JSON: None where it is not defined."""
-    return None if np.isnan(value) else float(value)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from skin_jax.base import devices
 from skin_jax.base.errors import PARTIAL, UserError, listed, warn
 from skin_jax.base.files import write_atomically
+from skin_jax.base.threads import workers
 from skin_jax.data import images
 from skin_jax.data.classes import Classes
 from skin_jax.data.examples import write_skipped
@@ -96,7 +97,7 @@ def predict_files(
     good: list[int] = []
 
     bar = tqdm(total=len(files), unit=" images", desc="Predicting", disable=not progress)
-    with bar, ThreadPoolExecutor(_workers()) as pool:
+    with bar, ThreadPoolExecutor(workers(_MAX_WORKERS)) as pool:
         # A batch is decoded while the one before is predicted.
         for batch in _batches(_decoded(pool, files, sizes, batch_size), batch_size, skipped, files):
             stacks = {
@@ -128,7 +129,7 @@ def predict_files(
     if not good:
         write_skipped(skipped_path, skipped)
         raise listed("none of the images can be read", problems)
-    tables.write_predictions(out, [ids[i] for i in good], probabilities[good])
+    tables.write_predictions(out, [ids[i] for i in good], probabilities[good], classes)
     if skipped:
         write_skipped(skipped_path, skipped)
         warn(str(listed(f"unreadable files are left out, see {skipped_path}", problems)))
@@ -300,10 +301,6 @@ def _same_classes(runs: Sequence[Trained]) -> Classes:
     return first.classes
 
 
-def _workers() -> int:
-    return max(1, min(_MAX_WORKERS, os.cpu_count() or 1))
-
-
 def _decoded(
     pool: ThreadPoolExecutor, files: Sequence[str], sizes: Sequence[int], batch_size: int
 ) -> Iterator[Decoded]:
@@ -311,7 +308,7 @@ def _decoded(
     waiting: deque[Future[Decoded]] = deque()
     remaining = iter(files)
     while True:
-        for file in itertools.islice(remaining, batch_size + _workers() - len(waiting)):
+        for file in itertools.islice(remaining, batch_size + workers(_MAX_WORKERS) - len(waiting)):
             waiting.append(pool.submit(_decode, file, sizes))
         if not waiting:
             return

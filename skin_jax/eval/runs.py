@@ -1,45 +1,33 @@
 """Evaluating a run: its best checkpoint on one of its splits, or on another labelled folder."""
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from skin_jax import tasks
 from skin_jax.base import devices
-from skin_jax.config import flatten, without_folders
 from skin_jax.data import pipeline as pipelines
 from skin_jax.data import splits
-from skin_jax.data.classes import CLASSES, NUM_CLASSES
+from skin_jax.data.classes import BENIGN, MALIGNANT, Classes
 from skin_jax.data.examples import Examples
 from skin_jax.eval import metrics
+from skin_jax.eval.evaluation import Evaluation
 from skin_jax.eval.inference import make_predictor
-from skin_jax.report import kit
-from skin_jax.report import run as run_report
 from skin_jax.train import checkpoints as checkpoint_lib
-from skin_jax.train.history import HISTORY, read_history
-from skin_jax.train.run import Experiment, best_state
+from skin_jax.train.run import Experiment, Trained, best_state
 
-PyTree = Any
-
-DEMO_NOTE = "These are procedural lesions: paper A's figures are no measure for them."
-
-_SAMPLES_PER_CLASS = 6
-_MELANOMA = CLASSES.index("mel")
+MISTAKES_SHOWN = 12
 _SPECIFICITIES = (0.90, 0.95)
 
 
 def evaluate_split(
-    experiment: Experiment, checkpoints: checkpoint_lib.Checkpoints, split: str, out: Path
-) -> tuple[run_report.Evaluation, Sequence[kit.Section]] | None:
-    """Evaluates the best checkpoint on a split and writes the results into the folder `out`.
+    experiment: Experiment, checkpoints: checkpoint_lib.Checkpoints, split: str
+) -> Evaluation | None:
+    """Evaluates the best checkpoint on a split; all processes take part and get the same.
 
-    Melanoma's operating points have their thresholds from the validation split. Of several
-    processes, which all take part, the first one writes.
+    Operating points have their thresholds from the validation split.
 
     Returns:
-      The evaluation and the sections of its report (none in other processes than the first);
       None, after saying so, for an empty split.
 
     Raises:
@@ -53,105 +41,94 @@ def evaluate_split(
     predict = make_predictor(
         tasks.require(experiment.task, "predict", "this run"), experiment.pipeline
     )
-    batch_size = experiment.config.eval_batch_size
-    probabilities = predict(state, indices, batch_size)
-    val = experiment.indices("val")
-    examples = experiment.examples
-    operating_points = []
-    if len(val):
-        val_scores = predict(state, val, batch_size)[:, _MELANOMA]
-        operating_points = [
+    examples, val = experiment.examples, experiment.indices("val")
+
+    def predicted(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        probabilities = predict(state, indices, experiment.config.eval_batch_size)
+        return probabilities, examples.labels[indices]
+
+    found = predicted(indices)
+    shared = splits.shared_lesions(examples.records, experiment.assignment)
+    return _evaluation(
+        examples,
+        indices,
+        found[0],
+        split=split,
+        step=step,
+        shared_with_train=shared if split == "test" else None,
+        operating_points=_operating_points(examples.classes, predicted(val), found)
+        if len(val)
+        else {},
+    )
+
+
+def evaluate_examples(run: Trained, examples: Examples) -> Evaluation:
+    """Evaluates the best checkpoint on examples from elsewhere, of the run's classes.
+
+    Raises:
+      UserError: no usable checkpoint, or a task that does not classify.
+    """
+    mesh = devices.make_mesh(None)
+    state, step = run.best_state(mesh)
+    pipeline = pipelines.make("auto", examples.images, examples.labels, mesh)
+    predict = make_predictor(run.ability("predict"), pipeline)
+    indices = np.arange(len(examples.records))
+    probabilities = predict(state, indices, run.config.eval_batch_size)
+    return _evaluation(examples, indices, probabilities, step=step)
+
+
+def _operating_points(
+    classes: Classes, val: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray]
+) -> dict[str, list[metrics.OperatingPoint]]:
+    """Those of the class in focus, and of all malignant ones where every class has a group.
+
+    Args:
+      val, test: probabilities float [N, C] and labels int [N].
+    """
+    asked: dict[str, list[int]] = {}
+    if classes.focus is not None:
+        focus = classes.index(classes.focus)
+        asked[classes.titles[focus]] = [focus]
+    malignant = [label for label, group in enumerate(classes.groups) if group == MALIGNANT]
+    if {*classes.groups} == {MALIGNANT, BENIGN} and malignant not in asked.values():
+        names = ", ".join(classes.names[label] for label in malignant)
+        asked[f"malignant classes ({names})"] = malignant
+    return {
+        what: [
             metrics.sensitivity_at_specificity(
-                val_scores,
-                examples.labels[val] == _MELANOMA,
-                probabilities[:, _MELANOMA],
-                examples.labels[indices] == _MELANOMA,
+                val[0][:, positive].sum(axis=1),
+                np.isin(val[1], positive),
+                test[0][:, positive].sum(axis=1),
+                np.isin(test[1], positive),
                 specificity,
             )
             for specificity in _SPECIFICITIES
         ]
-    shared = splits.shared_lesions(examples.records, experiment.assignment)
-    evaluation = _evaluation(
-        examples,
-        indices,
-        probabilities,
-        split=split,
-        step=step,
-        shared_with_train=shared if split == "test" else None,
-        operating_points=operating_points,
-    )
-    return evaluation, run_report.write_evaluation(out, evaluation) if devices.is_first() else ()
-
-
-def evaluate_examples(
-    task: tasks.Task,
-    checkpoints: checkpoint_lib.Checkpoints,
-    examples: Examples,
-    batch_size: int,
-    out: Path,
-) -> run_report.Evaluation:
-    """Evaluates the best checkpoint on examples from elsewhere (external validation) into `out`."""
-    mesh = devices.make_mesh(None)
-    state, step = best_state(task, checkpoints, mesh)
-    pipeline = pipelines.make("auto", examples.images, examples.labels, mesh)
-    predict = make_predictor(tasks.require(task, "predict", "this run"), pipeline)
-    indices = np.arange(len(examples.records))
-    probabilities = predict(state, indices, batch_size)
-    evaluation = _evaluation(examples, indices, probabilities, step=step)
-    run_report.write_evaluation(out, evaluation)
-    return evaluation
-
-
-def write_page(experiment: Experiment, evaluation: Sequence[kit.Section], workdir: Path) -> Path:
-    """Writes `report.html` of a run; the sections are those of its test set, or none."""
-    examples = experiment.examples
-    grids = sorted((workdir / "samples").glob("step_*.png"), key=lambda path: int(path.stem[5:]))
-    train = experiment.indices("train")
-    shown = np.concatenate(
-        [train[examples.labels[train] == c][:_SAMPLES_PER_CLASS] for c in range(NUM_CLASSES)]
-    )
-    counts = {split: experiment.class_counts(split) for split in splits.SPLITS}
-    if experiment.synthetic is not None:
-        labels = experiment.synthetic.labels
-        counts["generated, for training"] = np.bincount(labels, minlength=NUM_CLASSES)
-    note = [kit.Section("The demo", [kit.Text(DEMO_NOTE)])] if experiment.is_demo else []
-    return run_report.write_run_report(
-        workdir,
-        title=f"skin_jax: {experiment.config.task}" + ", procedural lesions" * experiment.is_demo,
-        facts={"steps": experiment.num_steps, **without_folders(flatten(experiment.config))},
-        evaluation=[*note, *evaluation],
-        class_counts=counts,
-        history=read_history(workdir / HISTORY),
-        samples=(examples.images[shown], examples.labels[shown]),
-        real_and_generated=grids[-1] if grids else None,
-    )
+        for what, positive in asked.items()
+    }
 
 
 def _evaluation(
     examples: Examples, indices: np.ndarray, probabilities: np.ndarray, **facts: Any
-) -> run_report.Evaluation:
+) -> Evaluation:
     labels = examples.labels[indices]
     records = [examples.records[i] for i in indices]
     known = any(record.lesion_id != record.image_id for record in records)
     lesion_ids = [record.lesion_id for record in records] if known else None
     if not known:
         facts["shared_with_train"] = None  # nobody knows
-    return run_report.Evaluation(
+    attributes = {"age": [metrics.age_band(record.age) for record in records]}
+    for name in ("sex", "localization", "confirmation"):
+        attributes[name] = [getattr(record, name) or "unknown" for record in records]
+    mistakes = metrics.confident_mistakes(probabilities, labels, MISTAKES_SHOWN)
+    return Evaluation(
+        classes=examples.classes,
         metrics=metrics.evaluate(probabilities, labels, lesion_ids),
         image_ids=[record.image_id for record in records],
         labels=labels,
         probabilities=probabilities,
-        mistake_images=examples.images[indices[run_report.mistaken(probabilities, labels)]],
-        subgroups=metrics.subgroups(
-            probabilities,
-            labels,
-            lesion_ids,
-            {
-                "age": [metrics.age_band(record.age) for record in records],
-                "sex": [record.sex or "unknown" for record in records],
-                "localization": [record.localization or "unknown" for record in records],
-                "confirmation": [record.confirmation or "unknown" for record in records],
-            },
-        ),
+        mistakes=mistakes.tolist(),
+        mistake_images=examples.images[indices[mistakes]],
+        subgroups=metrics.subgroups(probabilities, labels, lesion_ids, attributes),
         **facts,
     )

@@ -1,8 +1,9 @@
-"""Pictures of data and results: each function takes arrays and writes one PNG.
+"""Pictures of data and results: each function takes numbers or images and writes one PNG.
 
-Colours are those of Okabe and Ito ("Color Universal Design", 2008), which stay apart for
-colour-blind readers; curves differ in their dashes too. Matplotlib's object interface keeps no
-global state and needs no display.
+Colours are those of the classes (Okabe and Ito, "Color Universal Design", 2008), which stay apart
+for colour-blind readers; curves differ in their dashes too, so that up to 56 are distinct. Pictures
+are narrow enough for a phone, and wider only where many classes need it. Matplotlib's object
+interface keeps no global state and needs no display.
 """
 
 import os
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from skin_jax.data.classes import CLASSES, NUM_CLASSES
+from skin_jax.data.classes import Classes
+from skin_jax.eval.metrics import BINS, Metrics, Reliability
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,35 +24,33 @@ if TYPE_CHECKING:
 
 PathLike = str | os.PathLike[str]
 
-COLOURS: dict[str, str] = {
-    "akiec": "#E69F00",
-    "bcc": "#56B4E9",
-    "bkl": "#009E73",
-    "df": "#000000",
-    "mel": "#D55E00",
-    "nv": "#0072B2",
-    "vasc": "#CC79A7",
-}
-"""One colour a class; black stands in for Okabe and Ito's yellow, too pale for a line on white."""
-
-_LINES = tuple(COLOURS[c] for c in ("nv", "mel", "bkl", "vasc", "akiec", "bcc", "df"))
+_BLUE, _SKY = "#0072B2", "#56B4E9"
+_LINES = (_BLUE, "#D55E00", "#009E73", "#CC79A7", "#E69F00", _SKY, "#000000")
 _DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (6, 1.5)), (0, (3, 1, 1, 1)), (0, (1, 1)))
-_WIDTH = 4.8  # inches: narrow, so that text of 8 points is still legible on a phone
+_MARKERS = ("o", "s", "^", "D")
+_WIDTH = 4.8  # inches: text of 8 points is still legible on a phone
 _DPI = 200
 _GAP = 2
 _SEPARATOR = 8
-_BINS = 15
 _NAME_COLUMNS = 24
-_MARKERS = ("o", "s", "^", "D")
+_LEGEND_COLUMNS = 64  # letters of 8 points that fit into the width
+_MANY = 12  # classes: more leave no room for what is not there
+
+
+def tiled(images: np.ndarray, columns: int) -> np.ndarray:
+    """Lays uint8 [N, H, W, 3] out as one image with thin white gaps, empty places white."""
+    n, height, width, channels = images.shape
+    rows = -(-n // columns)
+    cells = np.full((rows * columns, height + _GAP, width + _GAP, channels), 255, np.uint8)
+    cells[:n, :height, :width] = images
+    cells = cells.reshape(rows, columns, height + _GAP, width + _GAP, channels)
+    grid = cells.swapaxes(1, 2).reshape(rows * (height + _GAP), -1, channels)
+    return grid[:-_GAP, :-_GAP]
 
 
 def image_grid(path: PathLike, images: np.ndarray, columns: int) -> None:
-    """Write images side by side, `columns` to a row, in their own size.
-
-    Args:
-      images: uint8 [N, H, W, 3], N > 0.
-    """
-    _write_image(path, _tiled(images, columns))
+    """Write images uint8 [N, H, W, 3], N > 0, side by side in their own size."""
+    _write_image(path, tiled(images, columns))
 
 
 def real_and_generated(
@@ -58,10 +58,9 @@ def real_and_generated(
 ) -> None:
     """Write real images above generated ones, a dark bar between them (Fig. 4 of paper A).
 
-    Args:
-      real, generated: uint8 [N, H, W, 3] and [M, H, W, 3], N and M > 0.
+    Both are uint8 [N, H, W, 3] with an N > 0 of their own.
     """
-    above, below = _tiled(real, columns), _tiled(generated, columns)
+    above, below = tiled(real, columns), tiled(generated, columns)
     bar = np.full((_SEPARATOR, above.shape[1], 3), 64, np.uint8)
     _write_image(path, np.concatenate([above, bar, below]))
 
@@ -71,168 +70,135 @@ def real_and_generated_by_class(
 ) -> None:
     """Write a row for each class: some of its real images, a dark bar, generated ones.
 
-    Args:
-      shown: class name -> real and generated images, uint8 [N, S, S, 3] and [M, S, S, 3], the same
-        M in every row; the longest row of real images sets the place of the bar.
+    Both are uint8 [N, S, S, 3]: a few real ones, and as many generated ones in every row.
     """
     columns = max(len(real) for real, _ in shown.values())
     rows = []
     for real, generated in shown.values():
         blank = np.full((columns - len(real), *generated.shape[1:]), 255, np.uint8)
-        left = _tiled(np.concatenate([real, blank]), columns)
-        right = _tiled(generated, len(generated))
+        left = tiled(np.concatenate([real, blank]), columns)
         bar = np.full((len(left), _SEPARATOR, 3), 64, np.uint8)
-        rows.append(np.concatenate([left, bar, right], axis=1))
-    grid = np.concatenate(
-        [np.pad(row, ((0, _GAP), (0, 0), (0, 0)), constant_values=255) for row in rows]
-    )
-    _class_rows(path, grid, list(shown))
-
-
-def _class_rows(path: PathLike, grid: np.ndarray, names: Sequence[str]) -> None:
-    """Write a picture of as many rows as there are classes, each labelled with its name."""
-    figure, axes = _figure((_WIDTH - 0.5) * grid.shape[0] / grid.shape[1] + 0.1)
-    axes.imshow(grid, interpolation="none")
-    centres = (np.arange(len(names)) + 0.5) * grid.shape[0] / len(names)
-    axes.set_yticks(centres, [name.upper() for name in names])
-    axes.set_xticks([])
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    _save(figure, path)
-
-
-def class_histogram(path: PathLike, counts: Mapping[str, np.ndarray]) -> None:
-    """Write a bar chart of the images of each class (Fig. 1 of paper A).
-
-    Args:
-      counts: name of a set (such as "train") -> int [7].
-    """
-    figure, axes = _figure(3.2)
-    width = 0.8 / len(counts)
-    for i, ((name, values), colour) in enumerate(zip(counts.items(), _LINES, strict=False)):
-        places = np.arange(NUM_CLASSES) + (i - (len(counts) - 1) / 2) * width
-        bars = axes.bar(places, values, width, color=colour, label=name)
-        rotation = 0 if len(counts) == 1 else 90
-        axes.bar_label(bars, fontsize=7, padding=2, rotation=rotation)
-    axes.set_xticks(range(NUM_CLASSES), [c.upper() for c in CLASSES])
-    axes.set_ylabel("images")
-    axes.margins(y=0.12 if len(counts) == 1 else 0.2)
-    axes.spines[["top", "right"]].set_visible(False)
-    if len(counts) > 1:
-        axes.legend(frameon=False)
-    _save(figure, path)
+        row = np.concatenate([left, bar, tiled(generated, len(generated))], axis=1)
+        rows.append(np.pad(row, ((0, _GAP), (0, 0), (0, 0)), constant_values=255))
+    _class_rows(path, np.concatenate(rows), list(shown))
 
 
 def samples_per_class(
-    path: PathLike, images: np.ndarray, labels: np.ndarray, columns: int = 6
+    path: PathLike, images: np.ndarray, labels: np.ndarray, classes: Classes, columns: int = 6
 ) -> None:
     """Write a row of images for each class, the first ones of each (Fig. 2 of paper A).
 
-    Args:
-      images: uint8 [N, H, W, 3].
-      labels: int [N] in 0..6; a class without images has no row.
+    Of images uint8 [N, H, W, 3] and labels int [N]; a class without images has no row.
     """
-    present = [c for c in range(NUM_CLASSES) if (labels == c).any()]
     blank = np.full((columns, *images.shape[1:]), 255, np.uint8)
+    present = np.unique(labels)
     rows = [np.concatenate([images[labels == c], blank])[:columns] for c in present]
-    grid = _tiled(np.concatenate(rows), columns)
-    _class_rows(path, grid, [CLASSES[c] for c in present])
+    grid = tiled(np.concatenate(rows), columns)
+    _class_rows(path, grid, [classes.names[c] for c in present])
 
 
-def confusion_matrix(path: PathLike, confusion: np.ndarray) -> None:
-    """Write the confusion matrix: each cell its count and its share of the row, shaded by share.
+def titled_images(
+    path: PathLike, images: Sequence[np.ndarray], titles: Sequence[str], columns: int
+) -> None:
+    """Write N > 0 images uint8 [H, W, 3] in rows, each under its title of one or two lines."""
+    height, width, _ = images[0].shape
+    rows = -(-len(images) // columns)
+    figure = _figure(rows * (_WIDTH / columns * height / width + 0.42))
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid:
+        axes.axis("off")
+    longest = max(len(line) for title in titles for line in title.splitlines())
+    for axes, image, title in zip(grid, images, titles, strict=False):
+        axes.imshow(image)
+        axes.set_title(title, fontsize=min(9, 560 / columns / longest))
+    _save(figure, path)
 
-    Args:
-      confusion: int [7, 7], one row a true class.
+
+def class_histogram(path: PathLike, counts: Mapping[str, np.ndarray], classes: Classes) -> None:
+    """Write a bar chart of the images of each class, int [C] for each set (Fig. 1 of paper A)."""
+    alone = len(counts) == 1
+    figure, (axes,) = _panels(3.2, width=0.8 + 0.12 * len(counts) * len(classes))
+    width = 0.8 / len(counts)
+    for i, ((name, values), colour) in enumerate(zip(counts.items(), _LINES, strict=False)):
+        places = np.arange(len(classes)) + (i - (len(counts) - 1) / 2) * width
+        bars = axes.bar(places, values, width, color=colour, label=name)
+        axes.bar_label(bars, fontsize=7, padding=2, rotation=0 if alone else 90)
+    _class_ticks(figure, axes, classes)
+    axes.set_ylabel("images")
+    axes.margins(x=0.02, y=0.12 if alone else 0.2)
+    if not alone:
+        _legend(figure, axes)
+    _save(figure, path)
+
+
+def confusion_matrix(path: PathLike, confusion: np.ndarray, classes: Classes) -> None:
+    """Write a confusion matrix int [C, C]: counts and shares of their row, which is a true class.
+
+    Of many classes empty cells show no 0.
     """
+    n, longest = len(classes), max(map(len, classes.names))
     totals = confusion.sum(axis=1, keepdims=True)
     shares = np.divide(confusion, totals, out=np.zeros(confusion.shape), where=totals > 0)
-    figure, axes = _figure(4.6)
+    side = max(_WIDTH, 0.6 + 0.08 * min(longest, _NAME_COLUMNS) + 0.42 * n)
+    figure, (axes,) = _panels(side - 0.2, width=side)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(confusion):
-        share = f"{shares[row, column]:.0%}" if totals[row] else "n/a"
-        colour = "white" if shares[row, column] > 0.6 else "black"
-        axes.text(
-            column, row, f"{count}\n{share}", ha="center", va="center", color=colour, fontsize=8
-        )
-    names = [c.upper() for c in CLASSES]
-    axes.set_xticks(range(NUM_CLASSES), names)
-    axes.set_yticks(range(NUM_CLASSES), names)
-    axes.set_xlabel("predicted class")
-    axes.set_ylabel("true class")
+        if count or n <= _MANY:
+            share = f"{shares[row, column]:.0%}" if totals[row] else "n/a"
+            colour = "white" if shares[row, column] > 0.6 else "black"
+            place: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8}
+            axes.text(column, row, f"{count}\n{share}", color=colour, **place)
+    _class_ticks(figure, axes, classes)
+    axes.set_yticks(range(n), map(_short, classes.names))
+    axes.set(xlabel="predicted class", ylabel="true class")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     _save(figure, path)
 
 
-def roc_curves(path: PathLike, probabilities: np.ndarray, labels: np.ndarray) -> None:
-    """Write the ROC curve of each class against the rest.
-
-    Args:
-      probabilities: float [N, 7].
-      labels: int [N] in 0..6; classes without examples, or without others, have no curve.
-    """
-    from sklearn.metrics import roc_auc_score, roc_curve
-
-    figure, axes = _figure(5.4)
-    for c in _separable(labels):
-        false_positives, true_positives, _ = roc_curve(labels == c, probabilities[:, c])
-        area = roc_auc_score(labels == c, probabilities[:, c])
-        _curve(axes, c, false_positives, true_positives, area)
+def roc_curves(path: PathLike, metrics: Metrics, classes: Classes) -> None:
+    """Write the ROC curve of each class against the rest, where it is defined."""
+    figure, axes = _square("1 - specificity", "sensitivity")
+    for c in _defined(metrics):
+        curve, label = metrics.curves[c], f"{_short(classes.names[c])}  {metrics.auc[c]:.3f}"
+        axes.plot(curve.false_positive_rate, curve.recall, label=label, **_style(classes, c))
     if axes.lines:
-        axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, label="chance")
-    _save_square(figure, path, "1 - specificity", "sensitivity", "AUC")
+        axes.plot([0, 1], [0, 1], color="0.8", linewidth=1, label="chance")
+    _save_square(figure, path, "AUC")
 
 
-def precision_recall_curves(path: PathLike, probabilities: np.ndarray, labels: np.ndarray) -> None:
-    """Write the precision-recall curve of each class against the rest; arguments as `roc_curves`.
+def precision_recall_curves(path: PathLike, metrics: Metrics, classes: Classes) -> None:
+    """Write the precision-recall curve of each class against the rest, where both are there.
 
     Steps, not straight lines, join the points: that is what average precision measures.
     """
-    from sklearn.metrics import average_precision_score, precision_recall_curve
-
-    figure, axes = _figure(5.4)
-    for c in _separable(labels):
-        precision, recall, _ = precision_recall_curve(labels == c, probabilities[:, c])
-        area = average_precision_score(labels == c, probabilities[:, c])
-        _curve(axes, c, recall, precision, area, drawstyle="steps-post")
-    _save_square(figure, path, "recall", "precision", "average precision")
+    figure, axes = _square("recall", "precision")
+    for c in _defined(metrics):
+        curve, area = metrics.curves[c], metrics.average_precision[c]
+        style = _style(classes, c) | {"label": f"{_short(classes.names[c])}  {area:.3f}"}
+        axes.plot(curve.recall, curve.precision, drawstyle="steps-pre", **style)
+    _save_square(figure, path, "average precision")
 
 
-def reliability(path: PathLike, probabilities: np.ndarray, labels: np.ndarray) -> None:
-    """Write the hit rate against the confidence in 15 bins, above the number of images in each.
-
-    Args:
-      probabilities: float [N, 7]; the confidence is the largest score.
-      labels: int [N] in 0..6.
-    """
-    confidence = probabilities.max(axis=1)
-    hit = probabilities.argmax(axis=1) == labels
-    bins = np.clip(np.ceil(confidence * _BINS).astype(int) - 1, 0, _BINS - 1)
-    counts = np.bincount(bins, minlength=_BINS)
-    filled = np.flatnonzero(counts)
-    rates = np.bincount(bins, weights=hit, minlength=_BINS)[filled] / counts[filled]
-    means = np.bincount(bins, weights=confidence, minlength=_BINS)[filled] / counts[filled]
-    figure = _empty_figure(4.6)
-    upper, lower = figure.subplots(2, sharex=True, height_ratios=(3, 1))
+def reliability(path: PathLike, found: Reliability) -> None:
+    """Write the hit rate against the confidence, above the number of images in each bin."""
+    figure, (upper, lower) = _panels(4.6, 2, height_ratios=(3, 1))
+    filled = found.counts > 0
     upper.plot([0, 1], [0, 1], color="0.6", linewidth=1, label="perfect calibration")
-    upper.plot(means, rates, "o-", color=COLOURS["nv"], label="this model")
+    style: dict[str, Any] = {"color": _BLUE, "label": "this model"}
+    upper.plot(found.confidence[filled], found.hit_rate[filled], "o-", **style)
     upper.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="share that is right")
     upper.legend(frameon=False, loc="lower right")
-    lower.bar((np.arange(_BINS) + 0.5) / _BINS, counts, 0.9 / _BINS, color=COLOURS["bcc"])
+    lower.bar((np.arange(BINS) + 0.5) / BINS, found.counts, 0.9 / BINS, color=_SKY)
     lower.set(xlabel="confidence (largest probability)", ylabel="images")
-    for axes in (upper, lower):
-        axes.spines[["top", "right"]].set_visible(False)
     _save(figure, path)
 
 
 def history(path: PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write losses, mean probabilities of "fake" and validation scores against the step.
 
-    Args:
-      rows: as `metric_writer.read_history` gives them, with "step" and values: names that contain
-        "loss", or begin with "p_fake" or "val_"; others are not drawn, nor those of one class
-        (`class_history`). None (not finite) leaves a gap.
+    Of rows as `history.read_history` gives them: names that contain "loss", or begin with "p_fake"
+    or "val_", but for those of one class (`class_history`). None (not finite) leaves a gap.
     """
     keys = sorted({key for row in rows for key in row if "/" not in key})
     panels = {
@@ -243,24 +209,20 @@ def history(path: PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
     panels = {label: names for label, names in panels.items() if names}
     if not panels:
         raise ValueError("no row holds a loss or a score")
-    figure = _empty_figure(0.6 + 2.2 * len(panels))
-    stacked = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
+    figure, stacked = _panels(0.6 + 2.2 * len(panels), len(panels))
     for axes, (label, names) in zip(stacked, panels.items(), strict=True):
         for key, colour, dash in zip(names, _LINES, _DASHES, strict=False):
-            _series(axes, key, rows, colour, dash)
+            _series(axes, key, rows, color=colour, linestyle=dash, label=key)
         axes.set_ylabel(label)
-        axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=8, handlelength=3)
     stacked[-1].set_xlabel("step")
     _save(figure, path)
 
 
-def class_history(path: PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
+def class_history(path: PathLike, rows: Sequence[Mapping[str, Any]], classes: Classes) -> None:
     """Write what GANs of one class each report, against the step: a panel each, a line a class.
 
-    Args:
-      rows: as in `history`, with values named `<name>/<class>`: both losses, D's mean output on
-        real and on generated images, the score, and the diversity.
+    Of rows as in `history`, with values named `<name>/<class>`.
     """
     titles = {
         "d_loss": "loss of D",
@@ -273,81 +235,22 @@ def class_history(path: PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
     }
     keys = {key for row in rows for key in row}
     panels = {
-        title: [(label, key) for label, c in enumerate(CLASSES) if (key := f"{name}/{c}") in keys]
+        title: lines
         for name, title in titles.items()
+        if (
+            lines := {c: k for c, own in enumerate(classes.names) if (k := f"{name}/{own}") in keys}
+        )
     }
-    panels = {title: lines for title, lines in panels.items() if lines}
     if not panels:
         raise ValueError("no row holds a value of a class")
-    figure = _empty_figure(0.8 + 1.6 * len(panels))
-    stacked = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
+    figure, stacked = _panels(0.5 + 1.6 * len(panels), len(panels))
     for axes, (title, lines) in zip(stacked, panels.items(), strict=True):
-        for label, key in lines:
-            _series(axes, key, rows, COLOURS[CLASSES[label]], _DASHES[label])
-            axes.lines[-1].set(label=CLASSES[label].upper(), linewidth=1.1)
+        for c, key in lines.items():
+            style = _style(classes, c) | {"linewidth": 1.1, "label": _short(classes.names[c])}
+            _series(axes, key, rows, **style)
         axes.set_ylabel(title)
-        axes.spines[["top", "right"]].set_visible(False)
     stacked[-1].set_xlabel("step")
-    figure.legend(
-        handles=stacked[0].lines,
-        loc="outside lower center",
-        ncols=4,
-        fontsize=8,
-        handlelength=3,
-        frameon=False,
-    )
-    _save(figure, path)
-
-
-def mistakes(
-    path: PathLike,
-    images: np.ndarray,
-    labels: np.ndarray,
-    probabilities: np.ndarray,
-    columns: int = 4,
-) -> None:
-    """Write wrongly classified images, each under its true class, its prediction and the score.
-
-    Args:
-      images: uint8 [N, H, W, 3], N > 0, in the order in which they are shown.
-      labels: int [N] in 0..6.
-      probabilities: float [N, 7].
-    """
-    rows = -(-len(images) // columns)
-    figure = _empty_figure(rows * (_WIDTH / columns + 0.42))
-    for i, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
-        axes.axis("off")
-        if i < len(images):
-            predicted = probabilities[i].argmax()
-            axes.imshow(images[i])
-            axes.set_title(
-                f"is {CLASSES[labels[i]].upper()}\n"
-                f"said {CLASSES[predicted].upper()} {probabilities[i, predicted]:.2f}",
-                fontsize=9,
-            )
-    _save(figure, path)
-
-
-def closest_pairs(
-    path: PathLike,
-    left: np.ndarray,
-    right: np.ndarray,
-    titles: Sequence[str],
-    columns: int = 3,
-) -> None:
-    """Write pairs of images side by side, each pair under its title.
-
-    Args:
-      left, right: uint8 [N, H, W, 3], N > 0, in the order in which the pairs are shown.
-      titles: N of them.
-    """
-    rows = -(-len(left) // columns)
-    figure = _empty_figure(rows * (_WIDTH / columns / 2 + 0.42))
-    for i, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
-        axes.axis("off")
-        if i < len(left):
-            axes.imshow(_tiled(np.stack([left[i], right[i]]), 2))
-            axes.set_title(titles[i], fontsize=7)
+    _legend(figure, stacked[0])
     _save(figure, path)
 
 
@@ -365,79 +268,60 @@ def forest(
     """Write differences from a control one below the other, each with its interval.
 
     Args:
-      names: A of them.
-      values: float [A].
-      intervals: float [A, 2]; NaN for none.
-      notes: A; below the names.
+      names, notes: of A differences; the notes stand below the names.
+      values, intervals: float [A] and [A, 2]; NaN for none.
       emphasised: A; these have a filled diamond, the others an open circle.
-      marks: label -> value at which a dotted line stands.
+      marks: label -> value at which a dashed line stands.
       label: of the values' axis.
     """
     ticks = [
         f"{textwrap.fill(name, _NAME_COLUMNS)}\n{note}"
         for name, note in zip(names, notes, strict=True)
     ]
-    figure, axes = _figure(0.9 + sum(0.12 + 0.15 * (1 + tick.count("\n")) for tick in ticks))
+    height = 0.7 + sum(0.12 + 0.15 * (1 + tick.count("\n")) for tick in ticks)
+    figure, (axes,) = _panels(height)
     axes.axvline(0, color="0.4", linewidth=1)
     for (mark, value), colour, dash in zip(marks.items(), _LINES[1:], _DASHES[1:], strict=False):
         axes.axvline(value, color=colour, linestyle=dash, linewidth=1.2, label=mark)
-    for i, (value, (low, high), strong) in enumerate(
-        zip(values, intervals, emphasised, strict=True)
-    ):
-        colour = COLOURS["nv"] if strong else "0.25"
-        axes.plot([low, high], [i, i], color=colour, linewidth=2.2 if strong else 1.4)
-        axes.plot(
-            value,
-            i,
-            "D" if strong else "o",
-            color=colour,
-            markerfacecolor=colour if strong else "white",
-            markersize=6,
-        )
+    for i, strong in enumerate(emphasised):
+        colour, marker = (_BLUE, "D") if strong else ("0.25", "o")
+        axes.plot(intervals[i], [i, i], color=colour, linewidth=2.2 if strong else 1.4)
+        fill = colour if strong else "white"
+        axes.plot(values[i], i, marker, color=colour, markerfacecolor=fill, markersize=6)
     axes.set_yticks(range(len(ticks)), ticks, fontsize=8)
     axes.set(ylim=(len(ticks) - 0.4, -0.6), xlabel=label)
-    axes.tick_params(axis="y", length=0)
-    axes.grid(axis="x", color="0.9", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    if marks:
-        figure.legend(loc="outside lower center", fontsize=8, handlelength=3, frameon=False)
+    _rows_style(axes)
+    _legend(figure, axes)
     _save(figure, path)
 
 
 def recalls(
-    path: PathLike, names: Sequence[str], recall: np.ndarray, intervals: np.ndarray
+    path: PathLike,
+    names: Sequence[str],
+    recall: np.ndarray,
+    intervals: np.ndarray,
+    classes: Classes,
 ) -> None:
-    """Write the recall of each class by each arm, a panel a class.
+    """Write the recall of each class by each arm, a panel a class, a line at the first arm's.
 
-    Args:
-      names: A of them; a line stands at the recalls of the first.
-      recall: float [A, 7] in [0, 1]; NaN for none.
-      intervals: float [A, 7, 2].
+    Recalls are float [A, C] in [0, 1], intervals [A, C, 2]; NaN for none.
     """
-    figure = _empty_figure(0.5 + NUM_CLASSES * (0.2 + 0.12 * len(names)) + 0.19 * len(names))
-    panels = figure.subplots(NUM_CLASSES, sharex=True)
+    n = len(classes)
+    figure, panels = _panels(0.4 + n * (0.2 + 0.12 * len(names)), n)
     lowest = np.floor(10 * np.nanmin(intervals)) / 10 - 0.01
     for c, axes in enumerate(panels):
         for i, name in enumerate(names):
             colour, marker = _LINES[i % len(_LINES)], _MARKERS[i // len(_LINES) % len(_MARKERS)]
             axes.plot(intervals[i, c], [i, i], color=colour, linewidth=1.4)
-            axes.plot(recall[i, c], i, marker, color=colour, markersize=4.5, label=name)
-        axes.set_ylabel(CLASSES[c].upper(), rotation=0, ha="right", va="center", fontsize=9)
+            label = textwrap.fill(name, 2 * _NAME_COLUMNS)
+            axes.plot(recall[i, c], i, marker, color=colour, markersize=4.5, label=label)
+        title = textwrap.fill(_short(classes.names[c]), _NAME_COLUMNS // 2)
+        axes.set_ylabel(title, rotation=0, ha="right", va="center", fontsize=9)
         axes.axvline(recall[0, c], color="0.6", linewidth=1, zorder=0)
         axes.set(xlim=(lowest, 1.01), ylim=(len(names) - 0.3, -0.7), yticks=[])
-        axes.grid(axis="x", color="0.9", linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right", "left"]].set_visible(False)
+        _rows_style(axes)
     panels[-1].set_xlabel("recall")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(
-        handles,
-        [textwrap.fill(label, 2 * _NAME_COLUMNS) for label in labels],
-        loc="outside lower center",
-        fontsize=8,
-        frameon=False,
-    )
+    _legend(figure, panels[0])
     _save(figure, path)
 
 
@@ -449,120 +333,129 @@ def ratio_curve(
     intervals: np.ndarray,
     label: str,
 ) -> None:
-    """Write differences from a control against generated images per real one.
+    """Write differences from a control against generated images per real one, on a log axis.
 
-    Args:
-      names: A of them, one a family of arms: those of one name are joined by a line.
-      ratios: float [A], > 0, on a logarithmic axis.
-      values: float [A].
-      intervals: float [A, 2]; NaN for none.
-      label: of the values' axis.
+    Ratios and values are float [A], intervals [A, 2]; those of one name are joined by a line.
     """
-    figure, axes = _figure(3.4)
+    figure, (axes,) = _panels(3.4)
     axes.axhline(0, color="0.4", linewidth=1)
     families = list(dict.fromkeys(names))
     for i, family in enumerate(families):
         chosen = [k for k in np.argsort(ratios, kind="stable") if names[k] == family]
         # Side by side, so that intervals at one ratio do not hide one another.
         places = ratios[chosen] * 1.06 ** (i - (len(families) - 1) / 2)
-        colour, dash = _LINES[i % len(_LINES)], _DASHES[i % len(_DASHES)]
-        axes.plot(
-            places,
-            values[chosen],
-            marker="o",
-            markersize=5,
-            color=colour,
-            linestyle=dash,
-            linewidth=1.2,
-            label=textwrap.fill(family, 2 * _NAME_COLUMNS),
-        )
-        axes.vlines(places, *intervals[chosen].T, color=colour, linewidth=1.6)
+        style = {"color": _LINES[i % len(_LINES)], "linestyle": _DASHES[i % len(_DASHES)]}
+        if len(families) > 1:
+            style["label"] = textwrap.fill(family, 2 * _NAME_COLUMNS)
+        axes.plot(places, values[chosen], marker="o", markersize=5, linewidth=1.2, **style)
+        axes.vlines(places, *intervals[chosen].T, color=style["color"], linewidth=1.6)
     axes.set_xscale("log")
     axes.set_xticks(shown := np.unique(ratios), [f"{ratio:g}" for ratio in shown], fontsize=9)
     axes.set_xticks([], minor=True)
     axes.margins(x=0.1)
     axes.set(xlabel="generated images per real one", ylabel=label)
-    axes.spines[["top", "right"]].set_visible(False)
-    if len(families) > 1:
-        figure.legend(loc="outside lower center", fontsize=8, handlelength=3, frameon=False)
+    _legend(figure, axes)
     _save(figure, path)
 
 
-def _empty_figure(height: float) -> "Figure":
+def _figure(height: float, width: float = _WIDTH) -> "Figure":
     # Matplotlib takes half a second to import, which training without any report does without.
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(_WIDTH, height), dpi=_DPI, layout="constrained")
+    return Figure(figsize=(max(width, _WIDTH), height), dpi=_DPI, layout="constrained")
 
 
-def _figure(height: float) -> "tuple[Figure, Axes]":
-    figure = _empty_figure(height)
-    return figure, figure.subplots()
+def _panels(
+    height: float, count: int = 1, width: float = _WIDTH, **options: Any
+) -> "tuple[Figure, list[Axes]]":
+    """A figure of panels below one another, which share the horizontal axis."""
+    figure = _figure(height, width)
+    panels = figure.subplots(count, sharex=True, squeeze=False, **options)[:, 0]
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, list(panels)
+
+
+def _square(x: str, y: str) -> "tuple[Figure, Axes]":
+    figure, (axes,) = _panels(_WIDTH)
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), xlabel=x, ylabel=y, aspect="equal")
+    return figure, axes
+
+
+def _save_square(figure: "Figure", path: PathLike, legend: str) -> None:
+    if not figure.axes[0].lines:
+        figure.axes[0].text(0.5, 0.5, "not defined: one class only", ha="center")
+    # Good and bad classifiers fill different corners: no place inside is always free.
+    _legend(figure, figure.axes[0], legend)
+    _save(figure, path)
+
+
+def _legend(figure: "Figure", axes: "Axes", title: str | None = None) -> None:
+    """Adds a legend of one panel below all of them, in as many columns as fit."""
+    handles, labels = axes.get_legend_handles_labels()
+    if not labels:
+        return
+    lines = [line for label in labels for line in label.splitlines()]
+    columns = max(1, min(4, _LEGEND_COLUMNS // (max(map(len, lines)) + 8)))
+    figure.set_figheight(figure.get_figheight() + 0.1 + 0.16 * -(-len(lines) // columns))
+    place: dict[str, Any] = {"loc": "outside lower center", "ncols": columns, "title": title}
+    figure.legend(handles, labels, fontsize=8, handlelength=3, frameon=False, **place)
+
+
+def _defined(metrics: Metrics) -> list[int]:
+    """The classes with examples that are not the only ones."""
+    return [c for c, value in enumerate(metrics.auc) if not np.isnan(value)]
+
+
+def _class_ticks(figure: "Figure", axes: "Axes", classes: Classes) -> None:
+    names = [_short(name) for name in classes.names]
+    longest = max(map(len, names))
+    upright = longest > 8 * figure.get_figwidth() / len(names)  # letters for each
+    axes.set_xticks(range(len(names)), names, rotation=90 * upright)
+    figure.set_figheight(figure.get_figheight() + 0.07 * longest * upright)
+
+
+def _class_rows(path: PathLike, grid: np.ndarray, names: Sequence[str]) -> None:
+    """Write a picture of as many rows as there are classes, each labelled with its name."""
+    figure, (axes,) = _panels((_WIDTH - 0.5) * grid.shape[0] / grid.shape[1] + 0.1)
+    axes.imshow(grid, interpolation="none")
+    centres = (np.arange(len(names)) + 0.5) * grid.shape[0] / len(names)
+    axes.set_yticks(centres, [textwrap.fill(_short(name), _NAME_COLUMNS // 2) for name in names])
+    axes.set_xticks([])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    _save(figure, path)
+
+
+def _rows_style(axes: "Axes") -> None:
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x", color="0.9", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines["left"].set_visible(False)
+
+
+def _style(classes: Classes, label: int) -> dict[str, Any]:
+    """The line of a class. Where colours repeat, the dashes go on by another step."""
+    repeated = label // len(set(classes.colours))
+    dash = _DASHES[(label + repeated) % len(_DASHES)]
+    return {"color": classes.colours[label], "linestyle": dash, "linewidth": 1.6}
+
+
+def _series(axes: "Axes", key: str, rows: Sequence[Mapping[str, Any]], **style: Any) -> None:
+    points = [(r["step"], np.nan if r[key] is None else r[key]) for r in rows if key in r]
+    # A lone point between gaps would leave no line at all.
+    marker = "o" if len(points) < 40 else ""
+    axes.plot(*zip(*points, strict=True), marker=marker, markersize=2.5, **style)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _NAME_COLUMNS else f"{name[: _NAME_COLUMNS - 1]}…"
 
 
 def _save(figure: "Figure", path: PathLike) -> None:
     pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
     # Without the version in it, the same data give the same bytes.
     figure.savefig(path, format="png", metadata={"Software": None})
-
-
-def _separable(labels: np.ndarray) -> list[int]:
-    return [c for c in range(NUM_CLASSES) if 0 < (labels == c).sum() < len(labels)]
-
-
-def _curve(
-    axes: "Axes", label: int, x: np.ndarray, y: np.ndarray, area: float, **style: Any
-) -> None:
-    name = CLASSES[label]
-    axes.plot(
-        x,
-        y,
-        color=COLOURS[name],
-        linestyle=_DASHES[label],
-        linewidth=1.6,
-        label=f"{name.upper()}  {area:.3f}",
-        **style,
-    )
-
-
-def _series(
-    axes: "Axes", key: str, rows: Sequence[Mapping[str, Any]], colour: str, dash: Any
-) -> None:
-    points = [(r["step"], np.nan if r[key] is None else r[key]) for r in rows if key in r]
-    steps, values = zip(*points, strict=True)
-    # A lone point between gaps would leave no line at all.
-    marker = "o" if len(points) < 40 else ""
-    axes.plot(steps, values, linestyle=dash, marker=marker, markersize=2.5, color=colour, label=key)
-
-
-def _save_square(figure: "Figure", path: PathLike, x: str, y: str, legend: str) -> None:
-    axes = figure.axes[0]
-    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), xlabel=x, ylabel=y, aspect="equal")
-    axes.spines[["top", "right"]].set_visible(False)
-    if axes.lines:
-        # Good and bad classifiers fill different corners: no place inside is always free.
-        figure.legend(
-            loc="outside lower center",
-            ncols=3,
-            fontsize=9,
-            title=legend,
-            handlelength=3,
-            frameon=False,
-        )
-    else:
-        axes.text(0.5, 0.5, "not defined: one class only", ha="center")
-    _save(figure, path)
-
-
-def _tiled(images: np.ndarray, columns: int) -> np.ndarray:
-    """Lay uint8 [N, H, W, 3] out as one image with thin white gaps, empty places white."""
-    n, height, width, channels = images.shape
-    rows = -(-n // columns)
-    cells = np.full((rows * columns, height + _GAP, width + _GAP, channels), 255, np.uint8)
-    cells[:n, :height, :width] = images
-    cells = cells.reshape(rows, columns, height + _GAP, width + _GAP, channels)
-    tiled = cells.swapaxes(1, 2).reshape(rows * (height + _GAP), -1, channels)
-    return tiled[:-_GAP, :-_GAP]
 
 
 def _write_image(path: PathLike, pixels: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""Pictures of what a prediction rests on: an image beside its heat map."""
+"""Pictures of what a prediction rests on: an image next to its heat map."""
 
 import io
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ def overlay(image: np.ndarray, heat_maps: Sequence[np.ndarray], caption: str) ->
     Args:
       image: uint8 [S, S, 3], enlarged by a whole factor to at least 224 pixels.
       heat_maps: one or several float [h, w] in [0, 1] of any sizes; their mean is shown.
-      caption: names the class that they explain.
+      caption: names the class that they explain; in smaller letters where it is long.
     """
     side = image.shape[0] * -(-SMALLEST // image.shape[0])
     original = Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC)
@@ -50,13 +50,15 @@ def _caption(picture: Image.Image, text: str) -> None:
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(_FONT_SIZE)
     middle = picture.height - _STRIP / 2
     low, high = _SCALE
-    draw.text((4, middle), text, fill="black", font=font, anchor="lm")
     x = picture.width - 4
     draw.text((x, middle), high, fill="black", font=font, anchor="rm")
     x -= round(font.getlength(high)) + 6 + _BAR[0]
     ramp = np.tile(np.linspace(0.0, 1.0, _BAR[0]), (_BAR[1], 1))
     picture.paste(Image.fromarray(_colours(ramp).astype(np.uint8)), (x, int(middle - _BAR[1] / 2)))
     draw.text((x - 6, middle), low, fill="black", font=font, anchor="rm")
+    share = (x - 30 - font.getlength(low)) / font.getlength(text)
+    font = ImageFont.load_default(_FONT_SIZE * min(1.0, share))
+    draw.text((4, middle), text, fill="black", font=font, anchor="lm")
 
 
 def _colours(heat: np.ndarray) -> np.ndarray:

@@ -8,20 +8,18 @@ import dataclasses
 import os
 import pathlib
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 import numpy as np
 
-from skin_jax.eval.metrics import Interval
+from skin_jax.eval.metrics import Interval, Spread
 
 PathLike = str | os.PathLike[str]
 
-
 UNDEFINED = "n/a"
-
-
 _COLUMNS = 80
+_WIDE = 1100  # pixels; narrower pictures stand next to one another
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +40,13 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A PNG file with its alternative text and its caption."""
+    """A PNG file and its caption, which is its alternative text, too."""
 
     path: PathLike
     caption: str
+
+
+Block = Text | Table | Picture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +54,24 @@ class Section:
     """A heading and what stands below it."""
 
     heading: str
-    blocks: Sequence[Text | Table | Picture]
+    blocks: Sequence[Block]
+
+
+def by_columns(first: str, names: Iterable[str], *columns: tuple[str, Iterable[object]]) -> Table:
+    """Makes a table of columns.
+
+    Args:
+      first: header of the first column.
+      names: its cells, one a row.
+      columns: header and cells of each other column.
+    """
+    rows = zip(names, *(map(str, cells) for _, cells in columns), strict=True)
+    return Table((first, *(header for header, _ in columns)), list(rows))
+
+
+def facts(values: Mapping[str, object], header: tuple[str, str] = ("setting", "value")) -> Table:
+    """Makes a table of what was run, say, and how."""
+    return Table(header, [(key, str(value)) for key, value in values.items()], prose=True)
 
 
 def markdown(title: str, sections: Sequence[Section], folder: PathLike) -> str:
@@ -99,14 +117,11 @@ th:first-child, td:first-child { text-align: left; }
 table.prose th, table.prose td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
 table.prose td:first-child { font-weight: 600; overflow-wrap: normal; }
 thead th { border-bottom: 2px solid #555; }
-@media (max-width: 40rem) {
-  main { padding: .6rem; }
-  table { font-size: .72rem; }
-  th, td { padding: .25rem .22rem; }
-  th, td:first-child { white-space: normal; }
-}
+@media (max-width: 40rem) { main { padding: .6rem; } table { font-size: .72rem; }
+  th, td { padding: .25rem .22rem; } th, td:first-child { white-space: normal; } }
 .pictures { display: flex; flex-wrap: wrap; gap: 1rem; }
 figure { margin: 1rem 0; flex: 1 1 20rem; min-width: 0; max-width: 34rem; }
+figure.wide { flex-basis: 100%; max-width: none; }
 img { max-width: 100%; height: auto; display: block; }
 figcaption { font-size: .9rem; color: #444; margin-top: .3rem; }
 """
@@ -121,14 +136,15 @@ def _html_section(section: Section) -> str:
     return "\n".join([*parts, "</section>"])
 
 
-def _html_block(block: Text | Table | Picture) -> str:
+def _html_block(block: Block) -> str:
     if isinstance(block, Text):
         return f"<p>{escape(block.text)}</p>"
     if isinstance(block, Picture):
-        data = base64.b64encode(pathlib.Path(block.path).read_bytes()).decode()
-        caption = escape(block.caption)
+        content, caption = pathlib.Path(block.path).read_bytes(), escape(block.caption)
+        width = int.from_bytes(content[16:20], "big")  # of every PNG
         return (
-            f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
+            f'<figure{" class=wide" * (width > _WIDE)}><img alt="{caption}" '
+            f'src="data:image/png;base64,{base64.b64encode(content).decode()}">'
             f"<figcaption>{caption}</figcaption></figure>"
         )
     head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in block.header)
@@ -143,12 +159,12 @@ def _html_block(block: Text | Table | Picture) -> str:
     )
 
 
-def block_text(block: Text | Table | Picture) -> str:
+def block_text(block: Block) -> str:
     """Lay a block out for a terminal or Markdown, 80 columns wide."""
     if isinstance(block, Table):
         return pipes(block)
     assert isinstance(block, Text)
-    return textwrap.fill(block.text, _COLUMNS)
+    return textwrap.fill(block.text, _COLUMNS, break_on_hyphens=False)
 
 
 def pipes(table: Table) -> str:
@@ -173,22 +189,29 @@ def pipes(table: Table) -> str:
     return "\n".join([lines[0], rule + "|", *lines[1:]])
 
 
-def number(value: float) -> str:
-    """Three decimals, or "n/a"."""
-    return UNDEFINED if np.isnan(value) else f"{value:.3f}"
+def number(value: float, digits: int = 3, *, sign: bool = False) -> str:
+    """Such as "0.643", or "+0.643" with its sign, never "-0.000"; "n/a" where undefined."""
+    if np.isnan(value):
+        return UNDEFINED
+    return f"{round(float(value), digits) + 0.0:{'+' if sign else ''}.{digits}f}"
 
 
-def span(interval: Interval) -> str:
+def span(interval: Interval, digits: int = 3, *, sign: bool = False) -> str:
     """Such as "0.643 to 0.756", or "n/a"."""
-    return UNDEFINED if np.isnan(interval[0]) else f"{interval[0]:.3f} to {interval[1]:.3f}"
+    if np.isnan(interval[0]):
+        return UNDEFINED
+    return " to ".join(number(bound, digits, sign=sign) for bound in interval)
+
+
+def spread(found: Spread, digits: int = 3, *, factor: float = 1, sign: bool = False) -> str:
+    """Such as "0.643 ± 0.012", times a factor, without the deviation where that is undefined."""
+    text = number(factor * found.mean, digits, sign=sign)
+    return text if np.isnan(found.sd) else f"{text} ± {number(factor * found.sd, digits)}"
 
 
 def estimate(value: float, interval: Interval) -> str:
     """Such as "0.70 (0.64-0.76)", without an interval where that is not defined."""
-    if np.isnan(value):
-        return UNDEFINED
-    return f"{value:.2f}" if np.isnan(interval[0]) else f"{value:.2f} ({_short(interval)})"
-
-
-def _short(interval: Interval) -> str:
-    return f"{interval[0]:.2f}-{interval[1]:.2f}"
+    text = number(value, 2)
+    if np.isnan(value) or np.isnan(interval[0]):
+        return text
+    return f"{text} ({'-'.join(number(bound, 2) for bound in interval)})"

@@ -1,39 +1,26 @@
 """The results of an audit for people and programs: JSON, Markdown and the closest pairs."""
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from itertools import islice
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from skin_jax.base.files import write_atomically
-from skin_jax.data.classes import CLASSES
-from skin_jax.eval import audit, inference, quality
-from skin_jax.eval.metrics import plain
+from skin_jax.base.files import write_atomically, write_json
+from skin_jax.eval import audit, quality
+from skin_jax.eval.audit import Audit
 from skin_jax.report import figures, kit
-
-JSON_FILE = "quality.json"
-REPORT_FILE = "quality.md"
-PICTURE_FILE = "closest_pairs.png"
+from skin_jax.report.kit import number
 
 _FEW_FOR_PERCENTILE = 100
 _SHARES = ("precision", "recall", "density", "coverage")
 _TITLE = "Quality of generated images"
 
 
-def write(
-    folder: Path,
-    found: audit.Audit,
-    real: audit.Real,
-    generated: audit.Generated,
-    names: Mapping[str, str],
-) -> str:
+def write(folder: Path, found: Audit, names: Mapping[str, str]) -> str:
     """Writes quality.json, quality.md and, where there are features, closest_pairs.png.
 
-    Args:
-      names: what was compared, such as the run and the folder; stands in both files as given.
+    What was compared is named by `names`, such as the run and the folder, in both files as given.
 
     Returns:
       The tables and the notes as Markdown, for a terminal.
@@ -41,91 +28,72 @@ def write(
     Raises:
       UserError: the folder cannot be written.
     """
-    notes = _notes(found, real, generated)
+    notes = _notes(found)
     content = {
         **names,
-        "train_images": len(real.images),
-        "generated_images": len(generated.images),
-        "image_size": real.images.shape[1],
-        "same_training_split": _own(real, generated),
+        "train_images": len(found.real.images),
+        "generated_images": len(found.generated.images),
+        "image_size": found.real.images.shape[1],
+        "same_training_split": found.real.were_fitted_by(found.generated),
         "features": found.features,
         "draws": audit.DRAWS,
         "neighbours": quality.NEIGHBOURS,
-        "groups": {group.name: _group_json(group) for group in found.groups},
-        "copies": _copies_json(found.copies, real, generated),
+        "groups": {
+            group.name: {
+                "train_images": group.train,
+                "generated_images": group.generated,
+                "half": group.half,
+                "compared": group.compared,
+                "generated": group.values,
+                "floor": group.floor,
+                "halves": group.halves,
+                "shuffled": {"kid": group.shuffled_kid},
+            }
+            for group in found.groups
+        },
+        "copies": _copies_json(found) if found.copies else None,
         "notes": notes,
     }
-    write_atomically(folder / JSON_FILE, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    write_json(folder / "quality.json", content)
     sections = [
         kit.Section("Generated against real images", _quality_tables(found)),
         kit.Section("Half of the real images against the other half", _halves_tables(found)),
     ]
     if found.copies is not None:
-        sections.append(
-            kit.Section("Nearest training images", [_copies_table(found.copies, real, generated)])
-        )
+        sections.append(kit.Section("Nearest training images", [_nearness_table(found)]))
     sections.append(kit.Section("Notes", [kit.Text(note) for note in notes]))
     printed = kit.markdown(_TITLE, sections, folder)
-    picture = folder / PICTURE_FILE
+    picture = folder / "closest_pairs.png"
     if found.copies is None:
         picture.unlink(missing_ok=True)  # of an earlier call
     else:
-        sections.append(_pairs_section(picture, found.copies, real, generated))
-    facts = kit.Table(("what", "which"), list(names.items()), prose=True)
-    sections.append(kit.Section("What was compared", [facts]))
-    write_atomically(folder / REPORT_FILE, kit.markdown(_TITLE, sections, folder))
+        sections.append(_pairs_section(picture, found))
+    sections.append(kit.Section("What was compared", [kit.facts(names, ("what", "which"))]))
+    write_atomically(folder / "quality.md", kit.markdown(_TITLE, sections, folder))
     return printed
 
 
-def _own(real: audit.Real, generated: audit.Generated) -> bool:
-    """Whether the generators were fitted on these very training images."""
-    return generated.train_splits == {real.train_split}
-
-
-def _spread_json(spread: audit.Spread) -> dict[str, float | None]:
-    return {"mean": plain(spread.mean), "sd": plain(spread.sd)}
-
-
-def _group_json(group: audit.Group) -> dict[str, Any]:
-    return {
-        "train_images": group.train,
-        "generated_images": group.generated,
-        "half": group.half,
-        "compared": group.compared,
-        **{
-            key: {measure: _spread_json(spread) for measure, spread in values.items()}
-            for key, values in (
-                ("generated", group.values),
-                ("floor", group.floor),
-                ("halves", group.halves),
-                ("shuffled", {"kid": group.shuffled_kid}),
-            )
-        },
-    }
-
-
-def _copies_json(
-    copies: audit.Copies | None, real: audit.Real, generated: audit.Generated
-) -> dict[str, Any] | None:
-    if copies is None:
-        return None
+def _copies_json(found: Audit) -> dict[str, Any]:
+    copies, real = found.copies, found.real
+    assert copies
     return {
         "distance": "cosine, the smallest over the training images and the 8 orientations",
         "val_images": len(real.val_images),
-        "threshold": plain(copies.threshold),
+        "threshold": copies.threshold,
         "groups": {
-            name: {
-                "share_under_threshold": plain(copies.share(theirs)),
-                "median_distance": plain(_median(copies.distances[theirs])),
-                "val_median_distance": plain(_median(copies.val_distances[val])),
+            group.name: {
+                "share_under_threshold": group.nearness.share,
+                "median_distance": group.nearness.median,
+                "val_median_distance": group.nearness.val_median,
             }
-            for name, theirs, val in _members(real, generated)
+            for group in found.groups
+            if group.nearness
         },
         "closest": [
             {
-                "image": generated.names[pair.generated],
+                "image": found.generated.names[pair.generated],
                 "nearest": real.ids[pair.train],
-                "nearest_label": CLASSES[real.labels[pair.train]],
+                "nearest_label": real.classes.names[real.labels[pair.train]],
                 "distance": pair.distance,
             }
             for pair in copies.closest
@@ -133,161 +101,93 @@ def _copies_json(
     }
 
 
-def _members(
-    real: audit.Real, generated: audit.Generated
-) -> list[tuple[str, np.ndarray, np.ndarray]]:
-    """Each group's name, which generated images are in it, bool [M], and which val images."""
-    return [
-        *((name, generated.labels == k, real.val_labels == k) for k, name in enumerate(CLASSES)),
-        (
-            audit.OVERALL,
-            np.ones(len(generated.labels), bool),
-            np.ones(len(real.val_labels), bool),
-        ),
-    ]
+def _table(found: Audit, *columns: tuple[str, Iterable[object]]) -> kit.Table:
+    return kit.by_columns("class", [group.name for group in found.groups], *columns)
 
 
-def _median(values: np.ndarray) -> float:
-    return float(np.median(values)) if len(values) else float("nan")
-
-
-def _value(spread: audit.Spread, digits: int, factor: float = 1.0) -> str:
-    if np.isnan(spread.mean):
-        return kit.UNDEFINED
-    return f"{factor * spread.mean:.{digits}f} ± {factor * spread.sd:.{digits}f}"
-
-
-def _mean(spread: audit.Spread) -> str:
-    return kit.UNDEFINED if np.isnan(spread.mean) else f"{spread.mean:.2f}"
-
-
-def _table(
-    found: audit.Audit, header: Sequence[str], row: Callable[[audit.Group], Sequence[str]]
-) -> kit.Table:
-    return kit.Table(("class", *header), [(group.name, *row(group)) for group in found.groups])
-
-
-def _beside(group: audit.Group, key: str, digits: int, factor: float = 1.0) -> tuple[str, str]:
-    """A value and its floor."""
-    floor = _value(group.floor[key], digits, factor)
-    return _value(group.values[key], digits, factor), floor
-
-
-def _quality_tables(found: audit.Audit) -> list[kit.Table]:
+def _quality_tables(found: Audit) -> list[kit.Table]:
     """No wider than 80 columns each; without what needs features where there are none."""
-    if found.features is None:
+    groups = found.groups
+
+    def with_floor(
+        key: str, header: str, digits: int, factor: float = 1
+    ) -> list[tuple[str, list[str]]]:
         return [
-            _table(
-                found,
-                ("train", "generated", "n", "SWD x1000", "floor"),
-                lambda group: (*_counts(group), *_beside(group, "swd", 1, 1000)),
+            (name, [kit.spread(values[key], digits, factor=factor) for values in measured])
+            for name, measured in (
+                (header, [group.values for group in groups]),
+                ("floor", [group.floor for group in groups]),
             )
         ]
+
+    counts = [
+        ("train", [group.train for group in groups]),
+        ("gen." if found.features else "generated", [group.generated for group in groups]),
+        ("n", [group.compared for group in groups]),
+    ]
+    swd = with_floor("swd", "SWD x1000", 1, 1000)
+    if not found.features:
+        return [_table(found, *counts, *swd)]
+    shuffled = ("shuffled", [kit.spread(group.shuffled_kid, 3) for group in groups])
+    shares = (
+        (key, [f"{number(g.values[key].mean, 2)} ({number(g.floor[key].mean, 2)})" for g in groups])
+        for key in _SHARES
+    )
     return [
-        _table(
-            found,
-            ("train", "gen.", "n", "KID", "floor", "shuffled"),
-            lambda group: (
-                *_counts(group),
-                *_beside(group, "kid", 3),
-                _value(group.shuffled_kid, 3),
-            ),
-        ),
-        _table(
-            found,
-            ("FID", "floor", "SWD x1000", "floor"),
-            lambda group: (*_beside(group, "fid", 1), *_beside(group, "swd", 1, 1000)),
-        ),
-        _table(
-            found,
-            _SHARES,
-            lambda group: [f"{_mean(group.values[k])} ({_mean(group.floor[k])})" for k in _SHARES],
-        ),
+        _table(found, *counts, *with_floor("kid", "KID", 3), shuffled),
+        _table(found, *with_floor("fid", "FID", 1), *swd),
+        _table(found, *shares),
     ]
 
 
-def _counts(group: audit.Group) -> tuple[str, str, str]:
-    return str(group.train), str(group.generated), str(group.compared)
+def _halves_tables(found: Audit) -> list[kit.Table]:
+    halves = [group.halves for group in found.groups]
+    half = ("half", [group.half for group in found.groups])
+    swd = ("SWD x1000", [kit.spread(values["swd"], 1, factor=1000) for values in halves])
+    if not found.features:
+        return [_table(found, half, swd)]
+    kid = ("KID", [kit.spread(values["kid"], 4) for values in halves])
+    fid = ("FID", [kit.spread(values["fid"], 1) for values in halves])
+    shares = ((key, [number(values[key].mean, 2) for values in halves]) for key in _SHARES)
+    return [_table(found, half, kid, fid, swd), _table(found, *shares)]
 
 
-def _halves_tables(found: audit.Audit) -> list[kit.Table]:
-    if found.features is None:
-        return [
-            _table(
-                found,
-                ("half", "SWD x1000"),
-                lambda group: (str(group.half), _value(group.halves["swd"], 1, 1000)),
-            )
-        ]
-    return [
-        _table(
-            found,
-            ("half", "KID", "FID", "SWD x1000"),
-            lambda group: (
-                str(group.half),
-                _value(group.halves["kid"], 4),
-                _value(group.halves["fid"], 1),
-                _value(group.halves["swd"], 1, 1000),
-            ),
-        ),
-        _table(found, _SHARES, lambda group: [_mean(group.halves[key]) for key in _SHARES]),
-    ]
-
-
-def _copies_table(copies: audit.Copies, real: audit.Real, generated: audit.Generated) -> kit.Table:
-    rows = []
-    for name, theirs, val in _members(real, generated):
-        share = copies.share(theirs)
-        rows.append(
-            (
-                name,
-                str(theirs.sum()),
-                _distance(_median(copies.distances[theirs])),
-                str(val.sum()),
-                _distance(_median(copies.val_distances[val])),
-                kit.UNDEFINED if np.isnan(share) else f"{share:.1%}",
-            )
-        )
-    return kit.Table(
-        ("class", "generated", "median", "val", "median", "under val's 1st percentile"), rows
+def _nearness_table(found: Audit) -> kit.Table:
+    near = [group.nearness for group in found.groups if group.nearness]
+    shares = [kit.UNDEFINED if np.isnan(each.share) else f"{each.share:.1%}" for each in near]
+    return _table(
+        found,
+        ("generated", [each.generated for each in near]),
+        ("median", [number(each.median, 4) for each in near]),
+        ("val", [each.val for each in near]),
+        ("median", [number(each.val_median, 4) for each in near]),
+        ("under val's 1st percentile", shares),
     )
 
 
-def _distance(value: float) -> str:
-    return kit.UNDEFINED if np.isnan(value) else f"{value:.4f}"
-
-
-def _pairs_section(
-    path: Path, copies: audit.Copies, real: audit.Real, generated: audit.Generated
-) -> kit.Section:
-    titles = [
-        f"{CLASSES[generated.labels[pair.generated]].upper()} | "
-        f"{CLASSES[real.labels[pair.train]].upper()}  {pair.distance:.4f}"
-        + (" *" if pair.distance < copies.threshold else "")
-        for pair in copies.closest
-    ]
-    figures.closest_pairs(
-        path,
-        np.stack([_turned(generated.images[pair.generated], pair) for pair in copies.closest]),
-        np.stack([real.images[pair.train] for pair in copies.closest]),
-        titles,
-    )
-    names = ", ".join(
+def _pairs_section(path: Path, found: Audit) -> kit.Section:
+    copies, real, generated = found.copies, found.real, found.generated
+    assert copies
+    names = real.classes.names
+    pictures, titles = [], []
+    for pair in copies.closest:
+        both = np.stack([pair.picture, real.images[pair.train]])
+        pictures.append(figures.tiled(both, 2))
+        classes = names[generated.labels[pair.generated]], names[real.labels[pair.train]]
+        under = " *" * (pair.distance < copies.threshold)
+        titles.append(f"{' | '.join(classes)}  {pair.distance:.4f}{under}")
+    figures.titled_images(path, pictures, titles, columns=3)
+    listed = ", ".join(
         f"{generated.names[pair.generated]} and {real.ids[pair.train]}" for pair in copies.closest
     )
     caption = (
-        "The pairs that are nearest, generated (turned as it fits best) | training image, with "
-        f"their distances (*: under the threshold); row by row: {names}."
+        "The nearest pairs: generated image (in the orientation that fits best) | training image, "
+        f"with their distances (*: under the threshold); row by row: {listed}."
     )
     return kit.Section("Closest pairs", [kit.Picture(path, caption)])
 
 
-def _turned(image: np.ndarray, pair: audit.Pair) -> np.ndarray:
-    views = inference.orientations(image[None])
-    return next(islice(views, pair.orientation, None))[0]
-
-
-def _notes(found: audit.Audit, real: audit.Real, generated: audit.Generated) -> list[str]:
+def _notes(found: Audit) -> list[str]:
     """What has to be known to read the tables, one paragraph each."""
     sides = [key[4:] for key in found.groups[0].halves if key.startswith("swd_")]
     notes = [
@@ -299,11 +199,12 @@ def _notes(found: audit.Audit, real: audit.Real, generated: audit.Generated) -> 
         "many: the fewer, the larger it is.",
     ]
     if found.features is None:
-        notes.append("Without the features of a network there is nothing but that distance.")
+        notes.append("Without a network's features only that distance can be measured.")
     else:
         halves = [group.half for group in found.groups]
         notes += [
-            f"Features: {found.features}. All images were at {real.images.shape[1]} pixels before.",
+            f"Features: {found.features}. All images were at "
+            f"{found.real.images.shape[1]} pixels before.",
             "KID comes first: its mean does not depend on the number of images. Shuffled pixels: "
             "real images of the other half, each with its pixels in random order.",
             "FID is larger the fewer images there are: compare it with its floor only. Below "
@@ -314,58 +215,50 @@ def _notes(found: audit.Audit, real: audit.Real, generated: audit.Generated) -> 
         ]
     notes += _shortages(found)
     notes.append(
-        "Overall compares all generated with all training images, whatever their classes: where "
-        "the shares of the classes differ, the values say so."
+        "Overall compares all generated with all training images, whatever their classes; where "
+        "the shares of the classes differ, this shows in the values."
     )
-    if not _own(real, generated):
+    if not found.real.were_fitted_by(found.generated):
         notes.append(
-            "The generated images are of a generator that was fitted on other images than this "
-            "run's training split: copies of those others are not looked for."
+            "The generator was fitted on other images than this run's training split: copies of "
+            "those other images are not looked for."
         )
-    if found.copies is not None:
-        notes += _copies_notes(found.copies, real)
-    return notes
+    return notes if found.copies is None else notes + _copies_notes(found.copies)
 
 
-def _shortages(found: audit.Audit) -> list[str]:
-    groups = found.groups
-    notes = []
-    if few := [f"{g.name} ({g.train})" for g in groups if g.half < 2]:
-        notes.append(
-            f"Fewer than 4 training images, so no two halves to compare: {', '.join(few)}."
-        )
-    if few := [f"{g.name} ({g.generated})" for g in groups if g.half > 1 and g.generated < 2]:
-        notes.append(f"Fewer than 2 generated images: {', '.join(few)}.")
-    few = [
-        g.name
-        for g in groups
-        if any(1 < size <= quality.NEIGHBOURS for size in (g.half, g.compared))
-    ]
-    if found.features is not None and few:
-        notes.append(
-            f"Neighbourhoods need more than {quality.NEIGHBOURS} images in a set: not so in "
-            f"{', '.join(few)}."
-        )
-    if cut := [g.name for g in groups if g.train // 2 > g.half]:
-        notes.append(
-            f"Halves of more than {audit.LARGEST_HALF} images are cut to that, by chance: "
-            f"{', '.join(cut)}."
-        )
-    return notes
+def _shortages(found: Audit) -> list[str]:
+    groups, few = found.groups, quality.NEIGHBOURS
+    sizes = {group.name: (group.half, group.compared) for group in groups}
+    notes = {
+        "Fewer than 4 training images, so no two halves to compare: ": [
+            f"{g.name} ({g.train})" for g in groups if g.half < 2
+        ],
+        "Fewer than 2 generated images: ": [
+            f"{g.name} ({g.generated})" for g in groups if g.half > 1 and g.generated < 2
+        ],
+        f"Neighbourhoods need more than {few} images in a set: not so in ": [
+            name
+            for name, both in sizes.items()
+            if found.features and any(1 < size <= few for size in both)
+        ],
+        f"Halves of more than {audit.LARGEST_HALF} images are cut to that, at random: ": [
+            g.name for g in groups if g.train // 2 > g.half
+        ],
+    }
+    return [f"{what}{', '.join(which)}." for what, which in notes.items() if which]
 
 
-def _copies_notes(copies: audit.Copies, real: audit.Real) -> list[str]:
+def _copies_notes(copies: audit.Copies) -> list[str]:
     notes = [
         "Nearest training images: the cosine distance between features, the smallest over all "
         "training images and the eight orientations (quarter turns and mirrors) of the image."
     ]
     if np.isnan(copies.threshold):
-        notes.append("There are no val images to say which distance is small.")
-    else:
-        notes.append(
-            f"The 1st percentile of the {len(copies.val_distances)} val images' distances is "
-            f"{copies.threshold:.4f}: of images that copy nothing, 1 % are under it."
-        )
-        if len(copies.val_distances) < _FEW_FOR_PERCENTILE:
-            notes.append("With so few val images that percentile is little more than the smallest.")
+        return [*notes, "There are no val images to say which distance is small."]
+    notes.append(
+        f"The 1st percentile of the {len(copies.val_distances)} val images' distances is "
+        f"{copies.threshold:.4f}: of images that copy nothing, 1% are under it."
+    )
+    if len(copies.val_distances) < _FEW_FOR_PERCENTILE:
+        notes.append("With so few val images that percentile is little more than the smallest.")
     return notes

@@ -1,44 +1,23 @@
-"""Results for people: Table I beside the paper's, Markdown, and one self-contained HTML page.
+"""Results of a run for people: each class's figures, next to paper A's Table I where they compare.
 
-A report is a list of sections of plain blocks (text, table, picture); `markdown` and `html` render
-the same list.
+`write_evaluation` writes what was measured on one set of examples, `write_page` the page of a run.
 """
 
-import csv
-import dataclasses
-import io
-import json
+import functools
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from skin_jax.base.files import write_atomically
-from skin_jax.data.classes import CLASSES, FULL_NAMES
-from skin_jax.eval.metrics import (
-    FEW_LESIONS,
-    Metrics,
-    OperatingPoint,
-    Subgroup,
-    confident_mistakes,
-)
+from skin_jax.base import csvs
+from skin_jax.base.files import plain, write_atomically, write_json
+from skin_jax.data.classes import Classes
+from skin_jax.eval.evaluation import Evaluation
+from skin_jax.eval.metrics import FEW_LESIONS, Subgroup
 from skin_jax.eval.tables import write_predictions
-from skin_jax.report import figures
-from skin_jax.report.kit import (
-    UNDEFINED,
-    PathLike,
-    Picture,
-    Section,
-    Table,
-    Text,
-    block_text,
-    estimate,
-    html,
-    markdown,
-    number,
-    span,
-)
+from skin_jax.report import figures, kit
+from skin_jax.report.kit import PathLike, Picture, Section, Table, Text, number, span
 
 PAPER_A: dict[str, Any] = {
     "source": 'Rashid, Tanveer and Khan, "Skin Lesion Classification Using GAN based Data '
@@ -57,97 +36,83 @@ PAPER_A: dict[str, Any] = {
     "balanced_accuracy": {"semi-supervised GAN": 0.861, "DenseNet": 0.815, "ResNet-50": 0.792},
 }
 
+DEMO_NOTE = "These are procedural lesions: paper A's figures are no measure for them."
+SAMPLES_PER_CLASS = 6
+
+_CAPTIONS = {
+    "confusion_matrix": "Images by true class (row) and predicted class (column), and their share "
+    "of the row.",
+    "roc": "ROC curve of each class against the rest.",
+    "precision_recall": "Precision-recall curve of each class against the rest.",
+    "reliability": "How often the predicted class is right, against how sure the model was.",
+    "class_histogram": "Images of each class.",
+    "samples_per_class": "Images of each class, as the network sees them.",
+    "history": "Losses and validation scores during training.",
+    "class_history": "Each class's GAN: both losses, the discriminator's mean output on real and "
+    "on generated images, the generator's score against the class's training images, and how far "
+    "apart its images are (1: as far as real ones).",
+}
+
 _PAPER_MEAN_RECALL = f"{np.mean([recall for _, recall, _ in PAPER_A['table_one'].values()]):.3f}"
 _PAPER_TABLE_TWO = f"{PAPER_A['balanced_accuracy']['semi-supervised GAN']:.3f}"
 
-MISTAKES_SHOWN = 12
 
+def table_one(evaluation: Evaluation) -> str:
+    """Lays out each class's figures for a terminal or Markdown, 80 columns wide for short names.
 
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """What is known about one evaluated set of examples.
-
-    Attributes:
-      metrics: of these very predictions.
-      image_ids: N ids.
-      labels: int [N].
-      probabilities: float [N, 7].
-      split: such as "test", or None for a set from outside.
-      step: of the checkpoint, or None.
-      shared_with_train: images here whose lesion is in train too; None where that is unknown.
-      operating_points: melanoma against the rest, thresholds from val.
-      subgroups: none, or as `metrics.subgroups` gives them.
-      mistake_images: uint8 [M, H, W, 3], the images of `mistaken(probabilities, labels)`, or None.
+    Paper A's Table I stands in the same table where the classes are those of paper A.
     """
-
-    metrics: Metrics
-    image_ids: Sequence[str]
-    labels: np.ndarray
-    probabilities: np.ndarray
-    split: str | None = None
-    step: int | None = None
-    shared_with_train: int | None = None
-    operating_points: Sequence[OperatingPoint] = ()
-    subgroups: Sequence[Subgroup] = ()
-    mistake_images: np.ndarray | None = None
-
-
-def table_one(metrics: Metrics, shared_with_train: int | None = None) -> str:
-    """Paper A's Table I beside this one, 80 columns wide at most, for a terminal or Markdown.
-
-    Args:
-      shared_with_train: how many images share a lesion with train, where that is known.
-    """
-    return "\n\n".join(block_text(block) for block in _table_one_blocks(metrics, shared_with_train))
+    return "\n\n".join(kit.block_text(block) for block in _table_one_blocks(evaluation))
 
 
 def write_evaluation(folder: PathLike, evaluation: Evaluation) -> list[Section]:
     """Write metrics.json, predictions.csv, report.md and its figures, and subgroups.csv if any.
 
     Returns:
-      The sections of report.md, for `write_run_report`.
+      The sections of report.md, for `write_page`.
 
     Raises:
       UserError: the folder cannot be written.
       ValueError: arrays that do not fit one another.
     """
-    folder = pathlib.Path(folder)
-    metrics = evaluation.metrics
-    content = metrics.to_json(split=evaluation.split, step=evaluation.step)
-    write_atomically(folder / "metrics.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
-    write_predictions(folder / "predictions.csv", evaluation.image_ids, evaluation.probabilities)
+    folder, classes = pathlib.Path(folder), evaluation.classes
+    content = evaluation.metrics.to_json(classes, split=evaluation.split, step=evaluation.step)
+    write_json(folder / "metrics.json", content)
+    ids, probabilities = evaluation.image_ids, evaluation.probabilities
+    write_predictions(folder / "predictions.csv", ids, probabilities, classes)
     if evaluation.subgroups:
-        write_atomically(folder / "subgroups.csv", _subgroups_csv(evaluation.subgroups))
+        rows = _subgroup_rows(evaluation.subgroups, classes)
+        write_atomically(folder / "subgroups.csv", csvs.text(rows))
     else:
         (folder / "subgroups.csv").unlink(missing_ok=True)  # of an earlier evaluation
     sections = _evaluation_sections(folder, evaluation)
     title = f"Evaluation on {evaluation.split}" if evaluation.split else "Evaluation"
-    write_atomically(folder / "report.md", markdown(title, sections, folder))
+    write_atomically(folder / "report.md", kit.markdown(title, sections, folder))
     return sections
 
 
-def write_run_report(
+def write_page(
     workdir: PathLike,
     *,
+    classes: Classes,
     title: str,
     facts: Mapping[str, Any],
-    evaluation: Sequence[Section],
+    sections: Sequence[Section],
     class_counts: Mapping[str, np.ndarray],
     history: Sequence[Mapping[str, Any]] = (),
     samples: tuple[np.ndarray, np.ndarray] | None = None,
-    real_and_generated: PathLike | None = None,
 ) -> pathlib.Path:
     """Write `report.html`, one self-contained file; its figures of the run go into `figures/`.
 
     Args:
-      workdir: of the run.
+      workdir: of the run; the last picture in its `samples/` is shown, if any.
+      classes: of the run.
       title: the page's heading.
       facts: what was run, such as settings and numbers of steps.
-      evaluation: sections that `write_evaluation` returned; none where there was no test set.
-      class_counts: name of a split -> int [7] images.
-      history: rows of `metric_writer.read_history`.
+      sections: that `write_evaluation` returned, say; they come first.
+      class_counts: name of a split -> int [C] images.
+      history: rows of `history.read_history`.
       samples: images uint8 [N, H, W, 3] and labels int [N], a few of each class.
-      real_and_generated: an existing PNG, the last sample grid.
 
     Returns:
       The path of the page.
@@ -156,86 +121,85 @@ def write_run_report(
       UserError: the folder cannot be written.
     """
     workdir = pathlib.Path(workdir)
-    folder = workdir / "figures"
-    facts_table = Table(
-        ("setting", "value"), [(key, str(value)) for key, value in facts.items()], prose=True
-    )
-    sections = [
-        *evaluation,
-        _data_section(folder, class_counts, samples),
-        *_training_sections(folder, history, real_and_generated),
-        Section("What was run", [facts_table]),
+    drawn = functools.partial(_drawn, workdir / "figures")
+    data: list[kit.Block] = [
+        kit.by_columns("class", map(classes.titled, range(len(classes))), *class_counts.items()),
+        drawn("class_histogram", figures.class_histogram, class_counts, classes),
     ]
-    path = workdir / "report.html"
-    write_atomically(path, html(title, sections))
-    return path
+    if samples is not None:
+        data.append(drawn("samples_per_class", figures.samples_per_class, *samples, classes))
+    page = [*sections, Section("Data", data)]
+    if history:
+        training = [drawn("history", figures.history, history)]
+        if any("/" in key for row in history for key in row):
+            training.append(drawn("class_history", figures.class_history, history, classes))
+        page.append(Section("Training", training))
+    grids = sorted((workdir / "samples").glob("step_*.png"), key=lambda path: int(path.stem[5:]))
+    for path in grids[-1:]:
+        picture = Picture(path, "Real images before the bar, generated ones after it.")
+        page.append(Section("Real and generated images", [picture]))
+    page.append(Section("What was run", [kit.facts(facts)]))
+    write_atomically(workdir / "report.html", kit.html(title, page))
+    return workdir / "report.html"
 
 
-def mistaken(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Indices of the mistakes that a report shows as pictures, the most confident first."""
-    return confident_mistakes(probabilities, labels, MISTAKES_SHOWN)
+def _drawn(folder: pathlib.Path, name: str, draw: Callable[..., None], *args: Any) -> Picture:
+    path = folder / f"{name}.png"
+    draw(path, *args)
+    return Picture(path, _CAPTIONS[name])
 
 
-def _table_one_blocks(metrics: Metrics, shared_with_train: int | None) -> list[Text | Table]:
-    per_class = Table(
-        ("class", "prec.", "recall", "F1", "images", "lesions", "A prec", "A rec.", "A F1"),
-        [
-            (
-                name,
-                number(metrics.precision[i]),
-                number(metrics.recall[i]),
-                number(metrics.f1[i]),
-                str(metrics.support[i]),
-                str(metrics.lesions[i]) if metrics.lesions_known else UNDEFINED,
-                *("{:.2f} {:.2f} {:.3f}".format(*PAPER_A["table_one"][name]).split()),
-            )
-            for i, name in enumerate(CLASSES)
-        ],
-    )
-    overall = Table(
-        ("overall", "this run", "95 % interval", "paper A"),
-        [
-            (
-                "mean F1",
-                number(metrics.macro["f1"]),
-                span(metrics.ci95["macro_f1"]),
-                f"{PAPER_A['mean_f1']:.3f}",
-            ),
-            (
-                "balanced accuracy",
-                number(metrics.balanced_accuracy),
-                span(metrics.ci95["balanced_accuracy"]),
-                f"{_PAPER_MEAN_RECALL} or {_PAPER_TABLE_TWO}",
-            ),
-            (
-                "accuracy",
-                number(metrics.accuracy),
-                span(metrics.ci95["accuracy"]),
-                "not given",
-            ),
-        ],
-    )
-    return [per_class, overall, *map(Text, _notes(metrics, shared_with_train))]
+def _table_one_blocks(evaluation: Evaluation) -> list[kit.Block]:
+    metrics, classes = evaluation.metrics, evaluation.classes
+    lesions = metrics.lesions if metrics.lesions_known else [kit.UNDEFINED] * len(classes)
+    per_class: list[tuple[str, Iterable[object]]] = [
+        ("prec.", map(number, metrics.precision)),
+        ("recall", map(number, metrics.recall)),
+        ("F1", map(number, metrics.f1)),
+        ("images", metrics.support),
+        ("lesions", lesions),
+    ]
+    values = (metrics.macro["f1"], metrics.balanced_accuracy, metrics.accuracy)
+    intervals = (metrics.ci95[name] for name in ("macro_f1", "balanced_accuracy", "accuracy"))
+    overall: list[tuple[str, Iterable[object]]] = [
+        ("this run", map(number, values)),
+        ("95% interval", map(span, intervals)),
+    ]
+    if classes.is_ham10000:
+        theirs = [PAPER_A["table_one"][name] for name in classes.names]
+        for i, (header, digits) in enumerate((("A prec", 2), ("A rec.", 2), ("A F1", 3))):
+            per_class.append((header, [number(values[i], digits) for values in theirs]))
+        recall = f"{_PAPER_MEAN_RECALL} or {_PAPER_TABLE_TWO}"
+        overall.append(("paper A", (number(PAPER_A["mean_f1"]), recall, "not given")))
+    names = ("mean F1", "balanced accuracy", "accuracy")
+    return [
+        kit.by_columns("class", classes.names, *per_class),
+        kit.by_columns("overall", names, *overall),
+        *map(Text, _notes(evaluation)),
+    ]
 
 
-def _notes(metrics: Metrics, shared_with_train: int | None) -> list[str]:
-    """What has to be known to read Table I, one paragraph each."""
+def _notes(evaluation: Evaluation) -> list[str]:
+    """What has to be known to read the table, one paragraph each."""
+    metrics, classes = evaluation.metrics, evaluation.classes
     present = int((metrics.support > 0).sum())
     commonest = int(metrics.support.argmax())
     share = metrics.support[commonest] / metrics.num_examples
     notes = [
         f"Chance: balanced accuracy {1 / present:.3f} with {present} classes present; always "
-        f"saying {CLASSES[commonest]} has accuracy {share:.3f}.",
-        f"A: {PAPER_A['source']}. Its Table II gives a balanced accuracy of {_PAPER_TABLE_TWO}, "
-        "which contradicts its Table I: balanced accuracy is the mean recall, and that is "
-        f"{_PAPER_MEAN_RECALL}. Its split is by image, so images of one lesion can be on both "
-        "sides.",
+        f"saying {classes.names[commonest]} has accuracy {share:.3f}."
     ]
-    if shared_with_train is not None:
-        shared = shared_with_train / metrics.num_examples
+    if classes.is_ham10000:
         notes.append(
-            f"{shared_with_train} of the {metrics.num_examples} images evaluated ({shared:.1%}) "
-            "share a lesion with the training set."
+            f"A: {PAPER_A['source']}. Its Table II gives a balanced accuracy of "
+            f"{_PAPER_TABLE_TWO}, which contradicts its Table I: balanced accuracy is the mean "
+            f"recall, and that is {_PAPER_MEAN_RECALL}. Its split is by image, so images of one "
+            "lesion can be on both sides."
+        )
+    if (count := evaluation.shared_with_train) is not None:
+        notes.append(
+            f"{count} of the {metrics.num_examples} images evaluated "
+            f"({count / metrics.num_examples:.1%}) share a lesion with the training set."
         )
     notes.append(
         "Intervals resample lesions within each class: they take the number of lesions of each "
@@ -250,7 +214,7 @@ def _notes(metrics: Metrics, shared_with_train: int | None) -> list[str]:
         )
     if any(np.isnan(getattr(metrics, name)).any() for name in ("precision", "recall", "f1")):
         notes.append(
-            f"{UNDEFINED}: not defined on these examples (the precision of a class never "
+            f"{kit.UNDEFINED}: not defined on these examples (the precision of a class never "
             "predicted, the recall of a class without examples). Means are over the classes "
             "where the value is defined."
         )
@@ -259,191 +223,118 @@ def _notes(metrics: Metrics, shared_with_train: int | None) -> list[str]:
 
 def _evaluation_sections(folder: pathlib.Path, evaluation: Evaluation) -> list[Section]:
     """Draw the figures of an evaluation into its folder and say what they show."""
-    metrics, labels = evaluation.metrics, evaluation.labels
-    probabilities = evaluation.probabilities
-    figures.confusion_matrix(folder / "confusion_matrix.png", metrics.confusion)
-    figures.roc_curves(folder / "roc.png", probabilities, labels)
-    figures.precision_recall_curves(folder / "precision_recall.png", probabilities, labels)
-    figures.reliability(folder / "reliability.png", probabilities, labels)
+    metrics, classes = evaluation.metrics, evaluation.classes
     where = f" on {evaluation.split}" if evaluation.split else ""
+    heading = f"{'Table I' if classes.is_ham10000 else 'Results'}{where}"
+    drawn = functools.partial(_drawn, folder)
+    confusion = drawn("confusion_matrix", figures.confusion_matrix, metrics.confusion, classes)
+    scores: list[kit.Block] = [
+        _scores_table(evaluation),
+        *_operating_blocks(evaluation),
+        drawn("roc", figures.roc_curves, metrics, classes),
+        drawn("precision_recall", figures.precision_recall_curves, metrics, classes),
+    ]
+    calibration: list[kit.Block] = [
+        Text(f"Expected calibration error (15 bins): {number(metrics.ece)}."),
+        drawn("reliability", figures.reliability, metrics.reliability),
+    ]
     sections = [
-        Section(f"Table I{where}", _table_one_blocks(metrics, evaluation.shared_with_train)),
-        Section(
-            "Confusion matrix",
-            [
-                Picture(
-                    folder / "confusion_matrix.png",
-                    "Images by true class (row) and predicted class (column), and their share of "
-                    "the row.",
-                )
-            ],
-        ),
-        Section(
-            "Scores of each class",
-            [
-                _scores_table(metrics),
-                *_melanoma_blocks(evaluation.operating_points),
-                Picture(folder / "roc.png", "ROC curve of each class against the rest."),
-                Picture(
-                    folder / "precision_recall.png",
-                    "Precision-recall curve of each class against the rest.",
-                ),
-            ],
-        ),
-        Section(
-            "Calibration",
-            [
-                Text(f"Expected calibration error (15 bins): {number(metrics.ece)}."),
-                Picture(
-                    folder / "reliability.png",
-                    "How often the predicted class is right, against how sure the model was.",
-                ),
-            ],
-        ),
+        Section(heading, _table_one_blocks(evaluation)),
+        Section("Confusion matrix", [confusion]),
+        Section("Scores of each class", scores),
+        Section("Calibration", calibration),
     ]
     if evaluation.subgroups:
-        sections.append(Section("Subgroups", _subgroup_blocks(evaluation.subgroups)))
+        sections.append(Section("Subgroups", _subgroup_blocks(evaluation.subgroups, classes)))
     if evaluation.mistake_images is not None and len(evaluation.mistake_images):
-        sections.append(_mistakes_section(folder, evaluation, evaluation.mistake_images))
+        mistakes = _mistakes_picture(folder, evaluation, evaluation.mistake_images)
+        sections.append(Section("Most confident mistakes", [mistakes]))
     return sections
 
 
-def _scores_table(metrics: Metrics) -> Table:
-    rows = [
-        (
-            f"{name} ({FULL_NAMES[name]})",
-            number(metrics.specificity[i]),
-            number(metrics.auc[i]),
-            number(metrics.average_precision[i]),
-            span(metrics.recall_ci95[i]),
-        )
-        for i, name in enumerate(CLASSES)
-    ]
-    macro = metrics.macro
-    rows.append(("mean", "", number(macro["auc"]), number(macro["average_precision"]), ""))
-    return Table(
-        ("class", "specificity", "AUC", "average precision", "recall, 95 % interval"), rows
+def _scores_table(evaluation: Evaluation) -> Table:
+    metrics, classes = evaluation.metrics, evaluation.classes
+    auc = [*metrics.auc, metrics.macro["auc"]]
+    average_precision = [*metrics.average_precision, metrics.macro["average_precision"]]
+    return kit.by_columns(
+        "class",
+        [*map(classes.titled, range(len(classes))), "mean"],
+        ("specificity", [*map(number, metrics.specificity), ""]),
+        ("AUC", map(number, auc)),
+        ("average precision", map(number, average_precision)),
+        ("recall, 95% interval", [*map(span, metrics.recall_ci95), ""]),
     )
 
 
-def _melanoma_blocks(points: Sequence[OperatingPoint]) -> list[Text | Table]:
-    if not points:
-        return []
-    rows = [
-        (
-            f"{point.wished_specificity:.0%}",
-            number(point.threshold),
-            number(point.sensitivity),
-            number(point.specificity),
+def _operating_blocks(evaluation: Evaluation) -> list[kit.Block]:
+    blocks: list[kit.Block] = []
+    for what, points in evaluation.operating_points.items():
+        threshold = "against the rest, the threshold chosen on validation images:"
+        table = kit.by_columns(
+            "wished specificity",
+            [f"{point.wished_specificity:.0%}" for point in points],
+            ("threshold", [number(point.threshold) for point in points]),
+            ("sensitivity here", [number(point.sensitivity) for point in points]),
+            ("specificity here", [number(point.specificity) for point in points]),
         )
-        for point in points
-    ]
-    return [
-        Text("Melanoma against the rest, the threshold chosen on validation images:"),
-        Table(("wished specificity", "threshold", "sensitivity here", "specificity here"), rows),
-    ]
+        blocks += [Text(f"{what[:1].upper()}{what[1:]} {threshold}"), table]
+    return blocks
 
 
-def _subgroup_blocks(groups: Sequence[Subgroup]) -> list[Text | Table]:
-    rows = [
-        (
-            f"{group.attribute}: {group.value}",
-            str(group.metrics.num_examples),
-            f"{group.num_lesions}{' (few)' if group.few else ''}",
-            estimate(group.metrics.balanced_accuracy, group.metrics.ci95["balanced_accuracy"]),
-            *(
-                estimate(group.metrics.recall[i], group.metrics.recall_ci95[i])
-                + ("*" if 0 < group.metrics.lesions[i] < FEW_LESIONS else "")
-                for i in range(len(CLASSES))
-            ),
-        )
-        for group in groups
-    ]
-    header = ("subgroup", "images", "lesions", "balanced accuracy", *CLASSES)
+def _subgroup_blocks(groups: Sequence[Subgroup], classes: Classes) -> list[kit.Block]:
+    found = [group.metrics for group in groups]
+
+    def recalls(c: int) -> list[str]:
+        few = (bool(0 < m.lesions[c] < FEW_LESIONS) for m in found)
+        return [
+            kit.estimate(m.recall[c], m.recall_ci95[c]) + "*" * star
+            for m, star in zip(found, few, strict=True)
+        ]
+
+    means = [kit.estimate(m.balanced_accuracy, m.ci95["balanced_accuracy"]) for m in found]
+    table = kit.by_columns(
+        "subgroup",
+        [f"{group.attribute}: {group.value}" for group in groups],
+        ("images", [m.num_examples for m in found]),
+        ("lesions", [f"{group.num_lesions}{' (few)' * group.few}" for group in groups]),
+        ("balanced accuracy", means),
+        *((name, recalls(c)) for c, name in enumerate(classes.names)),
+    )
     note = (
         "Balanced accuracy (over the classes present in the subgroup) and recall of each class, "
-        "with 95 % intervals. Subgroups hold different classes: compare recalls rather than "
+        "with 95% intervals. Subgroups hold different classes: compare recalls rather than "
         f"balanced accuracies. A star: fewer than {FEW_LESIONS} lesions of that class."
     )
-    few = [f"{group.attribute} {group.value}" for group in groups if group.few]
-    warning = f"Fewer than {FEW_LESIONS} lesions, which say little: {', '.join(few)}."
-    return [Text(note), *([Text(warning)] if few else []), Table(header, rows)]
+    few = ", ".join(f"{group.attribute} {group.value}" for group in groups if group.few)
+    warning = [Text(f"Fewer than {FEW_LESIONS} lesions, which say little: {few}.")] if few else []
+    return [Text(note), *warning, table]
 
 
-def _subgroups_csv(groups: Sequence[Subgroup]) -> str:
-    """One row a subgroup, undefined values empty."""
-    values = ["balanced_accuracy", *(f"recall_{name}" for name in CLASSES)]
+def _subgroup_rows(groups: Sequence[Subgroup], classes: Classes) -> list[list[object]]:
+    """The header and a row for each subgroup, undefined values empty."""
+    values = ["balanced_accuracy", *(f"recall_{name}" for name in classes.names)]
     header = ["attribute", "value", "images", "lesions", "few_lesions"]
-    header += [name + end for name in values for end in ("", "_low", "_high")]
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(header)
+    rows: list[list[object]] = [
+        [*header, *(name + end for name in values for end in ("", "_low", "_high"))]
+    ]
     for group in groups:
         m = group.metrics
-        estimates = [(m.balanced_accuracy, *m.ci95["balanced_accuracy"])]
-        estimates += [(m.recall[i], *m.recall_ci95[i]) for i in range(len(CLASSES))]
-        writer.writerow(
+        intervals = (m.ci95["balanced_accuracy"], *m.recall_ci95)
+        for_each = zip((m.balanced_accuracy, *m.recall), intervals, strict=True)
+        numbers = plain([number for value, bounds in for_each for number in (value, *bounds)])
+        rows.append(
             [group.attribute, group.value, m.num_examples, group.num_lesions, int(group.few)]
-            + ["" if np.isnan(v) else repr(float(v)) for triple in estimates for v in triple]
+            + ["" if value is None else repr(value) for value in numbers]
         )
-    return buffer.getvalue()
+    return rows
 
 
-def _mistakes_section(folder: pathlib.Path, evaluation: Evaluation, images: np.ndarray) -> Section:
-    chosen = mistaken(evaluation.probabilities, evaluation.labels)[: len(images)]
-    path = folder / "mistakes.png"
-    figures.mistakes(path, images, evaluation.labels[chosen], evaluation.probabilities[chosen])
-    names = ", ".join(str(evaluation.image_ids[i]) for i in chosen)
-    caption = f"The most confident mistakes, row by row: {names}."
-    return Section("Most confident mistakes", [Picture(path, caption)])
-
-
-def _data_section(
-    folder: pathlib.Path,
-    class_counts: Mapping[str, np.ndarray],
-    samples: tuple[np.ndarray, np.ndarray] | None,
-) -> Section:
-    figures.class_histogram(folder / "class_histogram.png", class_counts)
-    table = Table(
-        ("class", *class_counts),
-        [
-            (f"{name} ({FULL_NAMES[name]})", *(str(counts[i]) for counts in class_counts.values()))
-            for i, name in enumerate(CLASSES)
-        ],
-    )
-    pictures = [Picture(folder / "class_histogram.png", "Images of each class.")]
-    if samples is not None:
-        figures.samples_per_class(folder / "samples_per_class.png", *samples)
-        pictures.append(
-            Picture(
-                folder / "samples_per_class.png", "Images of each class, as the network sees them."
-            )
-        )
-    return Section("Data", [table, *pictures])
-
-
-def _training_sections(
-    folder: pathlib.Path,
-    history: Sequence[Mapping[str, Any]],
-    real_and_generated: PathLike | None,
-) -> list[Section]:
-    sections = []
-    if history:
-        figures.history(folder / "history.png", history)
-        picture = Picture(folder / "history.png", "Losses and validation scores during training.")
-        pictures = [picture]
-        if any("/" in key for row in history for key in row):
-            figures.class_history(folder / "class_history.png", history)
-            caption = (
-                "Each class's GAN: both losses, the discriminator's mean output on real and on "
-                "generated images, the generator's score against the class's training images, and "
-                "how far apart its images are (1: as far as real ones)."
-            )
-            pictures.append(Picture(folder / "class_history.png", caption))
-        sections.append(Section("Training", pictures))
-    if real_and_generated is not None:
-        picture = Picture(
-            real_and_generated, "Real images before the bar, generated ones after it."
-        )
-        sections.append(Section("Real and generated images", [picture]))
-    return sections
+def _mistakes_picture(folder: pathlib.Path, evaluation: Evaluation, images: np.ndarray) -> Picture:
+    path, names, titles = folder / "mistakes.png", evaluation.classes.names, []
+    for i in evaluation.mistakes:
+        scores = evaluation.probabilities[i]
+        said = f"said {names[scores.argmax()]} {scores.max():.2f}"
+        titles.append(f"is {names[evaluation.labels[i]]}\n{said}")
+    figures.titled_images(path, list(images), titles, columns=4)
+    listed = ", ".join(str(evaluation.image_ids[i]) for i in evaluation.mistakes)
+    return Picture(path, f"The most confident mistakes, row by row: {listed}.")

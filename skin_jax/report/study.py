@@ -1,31 +1,23 @@
 """The results of a study for people and programs: study.json, study.md, report.html, figures.
 
-Differences are in points of per cent in text and figures, as fractions in study.json.
+Differences are in percentage points in text and figures, as fractions in study.json.
 """
 
 import dataclasses
-import json
-import os
 import pathlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
-from skin_jax.base.files import write_atomically
-from skin_jax.data.classes import CLASSES, NUM_CLASSES
+from skin_jax.base.files import write_atomically, write_json
+from skin_jax.data.classes import Classes
 from skin_jax.eval import comparison as compared
 from skin_jax.eval.comparison import Arm, Comparison, Difference, Estimate
-from skin_jax.eval.metrics import Interval, plain
+from skin_jax.eval.metrics import Interval, Spread
 from skin_jax.report import figures, kit
 from skin_jax.report import run as run_report
-from skin_jax.report.kit import Picture, Section, Table, Text
-
-PathLike = str | os.PathLike[str]
-
-JSON_FILE = "study.json"
-MARKDOWN_FILE = "study.md"
-HTML_FILE = "report.html"
+from skin_jax.report.kit import Block, PathLike, Picture, Section, Text, by_columns
 
 _SHORT = {
     "balanced_accuracy": "balanced accuracy",
@@ -37,7 +29,7 @@ _SHORT = {
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """A gain that a paper reports for generated images; `points` of per cent."""
+    """A gain that a paper reports for generated images, in percentage points."""
 
     source: str
     metric: Literal["balanced_accuracy", "accuracy"]
@@ -46,36 +38,48 @@ class Claim:
     def __str__(self) -> str:
         return f"{self.source}'s +{self.points:g} points of {_SHORT[self.metric]}"
 
+    def estimate(self, difference: Difference) -> Estimate:
+        """What the claim is about, as measured here."""
+        return getattr(difference.paired, self.metric)
 
-_CHANCE = 1 / NUM_CLASSES
+    def excluded(self, difference: Difference) -> bool:
+        """Whether the interval here lies below the claim."""
+        return bool(100 * self.estimate(difference).interval[1] < self.points)
+
+    def verdict(self, difference: Difference) -> str:
+        """The same in words."""
+        return "excluded" if self.excluded(difference) else "not excluded"
+
+    @property
+    def effect(self) -> str:
+        """How sentences about it begin."""
+        return f"An effect as large as {self} (single runs) is"
+
+
 _TABLE_TWO = run_report.PAPER_A["balanced_accuracy"]
+_GAIN = round(100 * (_TABLE_TWO["semi-supervised GAN"] - _TABLE_TWO["DenseNet"]), 1)
 CLAIMS = {
-    "A": Claim(
-        "paper A",
-        "balanced_accuracy",
-        round(100 * (_TABLE_TWO["semi-supervised GAN"] - _TABLE_TWO["DenseNet"]), 1),
-    ),
+    "A": Claim("paper A", "balanced_accuracy", _GAIN),
     "B": Claim("paper B", "accuracy", 4.0),
 }
 """A: Rashid et al. 2019, Table II, semi-supervised GAN against DenseNet. B: DCGAN augmentation of
-HAM10000, without an absolute figure. One run of each arm in both."""
+HAM10000, without an absolute figure. One run of each arm in both, of the classes of HAM10000."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """What a report is about.
-
-    Attributes:
-      comparison: of the runs that are finished.
-      plan_counts: arm -> number of runs planned, of every arm of the plan, with runs or without.
-      claims: of papers, to stand beside the results.
-      gan_arms: arms that a GAN has a part in, which the claims are about.
-    """
+    """What a report is about: the runs that are finished, and the plan."""
 
     comparison: Comparison
-    plan_counts: Mapping[str, int]
-    claims: Sequence[Claim] = ()
-    gan_arms: Collection[str] = ()
+    classes: Classes
+    title: str
+    plan_counts: Mapping[str, int]  # arm -> number of runs planned, of every arm of the plan
+    facts: Mapping[str, Any]  # what was run, such as settings
+    descriptions: Mapping[str, str]  # arm -> what it is
+    ratios: Mapping[str, float | None]  # arm -> generated images per real one, if given by that
+    claims: Sequence[Claim] = ()  # of papers about these classes
+    gan_arms: Collection[str] = ()  # arms that a GAN has a part in, which the claims are about
+    samples: Sequence[tuple[str, PathLike]] = ()  # caption and PNG file of generated images
 
     @property
     def concerned(self) -> list[Difference]:
@@ -101,25 +105,19 @@ class Study:
         counts = {name: count - done.get(name, 0) for name, count in self.plan_counts.items()}
         return {name: count for name, count in counts.items() if count > 0}
 
+    @property
+    def chance(self) -> float:
+        """Balanced accuracy of a classifier that knows nothing: 1 / number of classes present."""
+        return 1 / max(int((arm.images > 0).sum()) for arm in self.comparison.arms)
 
-def write(
-    folder: PathLike,
-    study: Study,
-    *,
-    title: str,
-    facts: Mapping[str, Any],
-    arm_descriptions: Mapping[str, str],
-    samples: Sequence[tuple[str, PathLike]] = (),
-) -> pathlib.Path:
+    def done(self, name: str, count: int) -> str:
+        """Such as "3 of 10": runs of an arm, and how many are planned."""
+        planned = self.plan_counts.get(name)
+        return str(count) if planned is None else f"{count} of {planned}"
+
+
+def write(folder: PathLike, study: Study) -> pathlib.Path:
     """Writes study.json, study.md, report.html (one self-contained file) and `figures/`.
-
-    Args:
-      folder: where to; made if need be.
-      study: the results.
-      title: the pages' heading.
-      facts: what was run, such as settings.
-      arm_descriptions: arm -> what it is.
-      samples: caption and PNG file of generated images.
 
     Returns:
       The path of report.html.
@@ -129,23 +127,27 @@ def write(
     """
     folder = pathlib.Path(folder)
     sentences = conclusion(study)
-    content = _json(study, title, sentences, facts, arm_descriptions)
-    write_atomically(folder / JSON_FILE, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    write_json(folder / "study.json", _json(study, sentences))
     pictures = folder / "figures"
     sections = [
-        Section("Conclusion", [Text(sentence) for sentence in sentences]),
+        Section("Conclusion", list(map(Text, sentences))),
         *_difference_sections(pictures, study),
-        *_arm_sections(pictures, study, arm_descriptions),
-        *_ratio_sections(pictures, study.comparison),
+        *_arm_sections(pictures, study),
+        *_ratio_sections(pictures, study),
     ]
-    if samples:
-        shown = [Picture(path, caption) for caption, path in samples]
+    if study.samples:
+        shown = [Picture(path, caption) for caption, path in study.samples]
         sections.append(Section("Generated images", shown))
-    sections += _run_sections(study, facts)
-    write_atomically(folder / MARKDOWN_FILE, kit.markdown(title, sections, folder))
-    path = folder / HTML_FILE
-    write_atomically(path, kit.html(title, sections))
-    return path
+    planned, missing = sum(study.plan_counts.values()), study.missing
+    finished = f"{planned - sum(missing.values())} of {planned}"
+    blocks: list[Block] = [kit.facts({**study.facts, "finished runs": finished})]
+    if missing:
+        named = ", ".join(f"{name} {count}" for name, count in missing.items())
+        blocks.append(Text(f"Missing runs: {named}."))
+    sections.append(Section("What was run", blocks))
+    write_atomically(folder / "study.md", kit.markdown(study.title, sections, folder))
+    write_atomically(folder / "report.html", kit.html(study.title, sections))
+    return folder / "report.html"
 
 
 def summary(study: Study) -> list[Section]:
@@ -153,73 +155,77 @@ def summary(study: Study) -> list[Section]:
     differences = {d.arm: d for d in study.comparison.differences}
     rows = []
     for arm in study.comparison.arms:
-        done = _of_planned(len(arm.cells), study.plan_counts.get(arm.name))
-        row = [arm.name, done, f"{100 * arm.balanced_accuracy:.1f}"]
+        row = [arm.name, study.done(arm.name, len(arm.cells)), f"{100 * arm.balanced_accuracy:.1f}"]
         if d := differences.get(arm.name):
             p = _p(d.p) + " (alone)" * d.confirmatory
-            row += [_signed(d.estimate.value), _span(d.estimate.interval), p]
+            row += [_points(d.estimate.value), _span(d.estimate.interval), p]
         rows.append(row + [""] * (6 - len(row)))
     control = study.comparison.control
-    header = ("arm", "runs", "balanced accuracy", f"minus {control}", "95 % interval", "p")
+    header = ("arm", "runs", "balanced accuracy", f"minus {control}", "95% interval", "p")
     return [
-        Section("Arms", [Table(header, rows)]),
-        Section("Conclusion", [Text(sentence) for sentence in conclusion(study)]),
+        Section("Arms", [kit.Table(header, rows)]),
+        Section("Conclusion", list(map(Text, conclusion(study)))),
     ]
 
 
 def conclusion(study: Study) -> list[str]:
     """What the intervals allow to say, one paragraph each, the most important first."""
-    comparison, missing = study.comparison, study.missing
+    comparison, missing, paragraphs = study.comparison, study.missing, []
     control, chosen = comparison.control, comparison.confirmatory
-    paragraphs = []
-    confirmed = [d for d in comparison.differences if d.confirmatory]
-    exploratory = [d for d in comparison.differences if not d.confirmatory]
+    differences = comparison.differences
+    confirmed = next((d for d in differences if d.confirmatory), None)
+    exploratory = [d for d in differences if not d.confirmatory]
     if confirmed:
-        paragraphs.append(_verdict(confirmed[0], study))
+        paragraphs.append(_verdict(confirmed, study))
+        if comparison.isolating is not None:
+            paragraphs.append(_because(confirmed, comparison.isolated, comparison.isolating))
     elif chosen is not None:
         paragraphs.append(
             f"The arm to be confirmed, {chosen}, and the control {control} have no finished run of "
             "the same fold and seed: there is no result yet."
         )
-    if confirmed and comparison.isolating is not None:
-        paragraphs.append(_because(confirmed[0], comparison.isolated, comparison.isolating))
     if exploratory:
         # What a paper claims is asked of the arm to be confirmed where there is one.
-        paragraphs.append(
-            _explored(exploratory, dataclasses.replace(study, claims=()) if confirmed else study)
-        )
-    if not comparison.differences and chosen is None:
+        asked = dataclasses.replace(study, claims=()) if confirmed else study
+        paragraphs.append(_explored(exploratory, asked))
+    if not differences and chosen is None:
         paragraphs.append(
             f"No arm has a finished run of the same fold and seed as the control {control}: there "
             "is nothing to compare yet."
         )
-    if chosen is None and comparison.differences:
+    if chosen is None and differences:
         paragraphs.append(
             "No arm was named to be confirmed: all comparisons are exploratory, and a difference "
             "shown here has yet to be confirmed on other data."
         )
     if missing:
-        if comparison.differences:
+        if differences:
             paragraphs[0] = f"Preliminary. {paragraphs[0]}"
         paragraphs.append(
             f"{sum(missing.values())} of {sum(study.plan_counts.values())} planned runs are "
             "missing: figures can still change, and looking before the end makes false alarms more "
             "frequent."
         )
-    at_chance = [a.name for a in comparison.arms if not a.balanced_accuracy_ci95[0] > _CHANCE]
-    if at_chance:
+    low = [a.name for a in comparison.arms if not a.balanced_accuracy_ci95[0] > study.chance]
+    if low:
         paragraphs.append(
-            f"Not shown to be better than chance ({_CHANCE:.3f}): {', '.join(at_chance)}. Arms "
+            f"Not shown to be better than chance ({study.chance:.3f}): {', '.join(low)}. Arms "
             "that learned nothing are no measure of one another."
         )
-    notes: dict[str, list[str]] = {}
-    for difference in comparison.differences:
-        for note in difference.not_covered:
-            notes.setdefault(note, []).append(difference.arm)
-    everyone = len(comparison.differences)
-    for note, arms in notes.items():
-        paragraphs.append(note if len(arms) == everyone else f"{', '.join(arms)}: {note}")
+    for note in dict.fromkeys(note for d in differences for note in d.not_covered):
+        arms = [d.arm for d in differences if note in d.not_covered]
+        paragraphs.append(note if len(arms) == len(differences) else f"{', '.join(arms)}: {note}")
     return paragraphs
+
+
+def _found(difference: Difference, kind: str = "") -> str:
+    """Such as "+0.8 points of balanced accuracy (95% interval -0.1 to +1.7; p = 0.062)"."""
+    estimate, p = difference.estimate, _p(difference.p)
+    relation = f"{p[0]} {p[1:]}" if p[0] == "<" else f"= {p}"
+    return (
+        f"{_points(estimate.value)} points of balanced accuracy (95% interval "
+        f"{_span(estimate.interval)}; p {relation}{kind})"
+    )
 
 
 def _because(whole: Difference, isolated: Difference | None, isolating: str) -> str:
@@ -229,12 +235,6 @@ def _because(whole: Difference, isolated: Difference | None, isolating: str) -> 
             f"{whole.arm} and {isolating} have no finished run of the same fold and seed: what is "
             "due to the generated images themselves is not known yet."
         )
-    found = isolated.estimate
-    first = (
-        f"{isolating} is like {whole.arm}, but with real images in the place of generated ones. "
-        f"{whole.arm} minus {isolating}: {_signed(found.value)} points of balanced accuracy (95 % "
-        f"interval {_span(found.interval)}; p {_relation(isolated.p)})"
-    )
     if not whole.shown:
         rest = (
             f"; tested in the second place, so not at all as long as {whole.arm} is not shown to "
@@ -243,34 +243,24 @@ def _because(whole: Difference, isolated: Difference | None, isolating: str) -> 
     elif not isolated.shown:
         rest = ": that generated images themselves do anything is not shown."
     else:
-        better = "better" if found.value > 0 else "worse"
+        better = "better" if isolated.estimate.value > 0 else "worse"
         rest = f": the generated images are {better} than repeated real ones."
-    return first + rest
+    return (
+        f"{isolating} is like {whole.arm}, but with real images in the place of generated ones. "
+        f"{_named(isolated)}: {_found(isolated)}{rest}"
+    )
 
 
 def _verdict(difference: Difference, study: Study) -> str:
     """One arm against the control, and the papers' claims about such arms, in sentences."""
-    estimate = difference.estimate
     kind = "" if difference.confirmatory else ", Holm-corrected"
-    first = (
-        f"{_named(difference)}: {_signed(estimate.value)} points of balanced accuracy "
-        f"(95 % interval {_span(estimate.interval)}; p {_relation(difference.p)}{kind}): "
-        f"{_outcome(difference)}."
-    )
-    if difference.arm not in study.gan_arms:
-        return first
-    return " ".join([first, *(_judged(difference, claim) for claim in study.judged)])
-
-
-def _judged(difference: Difference, claim: Claim) -> str:
-    estimate = _of(difference, claim)
-    excluded = "excluded" if _excluded(estimate, claim) else "not excluded"
-    found = (
-        ""
-        if claim.metric == "balanced_accuracy"
-        else f" ({_SHORT[claim.metric]}: {_signed(estimate.value)}, {_span(estimate.interval)})"
-    )
-    return f"An effect as large as {claim} (single runs) is {excluded} here{found}."
+    sentences = [f"{_named(difference)}: {_found(difference, kind)}: {_outcome(difference)}."]
+    for claim in study.judged if difference.arm in study.gan_arms else ():
+        found = claim.estimate(difference)
+        own = f" ({_SHORT[claim.metric]}: {_points(found.value)}, {_span(found.interval)})"
+        own *= claim.metric != "balanced_accuracy"
+        sentences.append(f"{claim.effect} {claim.verdict(difference)} here{own}.")
+    return " ".join(sentences)
 
 
 def _outcome(difference: Difference) -> str:
@@ -286,51 +276,34 @@ def _explored(differences: Sequence[Difference], study: Study) -> str:
     """The exploratory arms in a few sentences."""
     largest = max(differences, key=lambda d: d.estimate.value)
     if len(differences) == 1:
-        return "Exploratory: " + _verdict(largest, study)
-    shown = [d for d in differences if d.shown]
-    control = study.comparison.control
-    best = (
-        f"The largest is {largest.arm}: {_signed(largest.estimate.value)} points of balanced "
-        f"accuracy (95 % interval, uncorrected, {_span(largest.estimate.interval)})."
-    )
+        return f"Exploratory: {_verdict(largest, study)}"
+    shown, control = [d for d in differences if d.shown], study.comparison.control
     if not shown:
         first = (
             f"No difference from {control} is shown for any of {len(differences)} exploratory "
             "arms (Holm-corrected)."
         )
     else:
-        named = "; ".join(f"{d.arm} {_signed(d.estimate.value)} ({_outcome(d)})" for d in shown)
-        rest = len(differences) - len(shown)
-        first = (
-            f"Exploratory arms against {control} (Holm-corrected): {named}"
-            + (f"; no difference shown for {rest} other{'s' * (rest > 1)}" if rest else "")
-            + "."
-        )
-    judged = []
+        named = "; ".join(f"{d.arm} {_points(d.estimate.value)} ({_outcome(d)})" for d in shown)
+        first = f"Exploratory arms against {control} (Holm-corrected): {named}"
+        if rest := len(differences) - len(shown):
+            first += f"; no difference shown for {rest} other{'s' * (rest > 1)}"
+        first += "."
+    best = (
+        f"The largest is {largest.arm}: {_points(largest.estimate.value)} points of balanced "
+        f"accuracy (95% interval, uncorrected, {_span(largest.estimate.interval)})."
+    )
+    sentences = [first, best]
     for claim in study.judged if study.concerned else ():
-        possible = [d.arm for d in study.concerned if not _excluded(_of(d, claim), claim)]
-        judged.append(
-            f"An effect as large as {claim} (single runs) is "
-            + (
-                f"not excluded here for {', '.join(possible)}."
-                if possible
-                else "excluded here for every arm with a GAN."
-            )
-        )
-    return " ".join([first, best, *judged])
-
-
-def _of(difference: Difference, claim: Claim) -> Estimate:
-    return getattr(difference.paired, claim.metric)
-
-
-def _excluded(estimate: Estimate, claim: Claim) -> bool:
-    return bool(100 * estimate.interval[1] < claim.points)
+        possible = ", ".join(d.arm for d in study.concerned if not claim.excluded(d))
+        every = "excluded here for every arm with a GAN"
+        verdict = f"not excluded here for {possible}" if possible else every
+        sentences.append(f"{claim.effect} {verdict}.")
+    return " ".join(sentences)
 
 
 def _difference_sections(folder: pathlib.Path, study: Study) -> list[Section]:
-    picture = folder / "differences.png"
-    comparison, found = study.comparison, study.all_differences
+    picture, found = folder / "differences.png", study.all_differences
     if not found:
         picture.unlink(missing_ok=True)  # of an earlier call
         return []
@@ -348,15 +321,12 @@ def _difference_sections(folder: pathlib.Path, study: Study) -> list[Section]:
         },
         label="points of balanced accuracy",
     )
-    emphasis = (
-        f" Filled diamonds: {comparison.confirmatory}, the arm to be confirmed."
-        if any(d.confirmatory for d in found)
-        else ""
-    )
     caption = (
-        "Differences of balanced accuracy, in points, with 95 % intervals (not corrected for the "
-        f"number of arms).{emphasis}"
+        "Differences of balanced accuracy, in points, with 95% intervals (not corrected for the "
+        "number of arms)."
     )
+    if any(d.confirmatory for d in found):
+        caption += f" Filled diamonds: {study.comparison.confirmatory}, the arm to be confirmed."
     sections = [
         Section("Differences", [Picture(picture, caption)]),
         Section("Paired differences", _paired_blocks(study)),
@@ -366,61 +336,32 @@ def _difference_sections(folder: pathlib.Path, study: Study) -> list[Section]:
     return sections
 
 
-def _paired_blocks(study: Study) -> list[Text | Table | Picture]:
+def _paired_blocks(study: Study) -> list[Block]:
     found = study.all_differences
+    names, estimates = [_marked(d) for d in found], [d.estimate for d in found]
+    accuracies = [d.paired.accuracy for d in found]
     exploratory = sum(not d.confirmatory for d in study.comparison.differences)
-    main = Table(
-        ("arms", "pairs", "difference", "95 % interval", "p", "p, Holm", "pairs: mean ± SD"),
-        [
-            (
-                _marked(d),
-                _of_planned(len(d.cells), study.plan_counts.get(d.arm)),
-                _signed(d.estimate.value),
-                _span(d.estimate.interval),
-                _p(d.estimate.p),
-                "(alone)" if d.confirmatory else _p(d.p),
-                _mean_sd(100 * d.mean, 100 * d.sd, 1, signed=True),
-            )
-            for d in found
-        ],
-    )
-    both = Table(
-        ("arms", "t over folds", "lesions", "accuracy", "95 % interval"),
-        [
-            (
-                _marked(d),
-                _span(d.estimate.student),
-                _span(d.estimate.bootstrap),
-                _signed(d.paired.accuracy.value),
-                _span(d.paired.accuracy.interval),
-            )
-            for d in found
-        ],
-    )
-    recall = Table(
-        ("arms", *CLASSES),
-        [
-            (
-                _marked(d),
-                *(
-                    _signed(value)
-                    if np.isnan(value)
-                    else f"{_signed(value)} ± {50 * (high - low):.1f}"
-                    for value, (low, high) in zip(
-                        d.paired.recall, d.paired.recall_ci95, strict=True
-                    )
-                ),
-            )
-            for d in found
-        ],
-    )
+
+    def recalls(c: int) -> list[str]:
+        pairs = (Spread(d.paired.recall[c], np.ptp(d.paired.recall_ci95[c]) / 2) for d in found)
+        return [_spread(pair) for pair in pairs]
+
     return [
         Text(
             "Two arms on the same folds and seeds, in points: balanced accuracy from recalls "
             "pooled over the folds, seeds averaged. Pairs: folds and seeds that both have, of "
             "those planned for the arm."
         ),
-        main,
+        by_columns(
+            "arms",
+            names,
+            ("pairs", [study.done(d.arm, len(d.cells)) for d in found]),
+            ("difference", [_points(e.value) for e in estimates]),
+            ("95% interval", [_span(e.interval) for e in estimates]),
+            ("p", [_p(e.p) for e in estimates]),
+            ("p, Holm", map(_holm, found)),
+            ("pairs: mean ± SD", [_spread(d.over_cells) for d in found]),
+        ),
         Text(
             "The interval is the wider of two: Student's t over the folds' differences and the "
             "paired bootstrap over lesions; p is the larger of their two p-values. Holm's "
@@ -429,127 +370,110 @@ def _paired_blocks(study: Study) -> list[Text | Table | Picture]:
             "share one data set: how much another data set would change the figures is not covered."
         ),
         Text("Both intervals, and the difference of accuracy with the wider of its own two:"),
-        both,
+        by_columns(
+            "arms",
+            names,
+            ("t over folds", [_span(e.student) for e in estimates]),
+            ("lesions", [_span(e.bootstrap) for e in estimates]),
+            ("accuracy", [_points(e.value) for e in accuracies]),
+            ("95% interval", [_span(e.interval) for e in accuracies]),
+        ),
         Text(
-            "Recall of each class, pooled differences with half the 95 % interval over lesions "
+            "Recall of each class, pooled differences with half the 95% interval over lesions "
             "alone (the noise of training is not in it), not corrected:"
         ),
-        recall,
+        by_columns("arms", names, *_each_class(study, recalls)),
     ]
 
 
 def _claims_section(study: Study) -> Section:
-    rows = []
-    for claim in study.judged:
-        for d in study.concerned:
-            estimate = _of(d, claim)
-            rows.append(
-                (
-                    f"{claim.source}: +{claim.points:g} {_SHORT[claim.metric]}",
-                    _marked(d),
-                    _with_span(estimate),
-                    "excluded" if _excluded(estimate, claim) else "not excluded",
-                )
-            )
-    return Section(
-        "The papers' claims",
-        [
-            Text(
-                "Each comes from a single run of each arm, without an interval; the sampling error "
-                "alone of a test set of 2,000 images is about ± 3 points of balanced accuracy. "
-                "Excluded is what lies above the 95 % interval with the images, networks and "
-                "numbers of steps of this study; others may have another effect."
-            ),
-            Table(("claim", "arms", "here (95 % interval)", "an effect so large is"), rows),
-        ],
+    pairs = [(claim, d) for claim in study.judged for d in study.concerned]
+    table = by_columns(
+        "claim",
+        [f"{claim.source}: +{claim.points:g} {_SHORT[claim.metric]}" for claim, _ in pairs],
+        ("arms", [_marked(d) for _, d in pairs]),
+        ("here (95% interval)", [_with_span(claim.estimate(d)) for claim, d in pairs]),
+        ("an effect so large is", [claim.verdict(d) for claim, d in pairs]),
     )
+    note = (
+        "Each comes from a single run of each arm, without an interval; the sampling error "
+        "alone of a test set of 2,000 images is about ± 3 points of balanced accuracy. "
+        "Excluded is what lies above the 95% interval with the images, networks and "
+        "numbers of steps of this study; others may have another effect."
+    )
+    return Section("The papers' claims", [Text(note), table])
 
 
-def _arm_sections(
-    folder: pathlib.Path, study: Study, descriptions: Mapping[str, str]
-) -> list[Section]:
+def _arm_sections(folder: pathlib.Path, study: Study) -> list[Section]:
     arms = study.comparison.arms
-    figures.recalls(
-        folder / "recalls.png",
-        [arm.name for arm in arms],
-        np.array([arm.recall for arm in arms]),
-        np.array([arm.recall_ci95 for arm in arms]),
+    names = [arm.name for arm in arms]
+    picture = folder / "recalls.png"
+    recall, intervals = (
+        np.array([getattr(arm, name) for arm in arms]) for name in ("recall", "recall_ci95")
     )
-    table = Table(
-        ("arm", "runs", "balanced acc.", "95 % interval", "runs: mean ± SD",
-         *(_SHORT[m] for m in compared.METRICS[1:])),
-        [
-            (
-                arm.name,
-                _of_planned(len(arm.cells), study.plan_counts.get(arm.name)),
-                f"{arm.balanced_accuracy:.3f}",
-                kit.span(arm.balanced_accuracy_ci95),
-                *(_mean_sd(arm.mean(m), arm.sd(m), 3) for m in compared.METRICS),
-            )
-            for arm in arms
-        ],
-    )  # fmt: skip
-    seeds = sorted({seed for arm in arms for seed in arm.by_seed})
-    by_seed = Table(
-        ("arm", *(f"seed {seed}" for seed in seeds)),
-        [
-            (arm.name, *(kit.number(arm.by_seed.get(seed, float("nan"))) for seed in seeds))
-            for arm in arms
-        ],
-    )
-    recall = Table(
-        ("arm", *CLASSES),
-        [
-            (
-                arm.name,
-                *map(kit.estimate, arm.recall, arm.recall_ci95),
-            )
-            for arm in arms
-        ],
-    )
-    most = max(arms, key=lambda arm: int(arm.images.sum()))
-    support = Table(
-        ("test set, all folds", *CLASSES),
-        [("images", *map(str, most.images)), ("lesions", *map(str, most.lesions))],
-    )
-    named = [arm.name for arm in arms] + list(study.plan_counts)
-    described = [
-        (name, descriptions[name]) for name in dict.fromkeys(named) if name in descriptions
-    ]
-    blocks: list[Text | Table | Picture] = [
+    figures.recalls(picture, names, recall, intervals, study.classes)
+
+    def over_runs(metric: str) -> list[str]:
+        return [kit.spread(arm.over_runs(metric)) for arm in arms]
+
+    first, *others = compared.METRICS
+    blocks: list[Block] = [
         Text(
             "Balanced accuracy pooled over the folds, seeds averaged, with its interval over "
             "lesions (these runs taken as given); then means and standard deviations over runs, "
             "each on its own fold. Arms with different runs are compared in the table of paired "
             "differences, not here."
         ),
-        table,
+        by_columns(
+            "arm",
+            names,
+            ("runs", [study.done(arm.name, len(arm.cells)) for arm in arms]),
+            ("balanced acc.", [kit.number(arm.balanced_accuracy) for arm in arms]),
+            ("95% interval", [kit.span(arm.balanced_accuracy_ci95) for arm in arms]),
+            ("runs: mean ± SD", over_runs(first)),
+            *((_SHORT[metric], over_runs(metric)) for metric in others),
+        ),
     ]
-    if seeds:
-        blocks += [Text("Pooled balanced accuracy of each seed:"), by_seed]
-    if described:
-        blocks.append(Table(("arm", "what it is"), described, prose=True))
+    if seeds := sorted({seed for arm in arms for seed in arm.by_seed}):
+        columns = (
+            (f"seed {seed}", [kit.number(arm.by_seed.get(seed, np.nan)) for arm in arms])
+            for seed in seeds
+        )
+        blocks.append(Text("Pooled balanced accuracy of each seed:"))
+        blocks.append(by_columns("arm", names, *columns))
+    known = dict.fromkeys([*names, *study.plan_counts])
+    if told := {name: study.descriptions[name] for name in known if name in study.descriptions}:
+        blocks.append(kit.facts(told, ("arm", "what it is")))
+    most = max(arms, key=lambda arm: int(arm.images.sum()))
+    caption = (
+        "Recall of each class by each arm, pooled over the folds, with 95% intervals over "
+        "lesions; in each panel the arms in the order of the legend, and a line at the recall of "
+        f"{names[0]}."
+    )
+    support = _each_class(study, lambda c: [most.images[c], most.lesions[c]])
+    estimates = _each_class(study, lambda c: list(map(kit.estimate, recall[:, c], intervals[:, c])))
     return [
         Section("Arms", blocks),
         Section(
             "Recall of each class",
             [
-                support,
-                recall,
-                Picture(
-                    folder / "recalls.png",
-                    "Recall of each class by each arm, pooled over the folds, with 95 % intervals "
-                    "over lesions; in each panel the arms in the order of the legend, and a line "
-                    f"at the recall of {arms[0].name}.",
-                ),
+                by_columns("test set, all folds", ("images", "lesions"), *support),
+                by_columns("arm", names, *estimates),
+                Picture(picture, caption),
             ],
         ),
     ]
 
 
-def _ratio_sections(folder: pathlib.Path, comparison: Comparison) -> list[Section]:
-    picture = folder / "ratio_curve.png"
-    found = [(d.ratio, d) for d in comparison.differences if d.ratio is not None and d.ratio > 0]
+def _each_class(
+    study: Study, column: Callable[[int], Sequence[object]]
+) -> list[tuple[str, Sequence[object]]]:
+    return [(name, column(c)) for c, name in enumerate(study.classes.names)]
+
+
+def _ratio_sections(folder: pathlib.Path, study: Study) -> list[Section]:
+    picture, differences = folder / "ratio_curve.png", study.comparison.differences
+    found = [(ratio, d) for d in differences if (ratio := study.ratios.get(d.arm))]
     found.sort(key=lambda pair: pair[0])
     ratios = [ratio for ratio, _ in found]
     if len(set(ratios)) < 2:
@@ -564,145 +488,101 @@ def _ratio_sections(folder: pathlib.Path, comparison: Comparison) -> list[Sectio
         100 * np.array([d.estimate.interval for _, d in found]),
         "points of balanced accuracy",
     )
-    table = Table(
-        ("arms", "generated per real image", "difference (95 % interval)", "p, Holm"),
-        [
-            (
-                _marked(d),
-                f"{ratio:g}",
-                _with_span(d.estimate),
-                "(alone)" if d.confirmatory else _p(d.p),
-            )
-            for ratio, d in found
-        ],
+    table = by_columns(
+        "arms",
+        [_marked(d) for _, d in found],
+        ("generated per real image", [f"{ratio:g}" for ratio in ratios]),
+        ("difference (95% interval)", [_with_span(d.estimate) for _, d in found]),
+        ("p, Holm", [_holm(d) for _, d in found]),
     )
     caption = (
-        f"Balanced accuracy minus that of {comparison.control}, in points, against the number of "
-        "generated images per real one, with 95 % intervals."
+        f"Balanced accuracy minus that of {study.comparison.control}, in points, against the "
+        "number of generated images per real one, with 95% intervals."
     )
     return [Section("Generated images per real one", [table, Picture(picture, caption)])]
 
 
-def _run_sections(study: Study, facts: Mapping[str, Any]) -> list[Section]:
-    missing = study.missing
-    planned = sum(study.plan_counts.values())
-    done = planned - sum(missing.values())
-    rows = [(key, str(value)) for key, value in facts.items()]
-    rows.append(("finished runs", f"{done} of {planned}"))
-    blocks: list[Text | Table | Picture] = [Table(("setting", "value"), rows, prose=True)]
-    if missing:
-        named = ", ".join(f"{name} {count}" for name, count in missing.items())
-        blocks.append(Text(f"Missing runs: {named}."))
-    return [Section("What was run", blocks)]
-
-
-def _json(
-    study: Study,
-    title: str,
-    sentences: Sequence[str],
-    facts: Mapping[str, Any],
-    descriptions: Mapping[str, str],
-) -> dict[str, Any]:
-    comparison, claims = study.comparison, study.judged
-    isolated = comparison.isolated
+def _json(study: Study, sentences: Sequence[str]) -> dict[str, Any]:
+    comparison, isolated = study.comparison, study.comparison.isolated
     return {
-        "title": title,
-        "conclusion": list(sentences),
+        "title": study.title,
+        "conclusion": sentences,
         "control": comparison.control,
         "confirmatory": comparison.confirmatory,
         "isolating": comparison.isolating,
         "runs_planned": sum(study.plan_counts.values()),
         "runs_missing": study.missing,
-        "arms": {
-            arm.name: _arm_json(arm, descriptions.get(arm.name), study.plan_counts.get(arm.name))
-            for arm in comparison.arms
+        "arms": {arm.name: _arm_json(arm, study) for arm in comparison.arms},
+        "differences": {
+            d.arm: _difference_json(d, study, study.judged) for d in comparison.differences
         },
-        "differences": {d.arm: _difference_json(d, claims) for d in comparison.differences},
-        "isolated": _difference_json(isolated, ()) if isolated else None,
-        "facts": {key: str(value) for key, value in facts.items()},
+        "isolated": _difference_json(isolated, study, ()) if isolated else None,
+        "facts": {key: str(value) for key, value in study.facts.items()},
     }
 
 
-def _arm_json(arm: Arm, description: str | None, planned: int | None) -> dict[str, Any]:
+def _arm_json(arm: Arm, study: Study) -> dict[str, Any]:
+    each_class = zip(arm.recall, arm.recall_ci95, arm.images, arm.lesions, strict=True)
+    keys = ("recall", "ci95", "images", "lesions")
     return {
-        "description": description,
-        "ratio": arm.ratio,
-        "runs_planned": planned,
-        "balanced_accuracy": plain(arm.balanced_accuracy),
-        "balanced_accuracy_ci95": _bounds(arm.balanced_accuracy_ci95),
-        "balanced_accuracy_by_seed": {str(s): plain(v) for s, v in arm.by_seed.items()},
+        "description": study.descriptions.get(arm.name),
+        "ratio": study.ratios.get(arm.name),
+        "runs_planned": study.plan_counts.get(arm.name),
+        "balanced_accuracy": arm.balanced_accuracy,
+        "balanced_accuracy_ci95": arm.balanced_accuracy_ci95,
+        "balanced_accuracy_by_seed": arm.by_seed,
         "over_runs": {
-            m: {"mean": plain(arm.mean(m)), "sd": plain(arm.sd(m)), "n": len(arm.cells)}
-            for m in compared.METRICS
+            m: arm.over_runs(m)._asdict() | {"n": len(arm.cells)} for m in compared.METRICS
         },
         "runs": [
-            {"fold": fold, "seed": seed} | {m: plain(arm.runs[m][i]) for m in compared.METRICS}
+            {"fold": fold, "seed": seed} | {m: arm.runs[m][i] for m in compared.METRICS}
             for i, (fold, seed) in enumerate(arm.cells)
         ],
         "per_class": {
-            name: {
-                "recall": plain(arm.recall[c]),
-                "ci95": _bounds(arm.recall_ci95[c]),
-                "images": int(arm.images[c]),
-                "lesions": int(arm.lesions[c]),
-            }
-            for c, name in enumerate(CLASSES)
+            name: dict(zip(keys, values, strict=True))
+            for name, values in zip(study.classes.names, each_class, strict=True)
         },
     }
 
 
-def _difference_json(d: Difference, claims: Sequence[Claim]) -> dict[str, Any]:
+def _difference_json(d: Difference, study: Study, claims: Sequence[Claim]) -> dict[str, Any]:
+    recalls = zip(study.classes.names, d.paired.recall, d.paired.recall_ci95, strict=True)
     return {
         "minus": d.control,
         "confirmatory": d.confirmatory,
-        "ratio": d.ratio,
+        "ratio": study.ratios.get(d.arm),
         "balanced_accuracy": _estimate_json(d.estimate),
         "accuracy": _estimate_json(d.paired.accuracy),
-        "p": plain(d.p),
+        "p": d.p,
         "holm_corrected": not d.confirmatory,
         "shown": d.shown,
         "pairs": {
             "n": len(d.cells),
-            "mean": plain(d.mean),
-            "sd": plain(d.sd),
+            **d.over_cells._asdict(),
             "values": [
-                {"fold": fold, "seed": seed, "balanced_accuracy": plain(value)}
+                {"fold": fold, "seed": seed, "balanced_accuracy": value}
                 for (fold, seed), value in zip(d.cells, d.cell_differences, strict=True)
             ],
         },
-        "folds": [plain(value) for value in d.paired.fold_differences],
-        "recall": {
-            name: {
-                "value": plain(d.paired.recall[c]),
-                "ci95_lesions": _bounds(d.paired.recall_ci95[c]),
-            }
-            for c, name in enumerate(CLASSES)
-        },
+        "folds": d.paired.fold_differences,
+        "recall": {name: {"value": value, "ci95_lesions": ci95} for name, value, ci95 in recalls},
         "claims": [
-            {
-                "source": claim.source,
-                "metric": claim.metric,
-                "difference": claim.points / 100,
-                "excluded": _excluded(_of(d, claim), claim),
-            }
+            {"source": claim.source, "metric": claim.metric, "difference": claim.points / 100}
+            | {"excluded": claim.excluded(d)}
             for claim in claims
         ],
-        "not_covered": list(d.not_covered),
+        "not_covered": d.not_covered,
     }
 
 
 def _estimate_json(estimate: Estimate) -> dict[str, Any]:
     return {
-        "value": plain(estimate.value),
-        "ci95": _bounds(estimate.interval),
-        "p": plain(estimate.p),
-        "student": {"ci95": _bounds(estimate.student), "p": plain(estimate.student_p)},
-        "bootstrap": {"ci95": _bounds(estimate.bootstrap), "p": plain(estimate.bootstrap_p)},
+        "value": estimate.value,
+        "ci95": estimate.interval,
+        "p": estimate.p,
+        "student": {"ci95": estimate.student, "p": estimate.student_p},
+        "bootstrap": {"ci95": estimate.bootstrap, "p": estimate.bootstrap_p},
     }
-
-
-def _bounds(interval: Interval) -> list[float | None]:
-    return [plain(bound) for bound in interval]
 
 
 def _named(difference: Difference) -> str:
@@ -713,38 +593,26 @@ def _marked(difference: Difference) -> str:
     return _named(difference) + " (to be confirmed)" * difference.confirmatory
 
 
-def _of_planned(count: int, planned: int | None) -> str:
-    return str(count) if planned is None else f"{count} of {planned}"
+def _points(value: float) -> str:
+    """A difference in points, such as "+0.8"."""
+    return kit.number(100 * value, 1, sign=True)
 
 
-def _signed(value: float) -> str:
-    """A difference in points, such as "+0.8"; never "-0.0"."""
-    return kit.UNDEFINED if np.isnan(value) else f"{round(100 * value, 1) + 0.0:+.1f}"
+def _spread(found: Spread) -> str:
+    return kit.spread(found, 1, factor=100, sign=True)
 
 
 def _span(interval: Interval) -> str:
-    if np.isnan(interval[0]):
-        return kit.UNDEFINED
-    return f"{_signed(interval[0])} to {_signed(interval[1])}"
+    return kit.span((100 * interval[0], 100 * interval[1]), 1, sign=True)
 
 
 def _with_span(estimate: Estimate) -> str:
-    return f"{_signed(estimate.value)} ({_span(estimate.interval)})"
+    return f"{_points(estimate.value)} ({_span(estimate.interval)})"
 
 
-def _mean_sd(mean: float, sd: float, digits: int, signed: bool = False) -> str:
-    if np.isnan(mean):
-        return kit.UNDEFINED
-    text = f"{round(mean, digits) + 0.0:{'+' if signed else ''}.{digits}f}"
-    return text if np.isnan(sd) else f"{text} ± {sd:.{digits}f}"
-
-
-def _relation(p: float) -> str:
-    text = _p(p)
-    return f"{text[0]} {text[1:]}" if text[0] == "<" else f"= {text}"
+def _holm(difference: Difference) -> str:
+    return "(alone)" if difference.confirmatory else _p(difference.p)
 
 
 def _p(value: float) -> str:
-    if np.isnan(value):
-        return kit.UNDEFINED
-    return "<0.001" if value < 0.001 else f"{value:.3f}"
+    return "<0.001" if value < 0.001 else kit.number(value)

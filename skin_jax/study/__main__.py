@@ -26,7 +26,9 @@ from ml_collections import ConfigDict
 
 from skin_jax.base import command, errors
 from skin_jax.base.errors import UserError
+from skin_jax.base.files import locked
 from skin_jax.config import load
+from skin_jax.report import kit
 
 if TYPE_CHECKING:
     from skin_jax.study.jobs import Result
@@ -90,7 +92,6 @@ def _shard(text: str) -> tuple[int, int]:
 
 def _described(plan: "Plan", runs: list[str]) -> str:
     """The plan as a table and its cost."""
-    from skin_jax.report import kit
     from skin_jax.study.jobs import Costs, table
 
     jobs = plan.with_needs(runs)
@@ -100,18 +101,17 @@ def _described(plan: "Plan", runs: list[str]) -> str:
         "of jobs that are not finished)"
         for what in ("steps", "images")
     )
-    rows = [
-        ["runs", f"{len(runs)} of {len(plan.runs)}"],
-        ["compared with", plan.record["control"]],
-        ["to be confirmed", plan.record["confirmatory"] or "nothing: all arms are exploratory"],
-        ["optimiser steps", steps],
-        ["images through them", images],
-        ["time left on one process", Costs(plan).left(jobs)],
-    ]
-    header, lines = table(plan, jobs)
+    facts = {
+        "runs": f"{len(runs)} of {len(plan.runs)}",
+        "compared with": plan.record["control"],
+        "to be confirmed": plan.record["confirmatory"] or "nothing: all arms are exploratory",
+        "optimiser steps": steps,
+        "images through them": images,
+        "time left on one process": Costs(plan).left(jobs),
+    }
     sections = [
-        kit.Section("Jobs", [kit.Table(header, lines)]),
-        kit.Section("In all", [kit.Table(["", ""], rows, prose=True)]),
+        kit.Section("Jobs", [kit.Table(*table(plan, jobs))]),
+        kit.Section("In all", [kit.facts(facts, ("", ""))]),
     ]
     return kit.markdown(f"Plan of {plan.workdir}", sections, plan.workdir)
 
@@ -132,16 +132,14 @@ def _ended(plan: "Plan", result: "Result") -> int:
 
 def _report(workdir: Path) -> None:
     """Writes the report about all runs that are finished, whichever process made them."""
-    from skin_jax.base.files import locked
     from skin_jax.eval import comparison
-    from skin_jax.report import kit
     from skin_jax.report import study as study_report
     from skin_jax.study import outcomes
     from skin_jax.study.plan import recorded
 
     with locked(workdir / ".report.lock", waiting_for=f"waiting for the report of {workdir}"):
         record = recorded(workdir)  # under the lock: another process may have added to the study
-        found = outcomes.read(workdir, record)
+        classes, found = outcomes.read(workdir, record)
         if not found:
             print("no run is finished yet: there is nothing to report", flush=True)
             return
@@ -152,27 +150,27 @@ def _report(workdir: Path) -> None:
                 control=record["control"],
                 confirmatory=record["confirmatory"],
                 isolating=record["isolating"],
-                ratios=outcomes.ratios(record),
             )
         except ValueError as error:
             raise UserError(
                 f"the runs in {workdir} cannot be compared: {error}; were they given the same "
                 "--config.data.dir?"
             ) from None
+        if record["claims"] and not classes.is_ham10000:
+            errors.warn("the papers' claims are about the classes of HAM10000: they are left out")
         study = study_report.Study(
             compared,
-            plan_counts=dict.fromkeys(arms, folds * len(record["seeds"])),
-            claims=[study_report.CLAIMS[name] for name in record["claims"]],
-            gan_arms=outcomes.with_generated_images(record),
-        )
-        page = study_report.write(
-            workdir,
-            study,
+            classes,
             title=f"Study of {len(arms)} arms over {folds} fold{'s' * (folds != 1)}",
+            plan_counts=dict.fromkeys(arms, folds * len(record["seeds"])),
             facts=outcomes.facts(workdir, record),
-            arm_descriptions=outcomes.descriptions(record),
-            samples=outcomes.samples(workdir, record),
+            descriptions=outcomes.descriptions(record),
+            ratios=outcomes.ratios(record),
+            claims=[study_report.CLAIMS[c] for c in record["claims"] if classes.is_ham10000],
+            gan_arms=outcomes.with_generated_images(record),
+            samples=outcomes.samples(workdir, record, classes),
         )
+        page = study_report.write(workdir, study)
     print(kit.markdown(str(workdir), study_report.summary(study), workdir))
     print(f"full report: {page}", flush=True)
 

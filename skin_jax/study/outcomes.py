@@ -8,8 +8,9 @@ import numpy as np
 
 from skin_jax import config as config_lib
 from skin_jax.base.errors import UserError
+from skin_jax.data import classes as classes_lib
 from skin_jax.data import splits
-from skin_jax.data.classes import CLASSES, FULL_NAMES
+from skin_jax.data.classes import Classes
 from skin_jax.data.generated import GRIDS
 from skin_jax.eval.comparison import Outcome
 from skin_jax.eval.tables import read_predictions
@@ -22,42 +23,42 @@ Record = dict[str, Any]
 """What `plan.recorded` gives."""
 
 
-def read(workdir: Path, record: Record) -> list[Outcome]:
-    """What each finished run says of its fold's test images.
+def read(workdir: Path, record: Record) -> tuple[Classes, list[Outcome]]:
+    """The classes of all runs, and each finished run's predictions of its fold's test images.
 
     Raises:
-      UserError: a run that is not what the plan says, was made of other images, or is damaged.
+      UserError: a run that is not what the plan says, was made of other images or classes, or is
+        damaged.
     """
-    found, digests = [], {}
+    found: list[Outcome] = []
+    digests: dict[str, Path] = {}
+    classes: dict[Classes, Path] = {}
     for arm, fold, seed, folder in _finished(workdir, record):
         _check_settings(folder, record["arms"][arm]["settings"], fold, seed)
-        digests[(folder / DIGEST_FILE).read_text()] = folder
-        if len(digests) > 1:
-            raise UserError(
-                f"{' and '.join(map(str, digests.values()))} were made of different images; give "
-                "all the same --config.data.dir, and delete the folder that was not, to make it "
-                "again"
-            )
-        scores = read_predictions(folder / PREDICTIONS)
+        digests.setdefault((folder / DIGEST_FILE).read_text(), folder)
+        own = classes_lib.read(folder)
+        classes.setdefault(own, folder)
+        for what, seen in (("images", digests), ("classes", classes)):
+            if len(seen) > 1:
+                raise UserError(
+                    f"{' and '.join(map(str, seen.values()))} were made of different {what}; give "
+                    "all the same --config.data.dir, and delete the folder that was not, to create "
+                    "it again"
+                )
+        scores = read_predictions(folder / PREDICTIONS, own)
         names = dict(splits.members(folder / SPLITS_FILE, "test"))
         lesions = splits.lesion_ids(folder / SPLITS_FILE)
         if names.keys() != set(scores.image_ids):
             raise UserError(
                 f"{folder / PREDICTIONS} is not about the test images of {folder / SPLITS_FILE}; "
-                "delete the folder to make this run again"
+                "delete the folder to create this run again"
             )
+        labels = np.array([own.index(names[image]) for image in scores.image_ids])
+        lesion_ids = [lesions[image] for image in scores.image_ids]
         found.append(
-            Outcome(
-                arm=arm,
-                fold=fold,
-                seed=seed,
-                image_ids=scores.image_ids,
-                lesion_ids=[lesions[image] for image in scores.image_ids],
-                labels=np.array([CLASSES.index(names[image]) for image in scores.image_ids]),
-                probabilities=scores.probabilities,
-            )
+            Outcome(arm, fold, seed, scores.image_ids, lesion_ids, labels, scores.probabilities)
         )
-    return found
+    return next(iter(classes), classes_lib.HAM10000), found
 
 
 def ratios(record: Record) -> dict[str, float | None]:
@@ -69,11 +70,8 @@ def ratios(record: Record) -> dict[str, float | None]:
 
 def with_generated_images(record: Record) -> list[str]:
     """Arms that a GAN has a part in."""
-    return [
-        name
-        for name, arm in record["arms"].items()
-        if arm["settings"]["needs"] or arm["settings"]["task"] != "classifier"
-    ]
+    settings = {name: arm["settings"] for name, arm in record["arms"].items()}
+    return [name for name, s in settings.items() if s["needs"] or s["task"] != "classifier"]
 
 
 def facts(workdir: Path, record: Record) -> dict[str, Any]:
@@ -107,16 +105,16 @@ def descriptions(record: Record) -> dict[str, str]:
     return found
 
 
-def samples(workdir: Path, record: Record) -> list[tuple[str, Path]]:
+def samples(workdir: Path, record: Record, classes: Classes) -> list[tuple[str, Path]]:
     """Captions and grids of generated images of the first fold."""
-    found = []
-    for step in dict.fromkeys(arm["settings"]["needs"] for arm in record["arms"].values()):
-        fold = record["folds"][0]
-        for name in CLASSES:
-            path = workdir / "steps" / str(step) / f"fold{fold}" / GRIDS / f"{name}.png"
-            if path.exists():
-                found.append((f"{FULL_NAMES[name]}: {step}, fold {fold}", path))
-    return found
+    fold = record["folds"][0]
+    steps = dict.fromkeys(arm["settings"]["needs"] for arm in record["arms"].values())
+    found = [
+        (f"{title}: {step}, fold {fold}", workdir / f"steps/{step}/fold{fold}/{GRIDS}/{name}.png")
+        for step in steps
+        for name, title in zip(classes.names, classes.titles, strict=True)
+    ]
+    return [(caption, path) for caption, path in found if path.exists()]
 
 
 def _finished(workdir: Path, record: Record) -> list[tuple[str, int, int, Path]]:
@@ -136,14 +134,14 @@ def _check_settings(folder: Path, planned: Record, fold: int, seed: int) -> None
     try:
         actual = config_lib.flatten(json.loads(path.read_text()))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error!r}); delete the folder to make it again") from (
-            None
-        )
+        raise UserError(
+            f"{path} is damaged ({error!r}); delete the folder to create it again"
+        ) from None
     wanted = config_lib.flatten(planned) | {"data.fold": fold, "seed": seed}
     del wanted["needs"]
     if differing := config_lib.differences(wanted, actual):
         raise UserError(
-            f"{folder} is not the run that the study planned; delete it to make that one ("
+            f"{folder} is not the run that the study planned; delete it to create that one ("
             f"{'; '.join(differing)})"
         )
 
@@ -157,11 +155,12 @@ def _circumstances(workdir: Path, record: Record) -> dict[str, Any]:
     folders = [run[-1] for run in _finished(workdir, record)]
     folders += sorted(workdir.glob("steps/*/fold*"))
     begun = [start for folder in folders for start in read_starts(folder / HISTORY)]
-    found = {"hardware": "; ".join(sorted({s["hardware"] for s in begun if "hardware" in s}))}
-    found["jax"] = ", ".join(sorted({s["jax"] for s in begun if "jax" in s}))
-    names = [folder.relative_to(workdir) for folder in folders]
-    attempts = [attempt for name in names for attempt in jobs.attempts(workdir, str(name))]
-    found["time of all jobs"] = duration(sum(attempt.seconds for attempt in attempts))
+    names = [str(folder.relative_to(workdir)) for folder in folders]
+    attempts = [attempt for name in names for attempt in jobs.attempts(workdir, name)]
     codes = sorted({attempt.code[:12] for attempt in attempts})
-    found["versions of the code"] = f"{len(codes)} (SHA-256 {', '.join(codes)})"
-    return found
+    return {
+        "hardware": "; ".join(sorted({s["hardware"] for s in begun if "hardware" in s})),
+        "jax": ", ".join(sorted({s["jax"] for s in begun if "jax" in s})),
+        "time of all jobs": duration(sum(attempt.seconds for attempt in attempts)),
+        "versions of the code": f"{len(codes)} (SHA-256 {', '.join(codes)})",
+    }

@@ -26,7 +26,7 @@ from ml_collections.config_dict import placeholder
 from skin_jax import config as config_lib
 from skin_jax.base import folder
 from skin_jax.base.errors import UserError
-from skin_jax.base.files import locked, write_atomically
+from skin_jax.base.files import locked, write_json
 from skin_jax.base.settings import STUDY, Setting, completed, declare, defaults
 from skin_jax.config import load
 from skin_jax.data.classes import HAM10000
@@ -498,7 +498,7 @@ def register(plan: Plan) -> dict[str, Any]:
     try:
         with locked(plan.workdir / ".plan.lock", waiting_for=f"waiting for {plan.workdir}"):
             merged = check(plan)
-            write_atomically(plan.workdir / FILE_NAME, json.dumps(merged, indent=2) + "\n")
+            write_json(plan.workdir / FILE_NAME, merged)
             return merged
     except OSError as error:
         raise UserError(f"{plan.workdir} cannot be a work folder: {error}") from error

@@ -14,7 +14,7 @@ from skin_jax.base import devices
 from skin_jax.base.errors import UserError
 from skin_jax.data import demo, splits
 from skin_jax.data import generated as generated_lib
-from skin_jax.data.classes import CLASSES, HAM10000
+from skin_jax.data.classes import HAM10000, Classes
 from skin_jax.data.images import decode
 from skin_jax.eval import audit, features, quality
 from skin_jax.report import quality as quality_report
@@ -35,6 +35,7 @@ SMALL = {
     "sharding.num_devices": 1,
     "log.tensorboard": False,
 }
+CLASSES = HAM10000.names
 DF, NV = CLASSES.index("df"), CLASSES.index("nv")
 
 
@@ -207,9 +208,12 @@ def test_planted_copies_are_found_however_they_are_turned(real, extractor, tmp_p
     assert [by_image[place] for place in planted] == [3, 40, 7]
     assert copies.closest[0].generated == 10
     assert copies.closest[0].distance == pytest.approx(0, abs=1e-6)
-    assert copies.share(np.ones(40, bool)) >= 3 / 40
+    overall = found.groups[-1].nearness
+    assert (overall.generated, overall.val) == (40, len(real.val_images))
+    assert overall.share >= 3 / 40
+    np.testing.assert_array_equal(copies.closest[0].picture, images[10])
 
-    text = quality_report.write(tmp_path, found, real, folder, {"run": "tiny"})
+    text = quality_report.write(tmp_path, found, {"run": "tiny"})
     content = json.loads((tmp_path / "quality.json").read_text())
     closest = content["copies"]["closest"]
     assert len(closest) == audit.PAIRS_SHOWN
@@ -237,6 +241,7 @@ def test_val_images_of_trained_lesions_are_no_yardstick(workdir):
 def test_too_few_images_are_null_and_said(real, extractor, tmp_path):
     """akiec 0, bcc 1, bkl 3, df 4 training images; one generated mel; no val images."""
     real = audit.Real(
+        classes=HAM10000,
         images=real.images[:44],
         labels=np.repeat(np.arange(7), (0, 1, 3, 4, 12, 12, 12)),
         ids=real.ids[:44],
@@ -246,7 +251,7 @@ def test_too_few_images_are_null_and_said(real, extractor, tmp_path):
     )
     folder = generated(others(17), [0, 1, 1, 1, 2, 2, 3, 3, 3, 4, *[NV] * 7], "0" * 64)
     found = audit.audit(real, folder, extractor, progress=False)
-    text = " ".join(quality_report.write(tmp_path, found, real, folder, {}).split())
+    text = " ".join(quality_report.write(tmp_path, found, {}).split())
     groups = json.loads((tmp_path / "quality.json").read_text())["groups"]
     for name in ("akiec", "bcc", "bkl"):
         for key in ("generated", "floor", "halves", "shuffled"):
@@ -263,6 +268,23 @@ def test_too_few_images_are_null_and_said(real, extractor, tmp_path):
     assert "There are no val images to say which distance is small." in text
     assert "fitted on other images than this run's training split" in text
     assert json.loads((tmp_path / "quality.json").read_text())["copies"]["threshold"] is None
+
+
+@pytest.mark.parametrize("num_classes", [3, 8])
+def test_other_classes_are_audited_under_their_own_names(real, extractor, tmp_path, num_classes):
+    classes = Classes.of([f"kind {i}" for i in range(num_classes)])
+    labels = np.arange(len(real.images)) % num_classes
+    val_labels = np.arange(len(real.val_images)) % num_classes
+    real = dataclasses.replace(real, classes=classes, labels=labels, val_labels=val_labels)
+    images = generated(others(12), [0] * 12, real.train_split)
+    found = audit.audit(real, images, extractor, progress=False)
+    text = quality_report.write(tmp_path, found, {})
+    content = json.loads((tmp_path / "quality.json").read_text())
+    assert list(content["groups"]) == [*classes.names, "overall"]
+    assert list(content["copies"]["groups"]) == [*classes.names, "overall"]
+    assert {pair["nearest_label"] for pair in content["copies"]["closest"]} <= {*classes.names}
+    assert "| kind 2 " in text
+    assert content["groups"]["kind 0"]["generated_images"] == 12
 
 
 @pytest.fixture(scope="module")
@@ -390,6 +412,5 @@ def test_efficientnet_finds_a_planted_copy_of_a_real_image(real_data):
     copies = audit.find_copies(
         np.concatenate([fresh, planted]), val, described, extractor, progress=False
     )
-    assert {pair.generated for pair in copies.closest[:3]} == {10, 11, 12}
-    assert [pair.train for pair in sorted(copies.closest)[-3:]] == [17, 99, 110]
+    assert {pair.generated: pair.train for pair in copies.closest[:3]} == {10: 17, 11: 99, 12: 110}
     assert (copies.distances[10:] < copies.threshold).all()

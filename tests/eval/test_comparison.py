@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from skin_jax.data.classes import NUM_CLASSES
 from skin_jax.eval import comparison, metrics
 
 
@@ -21,6 +20,7 @@ def load_benchmark(name):
 error_rates = load_benchmark("study_error_rates")
 
 FOLDS = 3
+NUM_CLASSES = 7
 COUNTS = (8, 8, 10, 6, 10, 20, 6)
 
 
@@ -90,12 +90,12 @@ def test_runs_own_values_are_those_of_metrics():
             m = metrics.evaluate(own[cell].probabilities, own[cell].labels, resamples=0)
             values = (m.balanced_accuracy, m.accuracy, m.macro["f1"], m.macro["auc"])
             assert [arm.runs[name][i] for name in comparison.METRICS] == pytest.approx(values)
-        assert arm.sd("accuracy") == pytest.approx(np.std(arm.runs["accuracy"], ddof=1))
+        assert arm.over_runs("accuracy").sd == pytest.approx(np.std(arm.runs["accuracy"], ddof=1))
     (d,) = found.differences
     plain, gan = (a.runs["balanced_accuracy"] for a in found.arms)
     assert d.cell_differences == pytest.approx(gan - plain)
-    assert d.mean == pytest.approx((gan - plain).mean())
-    assert d.sd == pytest.approx((gan - plain).std(ddof=1))
+    expected = (gan - plain).mean(), (gan - plain).std(ddof=1)
+    assert d.over_cells == pytest.approx(expected)
 
 
 def test_students_interval_is_that_of_scipy_on_fold_means():
@@ -115,7 +115,7 @@ def simple(gained, control=0.5, labels=None, folds=1, resamples=1999):
     base = np.full(n, control)
     fold = np.arange(n) // NUM_CLASSES % folds
     return comparison.paired_difference(
-        labels, fold, np.ones(n), base + gained, base, resamples=resamples
+        labels, fold, np.ones(n), base + gained, base, num_classes=7, resamples=resamples
     )
 
 
@@ -218,11 +218,10 @@ def test_one_fold_and_one_seed_are_told():
 def test_the_confirmatory_arm_is_tested_alone_and_the_others_corrected():
     arms = {"gan": 0.7, "plain": 0.6, "x": 0.75, "y": 0.65}
     outcomes = study(arms)
-    found = compare(outcomes, confirmatory="x", ratios={"gan": 2.0})
+    found = compare(outcomes, confirmatory="x")
     assert [a.name for a in found.arms] == ["plain", "x", "gan", "y"]
     assert [d.arm for d in found.differences] == ["x", "gan", "y"]
     assert [d.confirmatory for d in found.differences] == [True, False, False]
-    assert [d.ratio for d in found.differences] == [None, 2.0, None]
     x, *others = found.differences
     assert x.p == x.estimate.p
     assert [d.p for d in others] == comparison.holm([d.estimate.p for d in others])
@@ -279,6 +278,15 @@ def test_a_study_in_progress_compares_what_there_is():
             "other test images",
         ),
         (lambda o: [*o, dataclasses.replace(o[0], fold=9)], "is in folds 0 and 9"),
+        (
+            lambda o: [
+                *o[1:],
+                dataclasses.replace(
+                    o[0], probabilities=np.pad(o[0].probabilities, ((0, 0), (0, 1)))
+                ),
+            ],
+            "plain, fold 0, seed 0: other classes",
+        ),
     ],
 )
 def test_outcomes_that_do_not_fit_are_refused(change, message):
@@ -295,7 +303,7 @@ def test_options_that_make_no_sense_are_refused():
     with pytest.raises(ValueError, match="at least 19"):
         compare(study({"plain": 0.6, "gan": 0.7}), resamples=10)
     with pytest.raises(ValueError, match="no test lesions"):
-        comparison.paired_difference(*np.zeros((5, 0), int))
+        comparison.paired_difference(*np.zeros((5, 0), int), num_classes=7)
 
 
 def test_simulated_arms_are_like_real_ones():
@@ -325,3 +333,22 @@ def test_of_100_studies_with_6_points_at_least_80_find_them():
     found = error_rates.studies(error_rates.SETTINGS[0], 6.0, 100)
     assert found.wider.sum() >= 80
     assert found.held.mean() > 0.85
+
+
+@pytest.mark.parametrize("num_classes", [2, 8])
+def test_any_number_of_classes(num_classes):
+    rng = np.random.default_rng(0)
+    outcomes = []
+    for fold in range(3):
+        labels = np.repeat(np.arange(num_classes), 30)
+        ids = [f"{fold}-{i}" for i in range(len(labels))]
+        for arm, share in (("plain", 0.5), ("gan", 0.8)):
+            right = rng.random(len(labels)) < share
+            scores = np.eye(num_classes)[np.where(right, labels, (labels + 1) % num_classes)]
+            outcomes.append(comparison.Outcome(arm, fold, 0, ids, ids, labels, scores))
+    found = compare(outcomes)
+    (difference,) = found.differences
+    assert difference.shown
+    assert len(difference.paired.recall) == len(difference.paired.recall_ci95) == num_classes
+    recalls = [arm.recall for arm in found.arms]
+    assert difference.estimate.value == pytest.approx(np.mean(recalls[1] - recalls[0]))

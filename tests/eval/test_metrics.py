@@ -11,7 +11,8 @@ from isic_challenge_scoring import load_csv
 from isic_challenge_scoring import metrics as scorer
 from sklearn import metrics as reference
 
-from skin_jax.data.classes import CLASSES, NUM_CLASSES
+from skin_jax.base.files import plain
+from skin_jax.data.classes import HAM10000, Classes
 from skin_jax.eval import metrics, tables
 
 
@@ -24,6 +25,7 @@ def load_benchmark(name):
 
 
 interval_coverage = load_benchmark("interval_coverage")
+CLASSES, NUM_CLASSES = HAM10000.names, len(HAM10000)
 
 
 TOP_LEVEL = {
@@ -97,8 +99,8 @@ def official(tmp_path, monkeypatch):
     def score(probabilities, labels, order):
         ids = [f"ISIC_{i:07d}" for i in range(len(labels))]
         truth = scores_of(labels)[order]
-        tables.write_predictions(tmp_path / "p.csv", ids, probabilities)
-        tables.write_predictions(tmp_path / "t.csv", [ids[i] for i in order], truth)
+        tables.write_predictions(tmp_path / "p.csv", ids, probabilities, HAM10000)
+        tables.write_predictions(tmp_path / "t.csv", [ids[i] for i in order], truth, HAM10000)
         return Official(tmp_path)
 
     return score
@@ -113,7 +115,7 @@ def test_equals_the_official_scorer_and_scikit_learn_on_the_same_csvs(
     probabilities, labels = draw(kind, seed)
     order = np.random.default_rng(seed).permutation(len(labels))
     theirs = official(probabilities, labels, order)
-    found, truth = tables.join(tmp_path / "p.csv", tmp_path / "t.csv")
+    found, truth = tables.join(tmp_path / "p.csv", tmp_path / "t.csv", HAM10000)
     ours = metrics.evaluate(found.probabilities, truth.labels, resamples=0)
     if kind == "tied maximum":
         assert ours.tied > 0
@@ -231,7 +233,8 @@ def test_the_order_of_the_examples_does_not_matter():
 
 def test_json_has_the_agreed_keys_and_null_for_undefined():
     labels = np.array([4, 4, 5, 5])
-    found = metrics.evaluate(scores_of([4, 5, 5, 5]), labels).to_json(split="test", step=7)
+    m = metrics.evaluate(scores_of([4, 5, 5, 5]), labels)
+    found = plain(m.to_json(HAM10000, split="test", step=7))
     assert set(found) == TOP_LEVEL
     assert (found["split"], found["step"], found["num_examples"]) == ("test", 7, 4)
     assert found["classes"] == list(CLASSES)
@@ -248,14 +251,15 @@ def test_json_has_the_agreed_keys_and_null_for_undefined():
     }
     assert found["confusion_matrix"][4][4:6] == [1, 1]
     assert json.loads(json.dumps(found, allow_nan=False)) == found
-    without = metrics.evaluate(scores_of([4]), np.array([4]), resamples=0).to_json()
-    assert without["ci95"]["accuracy"] == [None, None]
+    without = metrics.evaluate(scores_of([4]), np.array([4]), resamples=0).to_json(HAM10000)
+    assert plain(without["ci95"]["accuracy"]) == [None, None]
 
 
 @pytest.mark.parametrize(
     ("probabilities", "labels", "message"),
     [
-        (np.ones((2, 8)), np.array([0, 1]), "do not fit"),
+        (np.ones(2), np.array([0, 1]), "do not fit"),
+        (np.ones((2, 1)), np.array([0, 0]), "at least two"),
         (np.ones((2, 7)), np.array([0]), "do not fit"),
         (np.ones((0, 7)), np.array([], int), "no examples"),
         (np.full((1, 7), np.nan), np.array([0]), "not all finite"),
@@ -435,3 +439,56 @@ def test_the_interval_of_macro_f1_is_over_the_same_classes_in_every_resample():
     low, high = found.ci95["macro_f1"]
     assert low < found.macro["f1"] < high
     assert high - low < 0.12
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 8, 25])
+def test_any_number_of_classes(num_classes):
+    """The same values as seven, of which the others are never there and never said."""
+    rng = np.random.default_rng(num_classes)
+    labels = rng.permutation(np.arange(60 * num_classes) % num_classes)
+    probabilities = rng.dirichlet(np.ones(num_classes), len(labels))
+    probabilities[np.arange(len(labels)), labels] += 0.2
+    classes = Classes.of([f"c{i}" for i in range(num_classes)])
+    m = metrics.evaluate(probabilities, labels, resamples=200)
+    predicted = probabilities.argmax(axis=1)
+    expected = reference.balanced_accuracy_score(labels, predicted)
+    assert m.balanced_accuracy == pytest.approx(expected)
+    assert (m.confusion == reference.confusion_matrix(labels, predicted)).all()
+    for low, high in (*m.ci95.values(), *m.recall_ci95):
+        assert 0 < high - low < 0.5
+    assert len(m.recall_ci95) == len(m.curves) == num_classes
+    found = plain(m.to_json(classes))
+    assert list(found["per_class"]) == found["classes"] == list(classes.names)
+    absent = np.pad(probabilities, ((0, 0), (0, 2)))
+    wider = metrics.evaluate(absent, labels, resamples=0)
+    assert wider.balanced_accuracy == m.balanced_accuracy
+    assert wider.macro == pytest.approx(m.macro, nan_ok=True)
+
+
+@pytest.mark.parametrize("kind", ["random", "class missing", "tied between images"])
+def test_curves_are_those_of_scikit_learn(kind):
+    probabilities, labels = draw(kind)
+    m = metrics.evaluate(probabilities, labels, resamples=0)
+    for c, curve in enumerate(m.curves):
+        if not (labels == c).any():
+            assert np.isnan(curve.recall).all()
+            continue
+        fall_out, hits, _ = reference.roc_curve(
+            labels == c, probabilities[:, c], drop_intermediate=False
+        )
+        np.testing.assert_allclose(curve.false_positive_rate, fall_out)
+        np.testing.assert_allclose(curve.recall, hits)
+        precision, recall, _ = reference.precision_recall_curve(labels == c, probabilities[:, c])
+        np.testing.assert_allclose(curve.precision, precision[::-1])
+        np.testing.assert_allclose(curve.recall, recall[::-1])
+        area = reference.average_precision_score(labels == c, probabilities[:, c])
+        assert m.average_precision[c] == area  # metrics.json of before, to the last bit
+
+
+def test_bins_of_confidence_hold_every_image_once_0_and_1_too():
+    probabilities = np.stack([np.zeros(NUM_CLASSES), *np.eye(NUM_CLASSES)[[0, 0, 1]]])
+    found = metrics.evaluate(probabilities, np.array([0, 0, 1, 1]), resamples=0).reliability
+    assert found.counts.tolist() == [1, *[0] * 13, 3]
+    assert (found.confidence[[0, -1]].tolist(), found.hit_rate[0]) == ([0, 1], 1)
+    assert found.hit_rate[-1] == pytest.approx(2 / 3)
+    assert np.isnan(found.hit_rate[1:-1]).all()

@@ -74,7 +74,7 @@ def predict(workdirs, inputs, out: Path, **options) -> tuple[int, dict[str, np.n
     """The exit status, and the rows of the CSV by id."""
     inputs = [str(path) for path in inputs]
     status = prediction.predict_files(workdirs, inputs, out, progress=False, **options)
-    scores = tables.read_predictions(out)
+    scores = tables.read_predictions(out, HAM10000)
     return status, dict(zip(scores.image_ids, scores.probabilities, strict=True))
 
 

@@ -5,10 +5,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from skin_jax.data.classes import CLASSES, NUM_CLASSES
+from skin_jax.data.classes import HAM10000, Classes
+from skin_jax.eval import metrics
 from skin_jax.report import figures
 
 WHITE = [255, 255, 255]
+NUM_CLASSES = len(HAM10000)
 
 
 def pixels(path):
@@ -24,10 +26,10 @@ def plain(n, size=8, start=0):
     )
 
 
-def some_results(n=200):
+def some_results(num_classes=NUM_CLASSES):
     rng = np.random.default_rng(0)
-    labels = rng.integers(0, NUM_CLASSES, n)
-    return rng.dirichlet(np.ones(NUM_CLASSES), n), labels
+    labels = rng.integers(0, num_classes, 30 * num_classes)
+    return rng.dirichlet(np.ones(num_classes), len(labels)), labels
 
 
 def test_a_grid_keeps_every_image_row_by_row_with_white_where_there_is_none(tmp_path):
@@ -56,45 +58,64 @@ def test_images_of_another_width_still_fit_the_bar(tmp_path):
     assert pixels(tmp_path / "g.png").shape == (6 + 8 + 6, 4 * 11 - 2, 3)
 
 
-def test_every_curve_and_chart_is_drawn(tmp_path):
-    probabilities, labels = some_results()
-    confusion = np.zeros((NUM_CLASSES, NUM_CLASSES), int)
-    np.add.at(confusion, (labels, probabilities.argmax(axis=1)), 1)
-    counts = np.bincount(labels, minlength=NUM_CLASSES)
-    rows = [{"step": s, "d_loss": 1.0, "val_macro_auc": 0.5 if s else None} for s in range(3)]
+@pytest.mark.parametrize("num_classes", [2, 7, 24])
+def test_every_curve_and_chart_is_drawn(tmp_path, num_classes):
+    names = [f"a class with the number {i}"[i % 24 :] + str(i) for i in range(num_classes)]
+    classes = HAM10000 if num_classes == 7 else Classes.of(names)
+    probabilities, labels = some_results(num_classes)
+    m = metrics.evaluate(probabilities, labels, resamples=0)
+    rows = [
+        {"step": s, "d_loss": 1.0, "val_macro_auc": 0.5 if s else None}
+        | {f"kid/{name}": s / 2 for name in classes.names}
+        for s in range(3)
+    ]
     images = plain(12, 16)
-    figures.confusion_matrix(tmp_path / "confusion.png", confusion)
-    figures.roc_curves(tmp_path / "roc.png", probabilities, labels)
-    figures.precision_recall_curves(tmp_path / "pr.png", probabilities, labels)
-    figures.reliability(tmp_path / "reliability.png", probabilities, labels)
-    figures.class_histogram(tmp_path / "one.png", {"all": counts})
+    figures.confusion_matrix(tmp_path / "confusion.png", m.confusion, classes)
+    figures.roc_curves(tmp_path / "roc.png", m, classes)
+    figures.precision_recall_curves(tmp_path / "pr.png", m, classes)
+    figures.reliability(tmp_path / "reliability.png", m.reliability)
+    figures.class_histogram(tmp_path / "one.png", {"all": m.support}, classes)
     figures.class_histogram(
-        tmp_path / "three.png", {"train": counts, "val": counts, "test": counts}
+        tmp_path / "three.png", {"train": m.support, "val": m.support, "test": m.support}, classes
     )
-    figures.samples_per_class(tmp_path / "samples.png", images, np.arange(12) % NUM_CLASSES)
+    figures.samples_per_class(
+        tmp_path / "samples.png", images, np.arange(12) % num_classes, classes
+    )
     figures.history(tmp_path / "history.png", rows)
-    figures.mistakes(tmp_path / "mistakes.png", images[:5], labels[:5], probabilities[:5])
+    figures.class_history(tmp_path / "class_history.png", rows, classes)
+    figures.titled_images(tmp_path / "mistakes.png", list(images[:5]), ["is a\nsaid b"] * 5, 4)
+    figures.real_and_generated_by_class(
+        tmp_path / "by_class.png", dict.fromkeys(classes.names, (images[:2], images[:3]))
+    )
+    recall = np.full((2, num_classes), 0.5)
+    intervals = np.stack([recall - 0.1, recall + 0.1], axis=-1)
+    figures.recalls(tmp_path / "recalls.png", ["arm", "other"], recall, intervals, classes)
     written = sorted(tmp_path.iterdir())
-    assert len(written) == 9
+    assert len(written) == 12
     for path in written:
-        assert pixels(path).std() > 5, path
+        found = pixels(path)
+        assert found.std() > 5, path
+        if num_classes == 7:
+            assert found.shape[1] == 960, path  # narrow enough for a phone
+
+
+def test_every_image_stands_under_its_title(tmp_path):
+    images = [np.full((4, 8, 3), value, np.uint8) for value in (10, 60, 110)]
+    figures.titled_images(tmp_path / "t.png", images, ["one", "two", "three\nlines"], 2)
+    found = {tuple(pixel) for pixel in pixels(tmp_path / "t.png").reshape(-1, 3).tolist()}
+    assert {(v, v, v) for v in (10, 60, 110)} <= found
 
 
 def test_classes_without_examples_and_empty_rows_are_left_out_not_an_error(tmp_path):
     probabilities, labels = some_results()
     labels[:] = np.where(labels < 3, labels, 3)
-    confusion = np.diag([4, 0, 3, 0, 0, 0, 0])
-    figures.confusion_matrix(tmp_path / "c.png", confusion)
-    figures.roc_curves(tmp_path / "r.png", probabilities, labels)
-    figures.precision_recall_curves(tmp_path / "p.png", probabilities, np.zeros_like(labels))
-    figures.samples_per_class(tmp_path / "s.png", plain(2), np.array([1, 1]), columns=3)
+    some = metrics.evaluate(probabilities, labels, resamples=0)
+    one = metrics.evaluate(probabilities, np.zeros_like(labels), resamples=0)
+    figures.confusion_matrix(tmp_path / "c.png", np.diag([4, 0, 3, 0, 0, 0, 0]), HAM10000)
+    figures.roc_curves(tmp_path / "r.png", some, HAM10000)
+    figures.precision_recall_curves(tmp_path / "p.png", one, HAM10000)
+    figures.samples_per_class(tmp_path / "s.png", plain(2), np.array([1, 1]), HAM10000, columns=3)
     assert len(list(tmp_path.iterdir())) == 4
-
-
-def test_confidence_of_exactly_0_and_1_falls_into_a_bin(tmp_path):
-    probabilities = np.stack([np.zeros(NUM_CLASSES), np.eye(NUM_CLASSES)[0]])
-    figures.reliability(tmp_path / "r.png", probabilities, np.array([0, 0]))
-    assert pixels(tmp_path / "r.png").size
 
 
 def test_a_history_without_anything_to_draw_is_refused(tmp_path):
@@ -104,16 +125,18 @@ def test_a_history_without_anything_to_draw_is_refused(tmp_path):
 
 def test_the_same_data_give_the_same_bytes(tmp_path):
     counts = {"train": np.arange(NUM_CLASSES)}
-    figures.class_histogram(tmp_path / "a.png", counts)
-    figures.class_histogram(tmp_path / "b.png", counts)
+    figures.class_histogram(tmp_path / "a.png", counts, HAM10000)
+    figures.class_histogram(tmp_path / "b.png", counts, HAM10000)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
-def test_each_class_has_a_colour_of_its_own():
-    assert tuple(figures.COLOURS) == CLASSES
-    assert len(set(figures.COLOURS.values())) == NUM_CLASSES
+def test_each_of_40_classes_has_a_line_of_its_own():
+    classes = Classes.of([str(i) for i in range(40)])
+    styles = [figures._style(classes, label) for label in range(40)]
+    assert len({(style["color"], style["linestyle"]) for style in styles}) == 40
+    assert len({style["color"] for style in styles[:8]}) == 8
 
 
 def test_importing_figures_imports_neither_matplotlib_nor_a_display():
-    code = "import sys, skin_jax.eval.figures; sys.exit('matplotlib' in sys.modules)"
+    code = "import sys, skin_jax.report.figures; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

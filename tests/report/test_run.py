@@ -7,10 +7,14 @@ import re
 import numpy as np
 import pytest
 
-from skin_jax.data.classes import CLASSES, NUM_CLASSES
+from skin_jax.base.files import plain
+from skin_jax.data.classes import BENIGN, HAM10000, MALIGNANT, Classes
 from skin_jax.eval import metrics, tables
+from skin_jax.eval.evaluation import Evaluation
 from skin_jax.report import figures, kit
 from skin_jax.report import run as run_report
+
+CLASSES, NUM_CLASSES = HAM10000.names, len(HAM10000)
 
 
 def results(n=210, absent=None):
@@ -27,10 +31,11 @@ def results(n=210, absent=None):
     return probabilities, labels, lesions
 
 
-def evaluation(**extra):
+def evaluation(found=None, **extra):
     probabilities, labels, lesions = results()
-    return run_report.Evaluation(
-        metrics=metrics.evaluate(probabilities, labels, lesions, resamples=50),
+    return Evaluation(
+        classes=HAM10000,
+        metrics=found or metrics.evaluate(probabilities, labels, lesions, resamples=50),
         image_ids=[f"ISIC_{i}" for i in range(len(labels))],
         labels=labels,
         probabilities=probabilities,
@@ -46,7 +51,7 @@ def row_of(text, name):
 
 def test_table_one_shows_both_results_within_80_columns():
     e = evaluation()
-    text = run_report.table_one(e.metrics)
+    text = run_report.table_one(e)
     assert max(map(len, text.splitlines())) <= 80
     widths = [len(line) for line in text.split("\n\n")[0].splitlines()]
     assert len(widths) == 2 + NUM_CLASSES
@@ -78,35 +83,37 @@ def test_notes_tell_of_shared_lesions_unknown_lesions_and_ties():
     probabilities, labels, _ = results()
     probabilities[3] = 0.25
     m = metrics.evaluate(probabilities, labels, resamples=0)
-    text = " ".join(run_report.table_one(m, shared_with_train=42).split())
+    e = evaluation(m, shared_with_train=42)
+    text = " ".join(run_report.table_one(e).split())
     assert "42 of the 210 images evaluated (20.0%) share a lesion with the training set" in text
     assert "lesions are not known" in text
     assert "tied largest score: 1." in text
-    assert row_of(run_report.table_one(m), "nv")[5] == "n/a"
+    assert row_of(run_report.table_one(e), "nv")[5] == "n/a"
 
 
 def test_undefined_is_not_applicable_and_explained():
     probabilities, labels, lesions = results(absent=3)
     m = metrics.evaluate(probabilities, labels, lesions, resamples=0)
-    text = run_report.table_one(m)
+    text = run_report.table_one(evaluation(m))
     assert row_of(text, "df")[1:5] == ["n/a", "n/a", "n/a", "0"]
     assert row_of(text, "accuracy")[2] == "n/a"
     assert "Means are over the classes where the value is defined" in " ".join(text.split())
     assert "nan" not in text
-    assert "n/a:" not in run_report.table_one(evaluation().metrics)
+    assert "n/a:" not in run_report.table_one(evaluation())
 
 
 def test_an_evaluation_is_written_as_agreed(tmp_path):
     e = evaluation()
     run_report.write_evaluation(tmp_path, e)
     found = json.loads((tmp_path / "metrics.json").read_text())
-    assert found == e.metrics.to_json(split="test", step=40)
-    read = tables.read_predictions(tmp_path / "predictions.csv")
+    assert found == plain(e.metrics.to_json(HAM10000, split="test", step=40))
+    read = tables.read_predictions(tmp_path / "predictions.csv", HAM10000)
     assert read.image_ids == e.image_ids
     assert (read.probabilities == e.probabilities).all()
     text = (tmp_path / "report.md").read_text()
     assert text.startswith("# Evaluation on test\n")
-    assert run_report.table_one(e.metrics) in text
+    assert run_report.table_one(e) in text
+    assert "## Table I on test" in text
     links = re.findall(r"!\[.*\]\((.*)\)", text)
     assert len(links) == 4
     assert all((tmp_path / link).is_file() for link in links)
@@ -118,12 +125,13 @@ def test_subgroups_are_written_with_intervals_and_a_warning(tmp_path):
     sex = np.where(np.arange(len(labels)) < 14, "male", "female")
     groups = metrics.subgroups(probabilities, labels, lesions, {"sex": sex}, resamples=50)
     points = [metrics.OperatingPoint(0.9, 0.3, 0.75, 0.875)]
-    e = evaluation(subgroups=groups, operating_points=points)
+    e = evaluation(subgroups=groups, operating_points={"melanoma": points})
     run_report.write_evaluation(tmp_path, e)
     text = (tmp_path / "report.md").read_text()
     assert row_of(text, "sex: male")[1:3] == ["14", "7 (few)"]
     assert "which say little: sex male." in " ".join(text.split())
     assert row_of(text, "90%")[1:] == ["0.300", "0.750", "0.875"]
+    assert "Melanoma against the rest, the threshold chosen on validation images:" in text
     with (tmp_path / "subgroups.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [r["few_lesions"] for r in rows] == ["0", "1"]
@@ -155,22 +163,22 @@ class Page(html.parser.HTMLParser):
 
 def test_the_run_report_is_one_file_with_every_part(tmp_path):
     probabilities, labels, _ = results()
-    chosen = run_report.mistaken(probabilities, labels)
+    chosen = metrics.confident_mistakes(probabilities, labels, 8).tolist()
     pictures = np.zeros((len(chosen), 8, 8, 3), np.uint8)
-    grid = tmp_path / "samples.png"
-    figures.image_grid(grid, pictures, 4)
+    for step, color in ((9, 9), (10, 10)):
+        figures.image_grid(tmp_path / "samples" / f"step_{step}.png", pictures + color, 4)
     sections = run_report.write_evaluation(
-        tmp_path / "eval" / "test", evaluation(mistake_images=pictures)
+        tmp_path / "eval" / "test", evaluation(mistakes=chosen, mistake_images=pictures)
     )
-    path = run_report.write_run_report(
+    path = run_report.write_page(
         tmp_path,
+        classes=HAM10000,
         title="A run <1>",
         facts={"config": "configs/demo.py", "seed": 0},
-        evaluation=sections,
+        sections=sections,
         class_counts={"train": np.arange(NUM_CLASSES)},
         history=[{"step": 1, "d_loss": 2.0}],
         samples=(pictures[:7], np.arange(7)),
-        real_and_generated=grid,
     )
     text = path.read_text(encoding="utf-8")
     page = Page(text)
@@ -179,6 +187,8 @@ def test_the_run_report_is_one_file_with_every_part(tmp_path):
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
     for source in page.sources:
         assert base64.b64decode(source.split(",")[1]).startswith(b"\x89PNG")
+    last = base64.b64encode((tmp_path / "samples" / "step_10.png").read_bytes()).decode()
+    assert f"data:image/png;base64,{last}" in page.sources
     assert "http" not in text
     assert 'name="viewport"' in text
     assert "A run <1>" in page.text
@@ -189,10 +199,21 @@ def test_the_run_report_is_one_file_with_every_part(tmp_path):
 
 def test_a_run_without_a_test_set_or_pictures_still_has_a_report(tmp_path):
     counts = {"train": np.arange(NUM_CLASSES)}
-    path = run_report.write_run_report(
-        tmp_path, title="Run", facts={}, evaluation=[], class_counts=counts
+    path = run_report.write_page(
+        tmp_path, classes=HAM10000, title="Run", facts={}, sections=[], class_counts=counts
     )
     assert Page(path.read_text()).tags.count("img") == 1
+
+
+def test_a_picture_of_many_classes_has_the_width_of_the_page(tmp_path):
+    for name, width in (("usual", 960), ("wide", 1500)):
+        figures.image_grid(tmp_path / f"{name}.png", np.zeros((1, 8, width, 3), np.uint8), 1)
+    pictures = [kit.Picture(tmp_path / f"{name}.png", name) for name in ("usual", "wide")]
+    page = kit.html("t", [kit.Section("s", pictures)])
+    assert re.findall(r'<figure( class=wide)?><img alt="(\w+)"', page) == [
+        ("", "usual"),
+        (" class=wide", "wide"),
+    ]
 
 
 def test_text_is_escaped_in_both_forms(tmp_path):
@@ -206,3 +227,70 @@ def test_text_is_escaped_in_both_forms(tmp_path):
     assert "<i>" not in page
     assert "x &lt; y" in page
     assert "| <i> | 1\\|2 |" in kit.markdown("t", sections, tmp_path)
+
+
+OTHERS = {
+    3: Classes(
+        ("benign-nevus", "malignant", "other"),
+        titles=("benign nevus", "anything malignant", "other"),
+        groups=(BENIGN, MALIGNANT, BENIGN),
+        focus="malignant",
+        columns=("benign-nevus", "malignant", "other"),
+    ),
+    8: Classes.of(("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC")),
+}
+
+
+@pytest.mark.parametrize("classes", OTHERS.values(), ids=OTHERS)
+def test_other_classes_are_reported_under_their_own_names_without_paper_a(tmp_path, classes):
+    n, rng = len(classes), np.random.default_rng(0)
+    labels = np.arange(20 * n) % n
+    probabilities = rng.dirichlet(np.ones(n), len(labels))
+    ids = [f"{classes.names[label]}/{i}" for i, label in enumerate(labels)]
+    chosen = metrics.confident_mistakes(probabilities, labels, 5).tolist()
+    e = Evaluation(
+        classes=classes,
+        metrics=metrics.evaluate(probabilities, labels, resamples=50),
+        image_ids=ids,
+        labels=labels,
+        probabilities=probabilities,
+        split="test",
+        subgroups=metrics.subgroups(probabilities, labels, None, {"sex": ["f"] * len(labels)}),
+        mistakes=chosen,
+        mistake_images=np.zeros((len(chosen), 8, 8, 3), np.uint8),
+    )
+    sections = run_report.write_evaluation(tmp_path / "eval", e)
+    history = [{"step": s} | {f"d_loss/{name}": 1.0 for name in classes.names} for s in range(3)]
+    page = run_report.write_page(
+        tmp_path,
+        classes=classes,
+        title="Run",
+        facts={},
+        sections=sections,
+        class_counts={"train": np.arange(n), "test": np.arange(n)},
+        history=[row | {"d_loss": 1.0} for row in history],
+        samples=(np.zeros((2, 8, 8, 3), np.uint8), np.array([0, n - 1])),
+    )
+    text = (tmp_path / "eval" / "report.md").read_text()
+    for trace in ("Table I", "paper A", "Rashid", "A prec", "melanoma"):
+        assert trace not in text + page.read_text()
+    assert f"Chance: balanced accuracy {1 / n:.3f} with {n} classes present" in text
+    assert row_of(text, "class")[1:] == ["prec.", "recall", "F1", "images", "lesions"]
+    for label, name in enumerate(classes.names):
+        assert row_of(text, name)[4] == "20"
+        assert f"| {classes.titled(label)} " in text
+    header = (tmp_path / "eval" / "predictions.csv").read_text().splitlines()[0]
+    assert header == ",".join(["image", *classes.columns])
+    header = (tmp_path / "eval" / "subgroups.csv").read_text().splitlines()[0]
+    assert header.endswith(f"recall_{classes.names[-1]}_high")
+    found = json.loads((tmp_path / "eval" / "metrics.json").read_text())
+    assert found["classes"] == list(found["per_class"]) == list(classes.names)
+    assert (tmp_path / "figures" / "class_history.png").exists()
+
+
+def test_the_page_of_a_run_goes_by_the_classes_titles(tmp_path):
+    counts = {"train": np.array([5, 6, 7])}
+    path = run_report.write_page(
+        tmp_path, classes=OTHERS[3], title="Run", facts={}, sections=[], class_counts=counts
+    )
+    assert "malignant (anything malignant)" in path.read_text()

@@ -1,0 +1,29 @@
+"""What is known about one evaluated set of examples: what `report.run` writes."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from skin_jax.data.classes import Classes
+from skin_jax.eval.metrics import Metrics, OperatingPoint, Subgroup
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Predictions of N examples of C classes, with everything that was measured on them."""
+
+    classes: Classes
+    metrics: Metrics
+    image_ids: Sequence[str]
+    labels: np.ndarray  # int [N]
+    probabilities: np.ndarray  # float [N, C]
+    split: str | None = None  # None for a set from outside
+    step: int | None = None  # of the checkpoint
+    shared_with_train: int | None = None  # images whose lesion is in train too; None if unknown
+    operating_points: Mapping[str, Sequence[OperatingPoint]] = dataclasses.field(
+        default_factory=dict
+    )  # what counts as positive -> points, their thresholds from val
+    subgroups: Sequence[Subgroup] = ()
+    mistakes: Sequence[int] = ()  # indices of the most confident ones, the surest first
+    mistake_images: np.ndarray | None = None  # uint8 [M, H, W, 3], of `mistakes`
