@@ -146,8 +146,9 @@ def main(argv: list[str]) -> None:
     assignment = read_split(examples, workdir)
     present = len(np.unique(examples.labels[assignment == "test"]))
     task = trained(workdir).task
+    pixels = examples.images[np.arange(len(examples.images))]
     try:
-        frozen = frozen_features(task, examples.images, config.seed)
+        frozen = frozen_features(task, pixels, config.seed)
     except UserError as error:
         warn(f"{error}; the other baselines need no weights")
         frozen = None
@@ -156,7 +157,7 @@ def main(argv: list[str]) -> None:
     if not (assignment == "val").any():
         print(f"  (there is no validation split to choose C by: it is {STRENGTH_UNCHOSEN:g})")
     print(f"  {'this run':<{_WIDTH}}{own:.3f}")
-    described = {name: features(examples.images) for name, features in FEATURES.items()}
+    described = {name: features(pixels) for name, features in FEATURES.items()}
     if frozen is not None:
         described["pretrained features"] = frozen
     for name, features in described.items():
