@@ -191,6 +191,23 @@ def test_moved_and_copied_folders_share_the_prepared_images(
     assert len(entries(cache)) == 1
 
 
+def test_rows_of_an_array_are_told_by_their_pixels(tmp_path, cache):
+    file, rng = tmp_path / "dermamnist.npz", np.random.default_rng(0)
+    arrays = {f"{split}_labels": np.arange(4)[:, None] for split in ("train", "val", "test")}
+    for split in ("train", "val", "test"):
+        arrays[f"{split}_images"] = rng.integers(0, 256, (4, SIZE, SIZE, 3), np.uint8)
+    found = []
+    for save in (np.savez, np.savez_compressed, np.savez):
+        save(file, **arrays)
+        examples = store.prepare(file, image_size=SIZE, cache_dir=cache, progress=False)
+        assert examples.digest == digest_of(examples.records, examples.images)
+        found.append(examples.digest)
+        if save is np.savez_compressed:
+            arrays["val_images"][2, 0, 0, 0] ^= 1
+    assert found[0] == found[1] != found[2]
+    assert len(entries(cache)) == 2
+
+
 def test_files_that_did_not_change_are_not_read_again(official, prepare, write, monkeypatch):
     monkeypatch.setattr(contents, "_SETTLED_AFTER", 0)
     prepare()
@@ -386,19 +403,6 @@ def test_a_wrong_hash_in_the_cache_is_no_dead_end(prepare, cache, monkeypatch):
     with pytest.raises(UserError, match="it changes while it is read"):
         prepare()
     assert len(prepare().records) == 14
-
-
-def test_what_is_no_regular_file_is_unreadable(official, prepare, write):
-    path = image_path(official, 3)
-    path.unlink()
-    os.mkfifo(path)
-    with pytest.raises(UserError, match=r"ISIC_0000003.jpg: unreadable image: not a regular file"):
-        prepare()
-    ((file, reason),) = prepare(on_bad_image="skip").skipped
-    assert (file.endswith("ISIC_0000003.jpg"), reason) == (True, "not a regular file")
-    path.unlink()
-    write["image"](path, 3)
-    assert prepare().skipped == ()
 
 
 # Interruptions, damage, other processes
