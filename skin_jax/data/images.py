@@ -68,7 +68,7 @@ def read(path: Path) -> bytes:
     try:
         status = file.stat()
         if file is not path:
-            return _row(file, path.parent.name, int(path.name), status.st_mtime_ns)
+            return _row(file, path.parent.name, int(path.name), status.st_ctime_ns)
         if not stat.S_ISREG(status.st_mode):  # opening a named pipe would wait for ever
             raise UnreadableImage("not a regular file")
         if status.st_size > _LARGEST_FILE:
