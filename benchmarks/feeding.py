@@ -1,7 +1,9 @@
 """How fast the pipelines bring images, and how long a step waits for them: the suite `input`.
 
-Both on procedural images of 224x224, in batches of 16 of the SGAN of `benchmarks.steps`, through
-the training loop's own feeds and dispatch.
+On images of 224x224, in batches of 16 of the SGAN of `benchmarks.steps`, through the training
+loop's own feeds and dispatch. `tf` and `device` have procedural images, in memory; `tf_disk` is the
+pipeline `tf` with prepared images of a folder, which stay on disk (and in the system's cache of
+files, as far as that is large enough).
 """
 
 import importlib.util
@@ -15,16 +17,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks import steps, timing
+from benchmarks import memory, steps, timing
 from skin_jax.data.pipeline import PIPELINES
 from skin_jax.train import loop
 from skin_jax.train import run as run_lib
 
 Row = dict[str, Any]
 
-NAMES = tuple(PIPELINES)
+_DISK = "tf_disk"
+NAMES = (*PIPELINES, _DISK)
 
 _IMAGES = 500
+_IMAGES_ON_DISK = 4000
 _ENDLESS = 10**6
 _STEPS = 2 * loop._IN_FLIGHT
 """Of a call: as many under way as in training for at least half of them."""
@@ -33,18 +37,19 @@ _STEPS = 2 * loop._IN_FLIGHT
 def rows(rounds: int, only: Sequence[str], precision: str) -> Iterator[Row]:
     """A row for each of the named pipelines that is installed."""
     runs = {}
-    for name in only:
-        if name == "tf" and importlib.util.find_spec("tensorflow") is None:
-            yield {"name": name, "failure": "TensorFlow is not installed"}
-            continue
-        with tempfile.TemporaryDirectory() as workdir:
-            runs[name] = _Run(name, precision, Path(workdir))
-    feeding = timing.interleaved({name: run.feed for name, run in runs.items()}, rounds)
-    training = timing.interleaved({name: run.train for name, run in runs.items()}, rounds)
+    with tempfile.TemporaryDirectory() as folder:
+        for name in only:
+            if name != "device" and importlib.util.find_spec("tensorflow") is None:
+                yield {"name": name, "failure": "TensorFlow is not installed"}
+                continue
+            runs[name] = _Run(name, precision, Path(folder) / name)
+        feeding = timing.interleaved({name: run.feed for name, run in runs.items()}, rounds)
+        training = timing.interleaved({name: run.train for name, run in runs.items()}, rounds)
     for name, run in runs.items():
         yield {
             "name": name,
             "images_per_second": timing.rate(run.batch_size, feeding[name]),
+            "best_images_per_second": run.batch_size / float(feeding[name].min()),
             "step_ms": timing.milliseconds(training[name]) / _STEPS,
             "share_waiting": float(np.median(run.waiting[-rounds:])),
         }
@@ -62,8 +67,12 @@ class _Run:
     def __init__(self, pipeline: str, precision: str, workdir: Path):
         config = steps.config_of("sgan_224_b16", precision)
         config.data.demo_images, config.data.pipeline = _IMAGES, pipeline
+        if pipeline == _DISK:
+            memory.write_folder(workdir / "images", _IMAGES_ON_DISK, config.data.image_size)
+            config.data.dir, config.data.pipeline = str(workdir / "images"), "tf"
+            config.data.cache_dir = str(workdir / "cache")
         config.num_steps, config.sharding.num_devices = _ENDLESS, 1
-        self._experiment = run_lib.start(config, workdir)
+        self._experiment = run_lib.start(config, workdir / "run")
         self.batch_size = self._experiment.rows
         self._rng = jax.random.key(0)
         self._state = jax.jit(self._experiment.task.init, out_shardings=self._experiment.placement)(

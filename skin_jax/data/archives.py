@@ -171,7 +171,7 @@ def _without_twins(findings: Findings, paths: Sequence[Path]) -> list[Path]:
     """Drops second copies: Kaggle ships its folders twice, under names that differ in case."""
     kept: dict[tuple[str, str, int], Path] = {}
     for path in paths:
-        twin = path.parent.name.casefold(), path.name, findings.stats[path][0]
+        twin = path.parent.name.casefold(), path.name, findings.sizes[path]
         if kept.setdefault(twin, path) is not path:
             findings.leave(path, "images that are there twice, in folders of one name")
     return list(kept.values())
@@ -361,8 +361,7 @@ def read_dermamnist(findings: Findings, file: Path | None = None) -> Classes:
             f"{findings.root} holds {first.name} and {others[0].name}; pass the file that is meant "
             "as the data folder"
         )
-    stat = first.stat()
-    findings.stats[first] = stat.st_size, stat.st_mtime_ns
+    findings.sizes[first] = first.stat().st_size
     findings.found_images = True
     for split in _PARTS.values():
         try:

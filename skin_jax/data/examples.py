@@ -1,4 +1,4 @@
-"""What every later step works on: records of images, and the images themselves in memory."""
+"""What every later step works on: records of images, and the images themselves."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -42,13 +42,55 @@ class Record:
     """The image file, or `FILE.npz/ARRAY/ROW`; None for images that were generated."""
 
 
+class Images(Protocol):
+    """Decoded images uint8 [N, S, S, 3], RGB, on disk or in memory; an array is one such.
+
+    They may be larger than the memory: index a bounded number at a time, by integers 0 .. N - 1.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, S, S, 3)."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all images together."""
+
+    def __len__(self) -> int:
+        """N."""
+
+    def __getitem__(self, indices: np.ndarray, /) -> np.ndarray:
+        """The images at indices int [...]: uint8 [..., S, S, 3]."""
+
+
+class Joined:
+    """Images of one size, and after them others, without a copy."""
+
+    def __init__(self, first: Images, second: Images):
+        self._first, self._second = first, second
+        self.shape = (len(first) + len(second), *first.shape[1:])
+        self.nbytes = first.nbytes + second.nbytes
+
+    def __len__(self) -> int:
+        """Number of all images."""
+        return self.shape[0]
+
+    def __getitem__(self, indices: np.ndarray) -> np.ndarray:
+        """The images at indices int [...]: uint8 [..., S, S, 3]."""
+        images = np.empty((*indices.shape, *self.shape[1:]), np.uint8)
+        later = indices >= len(self._first)
+        images[~later] = self._first[indices[~later]]
+        images[later] = self._second[indices[later] - len(self._first)]
+        return images
+
+
 @dataclass(frozen=True)
 class Examples:
     """Records and their decoded images, in the same order."""
 
     records: tuple[Record, ...]
     """Sorted by image id."""
-    images: np.ndarray
+    images: Images
     """uint8 [N, S, S, 3], RGB."""
     digest: str
     """`digest_of(records, images)`: a resumed run must find the same."""

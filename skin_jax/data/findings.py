@@ -89,10 +89,10 @@ class Findings:
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     images: list[Image] = field(default_factory=list)
-    stats: dict[Path, tuple[int, int]] = field(default_factory=dict)
-    """Size in bytes and time in nanoseconds of each image file."""
-    tables: dict[Path, tuple[bytes, tuple[str, ...], list[csvs.Row]]] = field(default_factory=dict)
-    """Content, header and rows of each table that was read."""
+    sizes: dict[Path, int] = field(default_factory=dict)
+    """Bytes of each image file."""
+    tables: dict[Path, tuple[tuple[str, ...], list[csvs.Row]]] = field(default_factory=dict)
+    """Header and rows of each table that was read."""
     unread: dict[Path, str] = field(default_factory=dict)
     """What each file is that is not read."""
     left_out: Counter[str] = field(default_factory=Counter)
@@ -129,11 +129,8 @@ class Findings:
             elif not entry.is_file() and path.exists():
                 self.unread[path] = "devices or pipes"
             else:
-                try:
-                    stat = entry.stat()
-                except FileNotFoundError:  # a dangling link; decoding it will say so
-                    stat = entry.stat(follow_symlinks=False)
-                self.stats[path] = stat.st_size, stat.st_mtime_ns
+                # Of a dangling link, too; reading it will say so.
+                self.sizes[path] = entry.stat(follow_symlinks=entry.is_file()).st_size
                 found.append(path)
         self.found_images |= bool(found)
         return found
@@ -141,7 +138,7 @@ class Findings:
     def leave(self, path: Path, reason: str) -> None:
         """Counts an image file that is not read, and says what it is."""
         self.unread[path] = reason
-        self.stats.pop(path, None)
+        self.sizes.pop(path, None)
 
     # Tables
 
@@ -150,13 +147,12 @@ class Findings:
         if path not in self.tables:
             self.named.add(path.parent)
             problems: list[str] = []
-            content = path.read_bytes()
-            self.tables[path] = content, *csvs.parse(content, problems, strip=True)
+            self.tables[path] = csvs.parse(path.read_bytes(), problems, strip=True)
             self.problems += [
                 f"{self.name(path)}{', ' if problem.startswith('row ') else ': '}{problem}"
                 for problem in problems
             ]
-        return self.tables[path][1:]
+        return self.tables[path]
 
     def rows(self, path: Path, columns: Columns) -> dict[str, Facts]:
         """The rows of a table by image id; reports missing columns, and ids that come twice.

@@ -4,12 +4,13 @@ import contextlib
 import functools
 import io
 import math
+import os
+import stat
 import threading
 import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -20,6 +21,10 @@ SUFFIXES = frozenset(
 )
 """File name endings, in lower case, that are taken for images."""
 
+THREADS = max(1, min(8, os.cpu_count() or 1))
+"""Threads that read and decode image files side by side."""
+
+_LARGEST_FILE = 2**30
 _SILENT_FORMATS = ("JPEG", "MPO", "PNG", "BMP", "WEBP")
 _FILTERS = threading.Lock()
 _TURNS = {
@@ -39,7 +44,43 @@ class UnreadableImage(ValueError):  # noqa: N818 - says what it is; "error" woul
     """An image that cannot be decoded completely; the message is the reason, one clause."""
 
 
-def decode(source: Path | bytes | BinaryIO, size: int) -> np.ndarray:
+class PassingTrouble(UnreadableImage):
+    """A file that cannot be read at the moment: permission, a missing disk, memory.
+
+    It says nothing about the image, so nobody may remember the image as unreadable.
+    """
+
+
+def file_of(path: Path) -> Path:
+    """The file that an image is in: its own, or the `FILE.npz` of `FILE.npz/ARRAY/ROW`."""
+    file = path.parent.parent
+    return file if file.suffix == ".npz" and file.is_file() else path
+
+
+def read(path: Path) -> bytes:
+    """Reads an image file; a row of an array as if it were one.
+
+    Raises:
+      PassingTrouble: the system refuses it.
+      UnreadableImage: it is not a regular file, larger than 1 GiB, or no row that can be read.
+    """
+    file = file_of(path)
+    try:
+        status = file.stat()
+        if file is not path:
+            return _row(file, path.parent.name, int(path.name), status.st_ctime_ns)
+        if not stat.S_ISREG(status.st_mode):  # opening a named pipe would wait for ever
+            raise UnreadableImage("not a regular file")
+        if status.st_size > _LARGEST_FILE:
+            raise UnreadableImage(f"too large: {status.st_size} bytes")
+        return path.read_bytes()
+    except OSError as error:
+        raise PassingTrouble(error.strerror or str(error)) from None
+    except MemoryError:
+        raise PassingTrouble("not enough memory") from None
+
+
+def decode(source: Path | bytes, size: int) -> np.ndarray:
     """Decodes one image and resizes it to a square; the aspect ratio is not kept.
 
     The EXIF orientation is applied, of several frames the first is taken, an alpha channel is
@@ -48,20 +89,20 @@ def decode(source: Path | bytes | BinaryIO, size: int) -> np.ndarray:
     from several threads.
 
     Args:
-      source: a path as `file_of` has it, the bytes of a file, or an open binary file.
+      source: a file's path, its bytes, or `FILE.npz/ARRAY/ROW`: a row of uint8 [N, H, W, 3] or
+        [N, H, W].
       size: side of the result in pixels.
 
     Returns:
       uint8 [size, size, 3], RGB, contiguous and writable.
 
     Raises:
-      UnreadableImage: Pillow cannot decode it to the end.
+      UnreadableImage: `read` refuses the file, or Pillow cannot decode it to the end.
     """
+    content = source if isinstance(source, bytes) else read(source)
     try:
-        if isinstance(source, Path) and file_of(source) != source:
-            source = _row(source)
         with _quiet():
-            image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+            image = Image.open(io.BytesIO(content))
         with image:
             rgb = _to_rgb(_loaded(image))
             rgb = rgb.resize((size, size), Image.Resampling.BILINEAR)
@@ -72,28 +113,13 @@ def decode(source: Path | bytes | BinaryIO, size: int) -> np.ndarray:
         raise UnreadableImage(f"too large: more than {limit} pixels") from None
     except UnidentifiedImageError:
         raise UnreadableImage("not an image that Pillow knows, or empty") from None
+    except MemoryError:
+        raise PassingTrouble("not enough memory") from None
     # Pillow's plugins raise almost anything on damaged input: OSError, SyntaxError, struct.error,
     # zlib.error, IndexError... All of it means the same here.
     except Exception as error:
         raise UnreadableImage(" ".join(f"{error}".split()) or type(error).__name__) from None
     return np.array(rgb, np.uint8)
-
-
-def file_of(path: Path) -> Path:
-    """The file that holds an image: itself, or `FILE.npz` for `FILE.npz/ARRAY/ROW`.
-
-    The latter is a row of an array uint8 [N, H, W, 3] or [N, H, W].
-    """
-    outer = path.parent.parent
-    return outer if outer.suffix == ".npz" else path
-
-
-def _row(path: Path) -> bytes:
-    """A row of an array as an image file."""
-    file, image = file_of(path), io.BytesIO()
-    rows = _rows(file, path.parent.name, file.stat().st_mtime_ns)
-    Image.fromarray(rows.read(int(path.name))).save(image, "BMP")
-    return image.getvalue()
 
 
 class Rows:
@@ -148,6 +174,17 @@ class Rows:
 def _rows(path: Path, array: str, time: int) -> Rows:
     del time  # another one is another file
     return Rows(path, array)
+
+
+def _row(path: Path, array: str, number: int, time: int) -> bytes:
+    content = io.BytesIO()
+    try:
+        Image.fromarray(_rows(path, array, time).read(number)).save(content, "PPM")
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # of zipfile, zlib or NumPy
+        raise UnreadableImage(f"{error}") from None
+    return content.getvalue()
 
 
 def _loaded(image: Image.Image) -> Image.Image:

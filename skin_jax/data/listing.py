@@ -1,6 +1,5 @@
 """From what a reader gathered to records: classes, units that no split parts, and what to say."""
 
-import hashlib
 import math
 import re
 from collections import Counter, defaultdict
@@ -36,9 +35,6 @@ class Listing:
     """Sorted by image id; where there are problems, those that could be made."""
     problems: tuple[str, ...]
     """Everything that is wrong, each with its file, row, column or id."""
-    cache_key: str
-    """Hash over relative names, sizes and times of the images, the contents of the tables, the
-    classes and what the user said about the folder."""
     classes: Classes
     unit: str
     """What `Record.lesion_id` holds: "lesion", "patient", "group" or "image"."""
@@ -95,7 +91,6 @@ def make(findings: Findings, layout: str, known: Classes | None) -> Listing:
         layout=layout,
         records=records,
         problems=tuple(dict.fromkeys(findings.problems)),
-        cache_key=_cache_key(findings, layout, classes),
         classes=classes,
         unit=unit,
         notes=(*findings.notes, *_left_out(findings)),
@@ -203,7 +198,7 @@ def _left_out(findings: Findings) -> list[str]:
     if findings.left_out:
         told = [f"{n} {f'of {c}' if c else 'without any'}" for c, n in findings.left_out.items()]
         notes.append(f"images of other classes are left out: {', '.join(told)}")
-    read = {*findings.stats, *findings.tables}
+    read = {*findings.sizes, *findings.tables}
     looked_into = {findings.name(folder).partition("/")[0] for folder in findings.named}
     unread = {path: kind for path, kind in findings.unread.items() if path not in read}
     folders = []
@@ -217,12 +212,3 @@ def _left_out(findings: Findings) -> list[str]:
     if kinds or folders:
         notes.append(f"not read: {', '.join([*kinds, *folders])}")
     return notes
-
-
-def _cache_key(findings: Findings, layout: str, classes: Classes) -> str:
-    key = hashlib.sha256(f"{layout} {findings.reading} {classes.names}".encode())
-    for path, (size, time) in sorted(findings.stats.items()):
-        key.update(f"{findings.name(path)!r} {size} {time}\n".encode())
-    for path, (content, *_) in sorted(findings.tables.items()):
-        key.update(f"{path.name!r} {len(content)}\n".encode() + content)
-    return key.hexdigest()

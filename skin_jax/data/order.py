@@ -1,15 +1,85 @@
-"""Which example stands at a position of the training stream."""
+"""The order of a training stream: which example stands at a position."""
 
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
-from skin_jax.data import pipeline
+from skin_jax.base.errors import UserError
 
 
-def Order(indices: np.ndarray, labels: np.ndarray, *, seed: int, sampling: str, **by_class: Any):
-    if by_class:
-        return pipeline.ClassOrder(
-            indices, labels, by_class["classes"], by_class["per_class"], seed
-        )
-    return pipeline.Order(indices, labels, sampling, seed)
+class Order:
+    """Which example stands at a position of the training stream: a pure function of the seed.
+
+    The examples are in groups, each of which goes through permutations of its members end to end.
+    natural: one group, of all examples.
+    balanced: one group for each class that has examples; each round of the stream holds one example
+    of each, in a shuffled order.
+    by_class: one group for each of `classes`; each batch holds `per_class` examples of each, side
+    by side, which depend on the seed and the class, not on the other classes.
+
+    Args:
+      indices: int [N], the examples of the training split.
+      labels: int [N], their classes.
+      seed: the run's seed.
+      sampling: "natural", "balanced" or "by_class".
+      classes: labels of the groups of "by_class", in the order of a batch; each has an example.
+      per_class: examples of each in a batch of "by_class".
+
+    Raises:
+      UserError: no examples.
+    """
+
+    def __init__(
+        self,
+        indices: np.ndarray,
+        labels: np.ndarray,
+        *,
+        seed: int,
+        sampling: str,
+        classes: Sequence[int] | np.ndarray = (),
+        per_class: int = 1,
+    ):
+        if len(indices) == 0:
+            raise UserError("the training split is empty; see config.data.split_fractions")
+        groups = [(0, indices)]
+        if sampling == "balanced":
+            groups = list(enumerate(indices[labels == c] for c in np.unique(labels)))
+        elif sampling == "by_class":
+            groups = [(int(c), indices[labels == c]) for c in classes]
+        self._groups = groups  # the stream of the permutations of each, and its members
+        self._shuffled = sampling == "balanced" and len(groups) > 1
+        self._per_group = per_class
+        self._seed = seed
+        self._kept: dict[int, dict[int, np.ndarray]] = {}
+
+    def __call__(self, positions: np.ndarray) -> np.ndarray:
+        """Indices of the examples at positions int64 [...]: int64 [...]."""
+        visit, row = np.divmod(positions, self._per_group)
+        count = len(self._groups)
+        turn, chosen = np.divmod(visit, count)
+        if self._shuffled:  # the stream after those of the groups is the one that orders them
+            chosen = self._permuted(count, count, visit)
+        found = np.empty(positions.shape, np.int64)
+        for place, (stream, members) in enumerate(self._groups):
+            here = chosen == place
+            number = (turn * self._per_group + row)[here]
+            found[here] = members[self._permuted(stream, len(members), number)]
+        return found
+
+    def _permuted(self, stream: int, size: int, numbers: np.ndarray) -> np.ndarray:
+        """Entries, by their number, of a stream of permutations of `size` end to end."""
+        epochs, places = np.divmod(numbers, size)
+        found = np.empty_like(places)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            found[here] = self._permutation(stream, size, int(epoch))[places[here]]
+        return found
+
+    def _permutation(self, stream: int, size: int, epoch: int) -> np.ndarray:
+        """The permutation of an epoch of a stream; the last two of a stream are kept."""
+        kept = self._kept.setdefault(stream, {})
+        if epoch not in kept:
+            if len(kept) > 1:
+                del kept[min(kept)]
+            kept[epoch] = np.random.default_rng([self._seed, stream, epoch]).permutation(size)
+        return kept[epoch]

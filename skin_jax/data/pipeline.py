@@ -14,7 +14,7 @@ import collections
 import importlib.util
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,113 +24,17 @@ from jax.sharding import Mesh
 
 from skin_jax.base import devices
 from skin_jax.base.errors import UserError
-from skin_jax.data.classes import NUM_CLASSES
+from skin_jax.data.examples import Images
+from skin_jax.data.order import Order
 
 PyTree = Any
 Feed = dict[str, jax.Array]
-_Order = Callable[[np.ndarray], np.ndarray]
 _Block = dict[str, np.ndarray]
 _LOOKAHEAD = 2
 """Feeds that are on their way to the device while the step runs."""
-
-
-class Order:
-    """Which example stands at a position of the training stream: a pure function of the seed.
-
-    natural: permutations of the examples, one an epoch, end to end.
-    balanced: every 7 positions hold each class once, in a shuffled order; each class goes through
-    its own permutations end to end. Classes without examples are left out.
-
-    Args:
-      indices: int [N], the examples of the training split.
-      labels: int [N], their classes.
-      sampling: "natural" or "balanced".
-      seed: the run's seed.
-
-    Raises:
-      UserError: no examples.
-    """
-
-    def __init__(self, indices: np.ndarray, labels: np.ndarray, sampling: str, seed: int):
-        if len(indices) == 0:
-            raise UserError("the training split is empty; see config.data.split_fractions")
-        if sampling == "natural":
-            groups = [indices]
-        else:
-            groups = [indices[labels == c] for c in range(NUM_CLASSES) if np.any(labels == c)]
-        self._groups = groups
-        self._permutation = _Permutations(seed)
-
-    def __call__(self, positions: np.ndarray) -> np.ndarray:
-        """Example indices, int64 [...], of positions int64 [...]."""
-        flat = [self._at(int(p)) for p in positions.reshape(-1)]
-        return np.array(flat, np.int64).reshape(positions.shape)
-
-    def _at(self, position: int) -> int:
-        groups = len(self._groups)
-        cycle, slot = divmod(position, groups)
-        # The stream after those of the groups is the one that orders them.
-        group = int(self._permutation(groups, groups, cycle)[slot]) if groups > 1 else 0
-        members = self._groups[group]
-        epoch, place = divmod(cycle, len(members))
-        return int(members[self._permutation(group, len(members), epoch)[place]])
-
-
-class ClassOrder:
-    """The order of a stack of classes: each batch holds as many examples of each, side by side.
-
-    Each class goes through permutations of its own examples end to end. They depend on the seed
-    and the class, not on which others are in the stack.
-
-    Args:
-      indices: int [N], the examples of the training split.
-      labels: int [N], their classes.
-      classes: int [K], those of the stack, in its order; each with an example at least.
-      per_class: examples of each in a batch.
-      seed: the run's seed.
-    """
-
-    def __init__(
-        self,
-        indices: np.ndarray,
-        labels: np.ndarray,
-        classes: np.ndarray,
-        per_class: int,
-        seed: int,
-    ):
-        self._groups = [(int(c), indices[labels == c]) for c in classes]
-        self._per_class = per_class
-        self._permutation = _Permutations(seed)
-
-    def __call__(self, positions: np.ndarray) -> np.ndarray:
-        """Example indices, int64 [...], of positions int64 [...]."""
-        flat = [self._at(int(p)) for p in positions.reshape(-1)]
-        return np.array(flat, np.int64).reshape(positions.shape)
-
-    def _at(self, position: int) -> int:
-        rest, row = divmod(position, self._per_class)
-        step, place = divmod(rest, len(self._groups))
-        label, members = self._groups[place]
-        epoch, number = divmod(step * self._per_class + row, len(members))
-        return int(members[self._permutation(label, len(members), epoch)[number]])
-
-
-class _Permutations:
-    """The permutation of each epoch of each stream; the last two of a stream are remembered."""
-
-    def __init__(self, seed: int):
-        self._seed = seed
-        self._cache: dict[tuple[int, int], np.ndarray] = {}
-
-    def __call__(self, stream: int, size: int, epoch: int) -> np.ndarray:
-        """A permutation of `size` numbers, a function of the seed, the stream and the epoch."""
-        key = (stream, epoch)
-        if key not in self._cache:
-            stale = [k for k in self._cache if k[0] == stream and k[1] < epoch - 1]
-            for old in stale:
-                del self._cache[old]
-            self._cache[key] = np.random.default_rng([self._seed, stream, epoch]).permutation(size)
-        return self._cache[key]
+_READ_AHEAD = 4
+"""Dispatches that tf.data reads side by side, before they are used: a number of its own choice
+would let the memory grow."""
 
 
 class Pipeline:
@@ -138,7 +42,7 @@ class Pipeline:
 
     resident: PyTree
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, mesh: Mesh):
+    def __init__(self, images: Images, labels: np.ndarray, mesh: Mesh):
         """Takes images uint8 [N, H, W, 3] and labels int32 [N]."""
         self._images = images
         self._labels = labels
@@ -150,7 +54,7 @@ class Pipeline:
         raise NotImplementedError
 
     def train_feeds(
-        self, order: _Order, batch_size: int, first_step: int, num_steps: int, per_dispatch: int
+        self, order: Order, batch_size: int, first_step: int, num_steps: int, per_dispatch: int
     ) -> Iterator[Feed]:
         """Feeds of steps first_step .. num_steps - 1; leaves [K, B] where per_dispatch K > 1."""
         blocks = _train_blocks(order, batch_size, first_step, num_steps, per_dispatch)
@@ -178,10 +82,11 @@ class Pipeline:
 class DevicePipeline(Pipeline):
     """Images resident in device memory, gathered by index inside the jitted step."""
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, mesh: Mesh):
+    def __init__(self, images: Images, labels: np.ndarray, mesh: Mesh):
         """Puts all images on every device of the mesh."""
         super().__init__(images, labels, mesh)
-        self.resident = devices.to_global(images, devices.replicated(mesh))
+        everything = images[np.arange(len(images))]
+        self.resident = devices.to_global(everything, devices.replicated(mesh))
 
     @staticmethod
     def gather(resident: PyTree, feed: Feed) -> Feed:
@@ -192,7 +97,7 @@ class DevicePipeline(Pipeline):
 
 
 class TfPipeline(Pipeline):
-    """Images stay on the host; tf.data gathers, batches and prefetches them."""
+    """Images stay where they are; tf.data reads those of the next dispatches, side by side."""
 
     resident = None
 
@@ -209,20 +114,31 @@ class TfPipeline(Pipeline):
         try:
             first = next(blocks)
         except StopIteration:
-            return iter(())
+            return
         shape = (*first["index"].shape, *self._images.shape[1:])
         signature = {key: tf.TensorSpec(value.shape, value.dtype) for key, value in first.items()}
 
+        failures: list[UserError] = []
+
+        def read(index: np.ndarray) -> np.ndarray:
+            try:
+                return self._images[index]
+            except UserError as error:  # TensorFlow would print a traceback
+                failures.append(error)
+                return np.zeros(shape, np.uint8)
+
         def with_images(block: dict[str, Any]) -> dict[str, Any]:
-            index = block.pop("index")
-            image = tf.numpy_function(self._images.__getitem__, [index], tf.uint8, stateful=False)
+            image = tf.numpy_function(read, [block.pop("index")], tf.uint8, stateful=False)
             return {"image": tf.ensure_shape(image, shape), **block}
 
         stream = tf.data.Dataset.from_generator(
             lambda: itertools.chain([first], blocks), output_signature=signature
         )
-        stream = stream.map(with_images, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        return stream.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
+        stream = stream.map(with_images, num_parallel_calls=_READ_AHEAD, deterministic=True)
+        for block in stream.prefetch(1).as_numpy_iterator():
+            if failures:
+                raise failures[0]
+            yield block
 
 
 PIPELINES: dict[str, type[Pipeline]] = {
@@ -231,7 +147,7 @@ PIPELINES: dict[str, type[Pipeline]] = {
 }
 
 
-def make(name: str, images: np.ndarray, labels: np.ndarray, mesh: Mesh) -> Pipeline:
+def make(name: str, images: Images, labels: np.ndarray, mesh: Mesh) -> Pipeline:
     """The pipeline of `config.data.pipeline`: "tf", "device", or "auto".
 
     auto takes `device` when the images, once for each local device that shares the memory, need
@@ -270,7 +186,7 @@ def _available_memory() -> int:
 
 
 def _train_blocks(
-    order: _Order, batch_size: int, first_step: int, num_steps: int, per_dispatch: int
+    order: Order, batch_size: int, first_step: int, num_steps: int, per_dispatch: int
 ) -> Iterator[_Block]:
     for step in range(first_step, num_steps, per_dispatch):
         shape = (per_dispatch, batch_size) if per_dispatch > 1 else (batch_size,)

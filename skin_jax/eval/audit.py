@@ -180,7 +180,7 @@ def generated_images(folder: Path, size: int, classes: Classes) -> Generated:
     rows = generated_lib.read(folder, classes)
     examples = generated_lib.load(folder, rows, size, classes)
     return Generated(
-        images=examples.images,
+        images=examples.images[np.arange(len(rows))],
         labels=examples.labels,
         names=[row.image for row in rows],
         train_splits=frozenset(row.train_split for row in rows),

@@ -20,6 +20,7 @@ from skin_jax import config as config_lib
 from skin_jax.base import command
 from skin_jax.base.errors import UserError, warn
 from skin_jax.base.files import write_json
+from skin_jax.data.examples import Images
 from skin_jax.eval import metrics
 
 if TYPE_CHECKING:
@@ -49,14 +50,14 @@ def pixels(images: np.ndarray) -> np.ndarray:
 FEATURES = {"mean colour": mean_colour, "32x32 pixels": pixels}
 
 
-def described(features: Callable[[np.ndarray], np.ndarray], images: np.ndarray) -> np.ndarray:
+def described(features: Callable[[np.ndarray], np.ndarray], images: Images) -> np.ndarray:
     """Features [N, F] of uint8 images [N, H, W, 3], which may lie on disk."""
     places = np.arange(len(images))
     chunks = np.split(places, range(_CHUNK, len(images), _CHUNK))
     return np.concatenate([features(images[chunk]) for chunk in chunks])
 
 
-def frozen_features(task: "Task", images: np.ndarray, seed: int) -> np.ndarray | None:
+def frozen_features(task: "Task", images: Images, seed: int) -> np.ndarray | None:
     """Features float32 [N, D] by the pretrained weights that a run of the task begins with.
 
     Args:

@@ -22,7 +22,7 @@ from skin_jax.data import demo, layouts, reading, splits
 from skin_jax.data import generated as generated_lib
 from skin_jax.data import pipeline as pipelines
 from skin_jax.data.classes import Classes
-from skin_jax.data.examples import Examples, write_skipped
+from skin_jax.data.examples import Examples, Joined, write_skipped
 from skin_jax.train import checkpoints as checkpoint_lib
 
 PyTree = Any
@@ -381,13 +381,9 @@ def _assemble(
         indices = _repeated(train, examples.labels[train], count)
     images, labels = examples.images, examples.labels
     if generated is not None:
-        num_real = len(images)
-        indices = np.concatenate([indices, num_real + np.arange(len(generated.images))])
-        images = np.concatenate([images, generated.images])
+        indices = np.concatenate([indices, len(images) + np.arange(len(generated.images))])
+        images = Joined(images, generated.images)
         labels = np.concatenate([labels, generated.labels])
-        # One array holds all, or the real images would be in memory twice.
-        examples = dataclasses.replace(examples, images=images[:num_real])
-        generated = dataclasses.replace(generated, images=images[num_real:])
     task, num_steps, steps_per_epoch = _build_task(
         config,
         examples.classes.names,

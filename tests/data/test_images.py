@@ -1,4 +1,5 @@
 import io
+import os
 import warnings
 
 import numpy as np
@@ -23,7 +24,7 @@ def test_image_of_the_right_size_is_unchanged(tmp_path):
     content = encoded(Image.fromarray(pixels))
     path = tmp_path / "a.png"
     path.write_bytes(content)
-    for source in (content, path, io.BytesIO(content)):
+    for source in (content, path):
         decoded = images.decode(source, 8)
         assert decoded.dtype == np.uint8
         np.testing.assert_array_equal(decoded, pixels)
@@ -129,8 +130,50 @@ def test_truncated_files_are_unreadable(kind, tmp_path):
 def test_text_and_missing_files_are_unreadable(tmp_path):
     with pytest.raises(images.UnreadableImage, match="not an image"):
         images.decode(b"<html>not found</html>", 8)
-    with pytest.raises(images.UnreadableImage, match="No such file"):
+    with pytest.raises(images.PassingTrouble, match="No such file"):
         images.decode(tmp_path / "gone.jpg", 8)
+
+
+def test_files_of_other_kinds_are_unreadable(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "null.png").symlink_to("/dev/null")
+    (tmp_path / "folder.png").mkdir()
+    for name in ("pipe.png", "null.png", "folder.png"):
+        with pytest.raises(images.UnreadableImage, match="not a regular file") as caught:
+            images.decode(tmp_path / name, 8)
+        assert not isinstance(caught.value, images.PassingTrouble)
+
+
+def test_a_file_of_an_absurd_size_is_not_read(tmp_path):
+    path = tmp_path / "a.png"
+    path.touch()
+    os.truncate(path, 2**31)  # without a block on the disk
+    with pytest.raises(images.UnreadableImage, match="too large: 2147483648 bytes"):
+        images.decode(path, 8)
+
+
+@pytest.mark.parametrize(
+    "trouble", [PermissionError(13, "Permission denied"), MemoryError(), OSError(5, "I/O error")]
+)
+def test_passing_trouble_is_told_from_damage(tmp_path, monkeypatch, trouble):
+    path = tmp_path / "a.png"
+    path.write_bytes(encoded(Image.fromarray(noise(8, 8))))
+
+    def fail(path):
+        raise trouble
+
+    monkeypatch.setattr(images.Path, "read_bytes", fail)
+    with pytest.raises(images.PassingTrouble, match=r"Permission denied|not enough memory|I/O"):
+        images.decode(path, 8)
+
+
+def test_too_little_memory_to_decode_is_no_damage(monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(images, "_to_rgb", fail)
+    with pytest.raises(images.PassingTrouble, match="not enough memory"):
+        images.decode(encoded(Image.fromarray(noise(8, 8))), 8)
 
 
 @pytest.mark.parametrize("limit", [40, 60])

@@ -338,27 +338,6 @@ def test_real_data(real_data):
     assert all(r.lesion_id.startswith("HAM_") for r in listing.records)
 
 
-# The key of the cache
-
-
-def test_cache_key_follows_names_sizes_times_and_tables(official, tmp_path):
-    key = layouts.read(official).cache_key
-    assert layouts.read(official).cache_key == key
-    moved = tmp_path / "moved"
-    shutil.copytree(official, moved)  # keeps the times
-    assert layouts.read(moved).cache_key == key
-    (official / INPUT / "LICENSE.txt").write_text("other terms")
-    assert layouts.read(official).cache_key == key
-
-    image = official / INPUT / "ISIC_0000003.jpg"
-    stat = image.stat()
-    os.utime(image, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
-    touched = layouts.read(official).cache_key
-    assert touched != key
-    edit(official / GROUPINGS, "L0", "L9")
-    assert layouts.read(official).cache_key not in (key, touched)
-
-
 # What is refused at once
 
 

@@ -3,10 +3,15 @@ import importlib.util
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from skin_jax.base import devices
 from skin_jax.base.errors import UserError
 from skin_jax.data import pipeline as pipelines
+from skin_jax.data import prepared, store
+from skin_jax.data.classes import HAM10000
+from skin_jax.data.examples import Joined
+from skin_jax.data.order import Order
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (23, 4, 4, 3), dtype=np.uint8)
@@ -17,52 +22,43 @@ needs_tf = pytest.mark.skipif(
 BOTH = [pytest.param("tf", marks=needs_tf), "device"]
 
 
-def make(name: str, num_devices: int = 1) -> pipelines.Pipeline:
-    return pipelines.make(name, IMAGES, LABELS, devices.make_mesh(num_devices))
+@pytest.fixture(scope="module")
+def on_disk(tmp_path_factory):
+    """IMAGES as a store of several files."""
+    folder = tmp_path_factory.mktemp("images")
+    for number, (image, label) in enumerate(zip(IMAGES, LABELS, strict=True)):
+        path = folder / "data" / HAM10000.names[label] / f"{number:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepared, "_SHARD_BYTES", 5 * IMAGES[0].nbytes)
+        examples = store.prepare(
+            folder / "data", image_size=4, cache_dir=folder / "cache", progress=False
+        )
+    return examples.images
 
 
-def order(sampling: str = "natural", seed: int = 0, indices=None) -> pipelines.Order:
-    indices = np.arange(len(IMAGES)) if indices is None else indices
-    return pipelines.Order(indices, LABELS[indices], sampling, seed)
+def make(name: str, num_devices: int = 1, images=IMAGES) -> pipelines.Pipeline:
+    return pipelines.make(name, images, LABELS, devices.make_mesh(num_devices))
+
+
+def order() -> Order:
+    return Order(np.arange(len(IMAGES)), LABELS, seed=0, sampling="natural")
 
 
 def batches(
-    name: str, *, devices: int = 1, first: int = 0, last: int = 6, k: int = 1, size: int = 8
+    name: str,
+    *,
+    devices: int = 1,
+    first: int = 0,
+    last: int = 6,
+    k: int = 1,
+    size: int = 8,
+    images=IMAGES,
 ):
-    pipeline = make(name, devices)
+    pipeline = make(name, devices, images)
     feeds = pipeline.train_feeds(order(), size, first, last, k)
     return [jax.tree.map(np.asarray, pipeline.gather(pipeline.resident, feed)) for feed in feeds]
-
-
-def test_natural_order_is_permutations_end_to_end():
-    stream = order()(np.arange(3 * 23))
-    for epoch in range(3):
-        np.testing.assert_array_equal(np.sort(stream[epoch * 23 : (epoch + 1) * 23]), np.arange(23))
-    assert not np.array_equal(stream[:23], stream[23:46])
-
-
-def test_order_is_a_pure_function_of_seed_and_position():
-    whole = order()(np.arange(100))
-    np.testing.assert_array_equal(order()(np.arange(60, 100)), whole[60:])
-    backwards = order()
-    backwards(np.arange(90, 100))
-    np.testing.assert_array_equal(backwards(np.arange(100)), whole)
-    assert not np.array_equal(order(seed=1)(np.arange(100)), whole)
-
-
-def test_balanced_order_holds_each_class_once_every_cycle_and_uses_every_image():
-    stream = order("balanced")(np.arange(4 * 12 * 2))
-    cycles = np.sort(LABELS[stream].reshape(-1, 4), axis=1)
-    np.testing.assert_array_equal(cycles, np.tile([0, 2, 5, 6], (24, 1)))
-    counts = np.bincount(stream, minlength=23)
-    np.testing.assert_array_equal(counts[LABELS == 0], 2)
-    np.testing.assert_array_equal(counts[LABELS == 5], 8)
-    assert len({tuple(LABELS[stream[i : i + 4]]) for i in range(0, 96, 4)}) > 1
-
-
-def test_order_refuses_nothing():
-    with pytest.raises(UserError, match="training split is empty"):
-        order(indices=np.array([], int))
 
 
 @pytest.mark.parametrize("name", BOTH)
@@ -78,6 +74,72 @@ def test_examples_are_those_of_the_order(name):
         assert batch["image"].dtype == np.uint8
         assert batch["label"].dtype == np.int32
         assert batch["position"].dtype == np.uint32
+
+
+@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize("k", [1, 3])
+def test_images_on_disk_give_the_batches_of_those_in_memory(on_disk, name, k):
+    joined = Joined(on_disk, IMAGES[:0])
+    for images in (on_disk, joined, Joined(IMAGES[:9], _Part(on_disk, 9))):
+        found = batches(name, k=k, images=images)
+        for one, other in zip(batches("device", k=k), found, strict=True):
+            jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+class _Part:
+    """Images from a place on."""
+
+    def __init__(self, images, first: int):
+        self._images, self._first = images, first
+        self.shape = (len(images) - first, *images.shape[1:])
+        self.nbytes = int(np.prod(self.shape))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, indices: np.ndarray) -> np.ndarray:
+        return self._images[indices + self._first]
+
+
+def test_joined_images_are_those_of_both(on_disk):
+    joined = Joined(on_disk, IMAGES[::-1])
+    both = np.concatenate([IMAGES, IMAGES[::-1]])
+    assert len(joined) == 46
+    assert (joined.shape, joined.nbytes) == (both.shape, both.nbytes)
+    for indices in (np.arange(46), np.array([[45, 0, 22], [23, 1, 44]]), np.array([], int)):
+        np.testing.assert_array_equal(joined[indices], both[indices])
+
+
+@needs_tf
+def test_a_process_reads_its_own_rows_only(on_disk, monkeypatch):
+    read = []
+
+    class Recorded(_Part):
+        def __getitem__(self, indices):
+            read.append(indices)
+            return super().__getitem__(indices)
+
+    monkeypatch.setattr(devices, "local_rows", lambda mesh, size: np.arange(2, 4))
+    monkeypatch.setattr(devices, "to_global", lambda batch, placement: batch)
+    found = batches("tf", images=Recorded(on_disk, 0))
+    own = order()(np.arange(6 * 8)).reshape(6, 8)[:, 2:4]
+    assert sorted(map(tuple, read)) == sorted(map(tuple, own))
+    for step, batch in enumerate(found):
+        np.testing.assert_array_equal(batch["image"], IMAGES[own[step]])
+        np.testing.assert_array_equal(batch["label"], LABELS[own[step]])
+
+
+@needs_tf
+def test_damage_that_the_stream_meets_ends_in_its_sentence(on_disk, capfd):
+    class Damaged(_Part):
+        def __getitem__(self, indices):
+            if 5 in indices:
+                raise UserError("the prepared images are damaged")
+            return super().__getitem__(indices)
+
+    with pytest.raises(UserError, match="the prepared images are damaged"):
+        batches("tf", images=Damaged(on_disk, 0))
+    assert "Traceback" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("name", BOTH)
@@ -159,25 +221,3 @@ def test_evaluation_takes_any_batch_size_on_any_number_of_devices(name, devices)
     feeds = [jax.tree.map(np.asarray, feed) for feed in pipeline.eval_feeds(chosen, 5)]
     positions = np.concatenate([feed["position"][feed["mask"] > 0] for feed in feeds])
     np.testing.assert_array_equal(positions, chosen)
-
-
-def class_order(classes, per_class: int = 2, seed: int = 0) -> pipelines.ClassOrder:
-    indices = np.arange(len(IMAGES))
-    return pipelines.ClassOrder(indices, LABELS, np.array(classes), per_class, seed)
-
-
-def test_a_batch_of_a_stack_holds_as_many_of_each_class_side_by_side():
-    stream = class_order([0, 2, 6])(np.arange(6 * 6)).reshape(6, 6)
-    np.testing.assert_array_equal(LABELS[stream], np.tile([0, 0, 2, 2, 6, 6], (6, 1)))
-    np.testing.assert_array_equal(np.sort(stream[:, :2].reshape(-1)), np.arange(12))  # one pass
-    assert len(set(stream[:3, 2:4].reshape(-1))) == 6
-
-
-def test_a_class_of_a_stack_goes_through_its_examples_the_same_alone():
-    together = class_order([0, 2, 5])(np.arange(60)).reshape(10, 3, 2)
-    for place, label in enumerate((0, 2, 5)):
-        alone = class_order([label])(np.arange(20)).reshape(10, 2)
-        np.testing.assert_array_equal(together[:, place], alone)
-    assert not np.array_equal(
-        together, class_order([0, 2, 5], seed=1)(np.arange(60)).reshape(10, 3, 2)
-    )

@@ -201,15 +201,3 @@ def test_a_patient_with_the_id_of_another_s_lesion(tmp_path, write):
     rows = ["i0 a 7 _", "i1 b 7 _", "i2 a _ 7", "i3 b _ 8"]
     write["table"](tmp_path / "t.csv", "image label lesion_id patient_id", *rows)
     assert [r.lesion_id for r in read(tmp_path).records] == ["7", "7", "patient 7", "8"]
-
-
-def test_the_key_of_the_cache_covers_what_is_said_of_the_folder(folder, write):
-    write["table"](folder / "t.csv", "image label x", "i0 a b", "i1 b a")
-    keys = {
-        read(folder).cache_key,
-        read(folder, label_column="x").cache_key,
-        read(folder, classes=("b", "a")).cache_key,
-        read(folder, rename=(("a", "c"),)).cache_key,
-    }
-    write["table"](folder / "t.csv", "image label x", "i0 a b", "i1 b b")
-    assert len(keys | {read(folder).cache_key}) == 5

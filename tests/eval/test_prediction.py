@@ -218,14 +218,14 @@ def test_malformed_inputs_are_listed_and_every_good_image_is_predicted(
     workdir, tmp_path, monkeypatch, capsys
 ):
     good, bad = malformed(tmp_path / "in")
-    opened = Image.open
+    read = Path.read_bytes
 
-    def refusing(source, *args):  # root may read everything
-        if Path(getattr(source, "name", str(source))).name == "forbidden.jpg":
+    def refusing(path):  # root may read everything
+        if path.name == "forbidden.jpg":
             raise PermissionError(13, "Permission denied")
-        return opened(source, *args)
+        return read(path)
 
-    monkeypatch.setattr(images.Image, "open", refusing)
+    monkeypatch.setattr(Path, "read_bytes", refusing)
     out = tmp_path / "out" / "p.csv"
     status, rows = predict([workdir], [tmp_path / "in"], out, batch_size=4)
     assert status == 3
