@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks import timing
 from benchmarks.steps import OurStep
-from skin_jax.data.classes import CLASSES
+from skin_jax.data.classes import HAM10000
 from skin_jax.tasks.declared import dcgan
 
 
@@ -42,7 +42,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--forms", default="unroll,vmap")
     options = parser.parse_args()
-    names = CLASSES[: options.classes]
+    names = HAM10000.names[: options.classes]
     forms = {"one class": step_of(options, "unroll", names[:1])}
     forms |= {form: step_of(options, form, names) for form in options.forms.split(",")}
     seconds = timing.interleaved({form: step.run for form, step in forms.items()}, options.rounds)

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from benchmarks import counting, parity, timing
 from skin_jax import tasks
 from skin_jax.base import devices
-from skin_jax.data.classes import CLASSES, HAM10000
+from skin_jax.data.classes import HAM10000
 from skin_jax.tasks import augment, classifier, dcgan, sgan
 
 PyTree = Any
@@ -52,8 +52,8 @@ def _classifier(config: ConfigDict, name: str, batch_size: int) -> ConfigDict:
 
 CONFIGS: dict[str, Callable[[], ConfigDict]] = {
     "sgan_224_b16": lambda: _sgan(sgan.defaults()),
-    "dcgan_64_b64": lambda: _dcgan(dcgan.defaults(), CLASSES[:1]),
-    "dcgan_64_b64_seven": lambda: _dcgan(dcgan.defaults(), CLASSES),
+    "dcgan_64_b64": lambda: _dcgan(dcgan.defaults(), HAM10000.names[:1]),
+    "dcgan_64_b64_seven": lambda: _dcgan(dcgan.defaults(), HAM10000.names),
     "resnet50_224_b8": lambda: _classifier(classifier.defaults(), "resnet50", 8),
     "efficientnet_lite0_224_b16": lambda: _classifier(
         classifier.defaults(), "efficientnet_lite0", 16

@@ -19,7 +19,7 @@ from skin_jax.base import devices, errors, files
 from skin_jax.base.errors import UserError
 from skin_jax.data import generated as generated_lib
 from skin_jax.data import splits
-from skin_jax.data.classes import CLASSES, HAM10000
+from skin_jax.data.classes import HAM10000
 from skin_jax.eval import candidates, generation
 from skin_jax.eval.generation import Amount
 from skin_jax.report import figures
@@ -43,9 +43,9 @@ def best(workdir):
 def favourite(best):
     """What two steps of training taught: the class into which nearly all images fall."""
     task, state, _ = best
-    sampler = candidates.Sampler(task, task.generators(state), CLASSES, 0, "run")
-    probabilities = candidates.predictor(task, state, "run")(sampler.batch(CLASSES[0], 0))
-    return CLASSES[np.bincount(probabilities.argmax(axis=1)).argmax()]
+    sampler = candidates.Sampler(task, task.generators(state), HAM10000.names, 0, "run")
+    probabilities = candidates.predictor(task, state, "run")(sampler.batch(HAM10000.names[0], 0))
+    return HAM10000.names[np.bincount(probabilities.argmax(axis=1)).argmax()]
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def disc(position: int) -> Iterator[candidates.Candidate | None]:
     """
     for index in itertools.count(position):
         pixels = np.random.default_rng(index).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-        name = CLASSES[min(index % 7, 5)]
+        name = HAM10000.names[min(index % 7, 5)]
         candidate = candidates.Candidate(name, index, float(np.float32(0.9)), 5, pixels)
         yield None if index % 3 == 0 else candidate
 
@@ -91,19 +91,19 @@ def pixels(path: Path) -> np.ndarray:
 
 
 def test_amounts():
-    real = dict(zip(CLASSES, (10, 0, 7, 3, 200, 101, 5), strict=True))
+    real = dict(zip(HAM10000.names, (10, 0, 7, 3, 200, 101, 5), strict=True))
 
     def of(names, **amount):
         return Amount(**amount).of({name: real[name] for name in names})
 
-    assert of(CLASSES) == dict.fromkeys(CLASSES, 100)
+    assert of(HAM10000.names) == dict.fromkeys(HAM10000.names, 100)
     assert of(("df", "nv"), per_class=4) == {"df": 4, "nv": 4}
     filled = of(("akiec", "bcc", "mel", "nv"), balance_to=101)
     assert filled == {"akiec": 91, "bcc": 101}  # mel has more, nv as many
-    halves = of(CLASSES, ratio=0.5)
+    halves = of(HAM10000.names, ratio=0.5)
     assert halves == {"akiec": 5, "bkl": 4, "df": 2, "mel": 100, "nv": 51, "vasc": 3}
-    assert list(halves) == [name for name in CLASSES if name != "bcc"]
-    assert of(CLASSES, ratio=0.0) == {}
+    assert list(halves) == [name for name in HAM10000.names if name != "bcc"]
+    assert of(HAM10000.names, ratio=0.0) == {}
 
 
 def test_folder_manifest_and_judgement(run, workdir, best, favourite, tmp_path, capfd):
@@ -121,7 +121,7 @@ def test_folder_manifest_and_judgement(run, workdir, best, favourite, tmp_path, 
         assert row.run.startswith("tiny-")
         assert row.train_split == generated_lib.train_split_digest(members)
         scores = task.predict(state, jnp.asarray(pixels(tmp_path / "out" / row.image))[None])[0]
-        assert CLASSES[int(scores.argmax())] == row.label
+        assert HAM10000.names[int(scores.argmax())] == row.label
         assert row.confidence == pytest.approx(float(scores.max()), abs=1e-6)
     assert [row.index for row in rows] == sorted({row.index for row in rows})
     # Three columns and a half of 32 pixels, with gaps of 2, in rows of 8.
@@ -312,7 +312,9 @@ def test_the_checkpoint_of_a_step(run, best, favourite, tmp_path):
 
 
 def test_balance_to_reads_the_training_split(run, workdir, favourite, tmp_path):
-    real = splits.class_counts(workdir / "splits.csv", "train", HAM10000)[CLASSES.index(favourite)]
+    real = splits.class_counts(workdir / "splits.csv", "train", HAM10000)[
+        HAM10000.names.index(favourite)
+    ]
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / ".generation.json.abc").write_text("half, from before a kill")
     run(tmp_path / "out", balance_to=real + 3, classes=favourite)

@@ -13,7 +13,7 @@ from skin_jax.base import devices, errors, files
 from skin_jax.base.errors import UserError
 from skin_jax.data import demo, splits
 from skin_jax.data import generated as generated_lib
-from skin_jax.data.classes import CLASSES, HAM10000
+from skin_jax.data.classes import HAM10000
 from skin_jax.eval import generation
 from skin_jax.tasks.augment import to_uint8
 from skin_jax.tasks.declared import dcgan
@@ -100,8 +100,8 @@ def pixels(path: Path) -> np.ndarray:
 
 def images_of(task, generators, name: str, seed: int, indices) -> np.ndarray:
     """Each image drawn alone, int [N, 32, 32, 3]."""
-    key = jax.random.fold_in(jax.random.key(seed), CLASSES.index(name))
-    label = CLASSES.index(name)
+    key = jax.random.fold_in(jax.random.key(seed), HAM10000.names.index(name))
+    label = HAM10000.names.index(name)
     drawn = [
         to_uint8(task.images_of(generators, label, task.noise(jax.random.fold_in(key, i)[None])))
         for i in indices
@@ -172,7 +172,7 @@ def test_walks_end_at_images_of_the_folder(run, tmp_path):
 
 def test_balance_to_and_ratio_read_the_training_split(run, workdir, tmp_path):
     real = splits.class_counts(workdir / "splits.csv", "train", HAM10000)
-    real = {name: int(real[CLASSES.index(name)]) for name in NAMES}
+    real = {name: int(real[HAM10000.names.index(name)]) for name in NAMES}
     full = max(real.values())
     run(tmp_path / "out", balance_to=full + 2)
     made = Counter(row.label for row in generated_lib.read(tmp_path / "out", HAM10000))

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from skin_jax.data.classes import HAM10000
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "skin_jax"
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -87,6 +89,8 @@ def test_pure_rooms_know_no_configuration_no_files_and_no_tensorflow(room):
 def test_a_config_dict_stops_where_the_architecture_says():
     allowed = {
         "skin_jax/api.py",
+        "skin_jax/base/command.py",
+        "skin_jax/base/settings.py",
         "skin_jax/config.py",
         "skin_jax/main.py",
         "skin_jax/eval/evaluators.py",
@@ -133,6 +137,23 @@ def test_only_tasks_know_their_kind():
         found = {name for name, _ in imports(path)}
         kinds = {f"skin_jax.tasks.{kind}" for kind in ("sgan", "dcgan", "classifier")}
         assert not found & kinds, NAMES[path]
+
+
+def test_names_and_numbers_of_classes_stand_with_the_data_alone():
+    """And in paper A's tables; other sevens are kernels, places, widths, sizes of type."""
+    paper = "skin_jax/report/run.py"
+    sevens = {"eval/quality.py": 1, "models/densenet.py": 1, "models/resnet.py": 1}
+    sevens |= {"tasks/augment.py": 2, "prepare.py": 1, "report/figures.py": 1}
+    for path in MODULES:
+        if NAMES[path].startswith("skin_jax/data/"):
+            continue
+        found = [
+            n.value for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Constant)
+        ]
+        names = {v.lower() for v in found if isinstance(v, str)} & {*HAM10000.names, "melanoma"}
+        assert names == (set(HAM10000.names) if NAMES[path] == paper else set()), NAMES[path]
+        count = sum(type(value) is int and value == 7 for value in found)
+        assert count == sevens.get(NAMES[path].removeprefix("skin_jax/"), 0), NAMES[path]
 
 
 def test_nothing_imports_an_entry_point():

@@ -10,7 +10,7 @@ import pytest
 
 from skin_jax import config as config_lib
 from skin_jax import tasks
-from skin_jax.data.classes import CLASSES
+from skin_jax.data.classes import HAM10000
 from skin_jax.models.cnn import Cnn
 from skin_jax.models.densenet import DenseNet
 from skin_jax.models.efficientnet_lite import LITE0, EfficientNetLite0
@@ -53,7 +53,7 @@ def build(name, precision):
     config.precision, config.ema_decay = precision, 0.9
     if name == "dcgan":
         config.classes = ("df",)
-    return tasks.build(config, CLASSES, np.full(7, 10), 100, 5.0)
+    return tasks.build(config, HAM10000.names, np.full(7, 10), 100, 5.0)
 
 
 def batch():

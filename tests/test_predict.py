@@ -8,7 +8,7 @@ from PIL import Image
 
 from skin_jax import config as config_lib
 from skin_jax import tasks
-from skin_jax.data.classes import CLASSES, HAM10000
+from skin_jax.data.classes import HAM10000
 from skin_jax.eval import tables
 from skin_jax.tasks.declared import sgan
 from skin_jax.train import checkpoints as checkpoint_lib
@@ -24,12 +24,12 @@ def workdir(tmp_path_factory):
     config.update_from_flattened_dict(
         {"data.image_size": 32, "model.width": 4, "data.pipeline": "device"}
     )
-    task = tasks.build(config, CLASSES, np.ones(7, int), 1, 1.0)
+    task = tasks.build(config, HAM10000.names, np.ones(7, int), 1, 1.0)
     state = jax.jit(task.init)(jax.random.key(config.seed))
     checkpoints = checkpoint_lib.Checkpoints(folder / "checkpoints")
     checkpoints.save(1, state, 0.5)
     checkpoints.close()
-    rows = [f"{name},{name},{name},train" for name in CLASSES]
+    rows = [f"{name},{name},{name},train" for name in HAM10000.names]
     (folder / "splits.csv").write_text("\n".join(["image,lesion_id,label,split", *rows]))
     config_lib.write(config, folder)
     return folder

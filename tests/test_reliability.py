@@ -435,12 +435,12 @@ def class_folders(tmp_path_factory):
     from PIL import Image
 
     from skin_jax.data import demo
-    from skin_jax.data.classes import CLASSES
+    from skin_jax.data.classes import HAM10000
 
     folder = tmp_path_factory.mktemp("folders")
     examples = demo.generate(80, 32, 0)
     for number, (image, label) in enumerate(zip(examples.images, examples.labels, strict=True)):
-        path = folder / CLASSES[label] / f"{number}.png"
+        path = folder / HAM10000.names[label] / f"{number}.png"
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(image).save(path)
     return folder

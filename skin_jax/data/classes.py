@@ -171,13 +171,6 @@ _FOCUS = ("malignant", "melanoma", "mel")
 _RESERVED = ("grids", "image", "overall")
 """Names that files have beside those of the classes: folders, columns and rows of reports."""
 
-# The seven classes under their former names: to go once everything takes a `Classes`.
-CLASSES = HAM10000.names
-NUM_CLASSES = len(CLASSES)
-FULL_NAMES = dict(zip(CLASSES, HAM10000.titles, strict=True))
-CHALLENGE_COLUMNS = HAM10000.columns
-CHALLENGE_ORDER = HAM10000.column_order
-
 HAM10000_COUNTS: dict[str, int] = {
     "akiec": 327,
     "bcc": 514,

@@ -18,7 +18,7 @@ from skin_jax import tasks
 from skin_jax.base import devices
 from skin_jax.base.errors import UserError
 from skin_jax.data import images
-from skin_jax.data.classes import CLASSES, HAM10000
+from skin_jax.data.classes import HAM10000
 from skin_jax.eval import prediction, tables
 from skin_jax.report import heatmap
 from skin_jax.tasks.declared import sgan
@@ -34,14 +34,14 @@ def run(folder: Path, **changes) -> Path:
     config.update_from_flattened_dict(
         {"data.image_size": 32, "model.width": 4, "data.pipeline": "device"} | changes
     )
-    task = tasks.build(config, CLASSES, np.ones(7, int), 1, 1.0)
+    task = tasks.build(config, HAM10000.names, np.ones(7, int), 1, 1.0)
     state = jax.jit(task.init)(jax.random.key(config.seed))
     larger = jax.tree.map(lambda x: 3 * x, (state.discriminator.params, state.ema))
     discriminator = state.discriminator.replace(params=larger[0])
     checkpoints = checkpoint_lib.Checkpoints(folder / "checkpoints")
     checkpoints.save(1, state.replace(discriminator=discriminator, ema=larger[1]), 0.5)
     checkpoints.close()
-    rows = [f"{name},{name},{name},train" for name in CLASSES]
+    rows = [f"{name},{name},{name},train" for name in HAM10000.names]
     (folder / "splits.csv").write_text("\n".join(["image,lesion_id,label,split", *rows]))
     config_lib.write(config, folder)
     return folder

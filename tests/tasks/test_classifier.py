@@ -11,7 +11,7 @@ import pytest
 from skin_jax import config as config_lib
 from skin_jax import tasks
 from skin_jax.base.errors import UserError
-from skin_jax.data.classes import CLASSES
+from skin_jax.data.classes import HAM10000
 from skin_jax.models.layers import ClassifierHead, ClassifierOutput, StridedConv, batch_norm
 from skin_jax.tasks import augment, classifier, losses
 from skin_jax.tasks.state import digest
@@ -57,7 +57,7 @@ def make(**changes) -> classifier.Classifier:
         small | {key.replace("__", "."): value for key, value in changes.items()}
     )
     config_lib.validate(config)
-    return tasks.build(config, CLASSES, np.array([1, 2, 3, 4, 5, 6, 7]), 100, 5.0)
+    return tasks.build(config, HAM10000.names, np.array([1, 2, 3, 4, 5, 6, 7]), 100, 5.0)
 
 
 def initial(task: classifier.Classifier):

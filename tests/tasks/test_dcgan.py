@@ -9,7 +9,7 @@ import pytest
 from skin_jax import config as config_lib
 from skin_jax import tasks
 from skin_jax.base.errors import UserError
-from skin_jax.data.classes import CLASSES
+from skin_jax.data.classes import HAM10000
 from skin_jax.tasks import dcgan
 from skin_jax.tasks.state import MAX_NONFINITE_IN_A_ROW, digest
 
@@ -24,9 +24,9 @@ def make(*classes: str, **changes) -> dcgan.Dcgan:
     config.update_from_flattened_dict(
         small | {key.replace("__", "."): value for key, value in changes.items()}
     )
-    config.classes = classes or CLASSES
+    config.classes = classes or HAM10000.names
     config_lib.validate(config)
-    return tasks.build(config, CLASSES, np.full(7, 9), 20, 5.0)
+    return tasks.build(config, HAM10000.names, np.full(7, 9), 20, 5.0)
 
 
 def batch(task: dcgan.Dcgan, step: int) -> dict[str, np.ndarray]:
@@ -202,8 +202,8 @@ def test_settings_outside_their_range_are_refused(change, words):
 
 def test_unknown_classes_are_refused_and_no_names_are_all_of_them():
     config = dcgan.defaults()
-    dcgan.settle(config, CLASSES)
-    assert config.classes == CLASSES
+    dcgan.settle(config, HAM10000.names)
+    assert config.classes == HAM10000.names
     config.classes = ("mel", "nevus")
     with pytest.raises(UserError, match=r"config.classes names 'nevus'.* out of akiec, bcc"):
-        dcgan.settle(config, CLASSES)
+        dcgan.settle(config, HAM10000.names)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from skin_jax import tasks
-from skin_jax.data.classes import CLASSES
+from skin_jax.data.classes import HAM10000
 from skin_jax.tasks import augment
 from skin_jax.tasks.declared import sgan
 from skin_jax.tasks.gradcam import grad_cam
@@ -22,7 +22,7 @@ def make(**changes):
     config = sgan.defaults()
     small = {"data.image_size": 64, "model.width": 4, "model.noise_size": 8}
     config.update_from_flattened_dict(small | changes)
-    return tasks.build(config, CLASSES, np.ones(7, int), 10, 5.0)
+    return tasks.build(config, HAM10000.names, np.ones(7, int), 10, 5.0)
 
 
 def test_the_map_is_the_paper_s_formula_with_the_gradient_of_a_nonlinear_head(strict_dtypes):

@@ -14,7 +14,7 @@ from skin_jax.base import devices
 from skin_jax.base.errors import UserError
 from skin_jax.data import demo, splits
 from skin_jax.data import generated as generated_lib
-from skin_jax.data.classes import CLASSES, HAM10000
+from skin_jax.data.classes import HAM10000
 from skin_jax.eval import runs
 from skin_jax.tasks import state as state_lib
 from skin_jax.tasks.declared import classifier
@@ -71,7 +71,7 @@ def fill(folder, train_split, foreign=0):
     """Noise for pictures, `PER_CLASS` a class; the first ones have another generator."""
     rng = np.random.default_rng(0)
     rows = []
-    for name in CLASSES:
+    for name in HAM10000.names:
         (folder / name).mkdir(parents=True)
         for index in range(PER_CLASS):
             image = f"{name}/{name}_0_{index}.png"
@@ -151,7 +151,7 @@ def test_generated_images_are_trained_with_and_never_evaluated_on(folder, workdi
 def test_the_labels_and_pixels_are_those_of_the_files(folder, workdir):
     generated = start(tiny(data__synthetic=folder), workdir).synthetic
     for record, image in zip(generated.records, generated.images, strict=True):
-        assert CLASSES[record.label] == record.image_id.split("/")[0]
+        assert HAM10000.names[record.label] == record.image_id.split("/")[0]
         np.testing.assert_array_equal(image, np.asarray(Image.open(record.path)))
 
 
