@@ -2,9 +2,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from skin_jax import config as config_lib
 from skin_jax.data.classes import HAM10000
+from skin_jax.tasks import classifier
+from skin_jax.tasks import state as state_lib
+from skin_jax.train import checkpoints as checkpoint_lib
 from skin_jax.train import loop
+from skin_jax.train.run import start
 
 
 @pytest.mark.as_compiled(only=True)
@@ -17,12 +20,11 @@ def test_both_pipelines_give_the_same_bits_from_disk(tmp_path):
         Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(path)
     digests = set()
     for pipeline in ("tf", "device"):
-        config = config_lib.classifier()
+        config = classifier.defaults()
         config.update_from_flattened_dict(
             {
                 "num_steps": 6,
                 "batch_size": 8,
-                "eval_every_steps": 4,
                 "data.dir": str(tmp_path / "data"),
                 "data.cache_dir": str(tmp_path / "cache"),
                 "data.image_size": 32,
@@ -34,6 +36,11 @@ def test_both_pipelines_give_the_same_bits_from_disk(tmp_path):
                 "log.tensorboard": False,
             }
         )
-        loop.train_and_evaluate(config, tmp_path / pipeline)
-        digests.add((tmp_path / pipeline / "checkpoints/6/digest/metadata").read_text())
+        workdir = tmp_path / pipeline
+        experiment = start(config, workdir)
+        checkpoints = checkpoint_lib.Checkpoints(workdir / "checkpoints")
+        with checkpoint_lib.Preemption() as preemption:
+            state = loop.train(experiment, checkpoints, workdir, preemption, [])
+        checkpoints.close()
+        digests.add(state_lib.digest(state))
     assert len(digests) == 1
