@@ -20,7 +20,8 @@ class Evaluation:
     probabilities: np.ndarray  # float [N, C]
     split: str | None = None  # None for a set from outside
     step: int | None = None  # of the checkpoint
-    shared_with_train: int | None = None  # images whose lesion is in train too; None if unknown
+    unit: str = "lesion"  # what the data know images to share, or "patient", "group"
+    shared_with_train: int | None = None  # images whose unit is in train too; None if unknown
     operating_points: Mapping[str, Sequence[OperatingPoint]] = dataclasses.field(
         default_factory=dict
     )  # what counts as positive -> points, their thresholds from val

@@ -113,7 +113,7 @@ def _evaluation(
 ) -> Evaluation:
     labels = examples.labels[indices]
     records = [examples.records[i] for i in indices]
-    known = any(record.lesion_id != record.image_id for record in records)
+    known = examples.unit != "image" and any(r.lesion_id != r.image_id for r in records)
     lesion_ids = [record.lesion_id for record in records] if known else None
     if not known:
         facts["shared_with_train"] = None  # nobody knows
@@ -127,6 +127,7 @@ def _evaluation(
         image_ids=[record.image_id for record in records],
         labels=labels,
         probabilities=probabilities,
+        unit=examples.unit if known else "lesion",
         mistakes=mistakes.tolist(),
         mistake_images=examples.images[indices[mistakes]],
         subgroups=metrics.subgroups(probabilities, labels, lesion_ids, attributes),

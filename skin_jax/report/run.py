@@ -157,7 +157,7 @@ def _table_one_blocks(evaluation: Evaluation) -> list[kit.Block]:
         ("recall", map(number, metrics.recall)),
         ("F1", map(number, metrics.f1)),
         ("images", metrics.support),
-        ("lesions", lesions),
+        (f"{evaluation.unit}s", lesions),
     ]
     values = (metrics.macro["f1"], metrics.balanced_accuracy, metrics.accuracy)
     intervals = (metrics.ci95[name] for name in ("macro_f1", "balanced_accuracy", "accuracy"))
@@ -199,11 +199,11 @@ def _notes(evaluation: Evaluation) -> list[str]:
     if (count := evaluation.shared_with_train) is not None:
         notes.append(
             f"{count} of the {metrics.num_examples} images evaluated "
-            f"({count / metrics.num_examples:.1%}) share a lesion with the training set."
+            f"({count / metrics.num_examples:.1%}) share a {evaluation.unit} with the training set."
         )
     notes.append(
-        "Intervals resample lesions within each class: they take the number of lesions of each "
-        "class as given."
+        f"Intervals resample {evaluation.unit}s within each class: they take the number of "
+        f"{evaluation.unit}s of each class as given."
     )
     if not metrics.lesions_known:
         notes.append("The lesions are not known: intervals take each image as its own lesion.")
@@ -245,7 +245,7 @@ def _evaluation_sections(folder: pathlib.Path, evaluation: Evaluation) -> list[S
         Section("Calibration", calibration),
     ]
     if evaluation.subgroups:
-        sections.append(Section("Subgroups", _subgroup_blocks(evaluation.subgroups, classes)))
+        sections.append(Section("Subgroups", _subgroup_blocks(evaluation)))
     if evaluation.mistake_images is not None and len(evaluation.mistake_images):
         mistakes = _mistakes_picture(folder, evaluation, evaluation.mistake_images)
         sections.append(Section("Most confident mistakes", [mistakes]))
@@ -281,7 +281,8 @@ def _operating_blocks(evaluation: Evaluation) -> list[kit.Block]:
     return blocks
 
 
-def _subgroup_blocks(groups: Sequence[Subgroup], classes: Classes) -> list[kit.Block]:
+def _subgroup_blocks(evaluation: Evaluation) -> list[kit.Block]:
+    groups, units = evaluation.subgroups, f"{evaluation.unit}s"
     found = [group.metrics for group in groups]
 
     def recalls(c: int) -> list[str]:
@@ -296,17 +297,17 @@ def _subgroup_blocks(groups: Sequence[Subgroup], classes: Classes) -> list[kit.B
         "subgroup",
         [f"{group.attribute}: {group.value}" for group in groups],
         ("images", [m.num_examples for m in found]),
-        ("lesions", [f"{group.num_lesions}{' (few)' * group.few}" for group in groups]),
+        (units, [f"{group.num_lesions}{' (few)' * group.few}" for group in groups]),
         ("balanced accuracy", means),
-        *((name, recalls(c)) for c, name in enumerate(classes.names)),
+        *((name, recalls(c)) for c, name in enumerate(evaluation.classes.names)),
     )
     note = (
         "Balanced accuracy (over the classes present in the subgroup) and recall of each class, "
         "with 95% intervals. Subgroups hold different classes: compare recalls rather than "
-        f"balanced accuracies. A star: fewer than {FEW_LESIONS} lesions of that class."
+        f"balanced accuracies. A star: fewer than {FEW_LESIONS} {units} of that class."
     )
     few = ", ".join(f"{group.attribute} {group.value}" for group in groups if group.few)
-    warning = [Text(f"Fewer than {FEW_LESIONS} lesions, which say little: {few}.")] if few else []
+    warning = [Text(f"Fewer than {FEW_LESIONS} {units}, which say little: {few}.")] if few else []
     return [Text(note), *warning, table]
 
 

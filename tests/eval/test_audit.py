@@ -6,7 +6,6 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import flags
 from PIL import Image
 
 from skin_jax import api, tasks
@@ -287,36 +286,10 @@ def test_other_classes_are_audited_under_their_own_names(real, extractor, tmp_pa
     assert content["groups"]["kind 0"]["generated_images"] == 12
 
 
-@pytest.fixture(scope="module")
-def program():
-    """The entry point, with a registry of its own for flags: other entry points have the same."""
-    own = flags.FlagValues()
-    with pytest.MonkeyPatch.context() as patch:
-        for kind in ("string", "enum"):
-            define = getattr(flags, f"DEFINE_{kind}")
-            patch.setattr(
-                flags,
-                f"DEFINE_{kind}",
-                lambda *args, define=define, **kwargs: define(*args, flag_values=own, **kwargs),
-            )
-        from skin_jax.eval import __main__ as module
-    return module, own
-
-
 @pytest.fixture
-def run(program, workdir):
-    """main() with flags."""
-    module, own = program
-
-    def main(**chosen: object) -> None:
-        own.unparse_flags()
-        for name in own:
-            own[name].unparse()
-        chosen = {"workdir": workdir} | chosen
-        own(["eval", *(f"--{name}={value}" for name, value in chosen.items() if value)])
-        module.main(["eval"])
-
-    return main
+def run(eval_with, workdir):
+    """skin_jax.eval's main() with flags, about the run."""
+    return lambda **chosen: eval_with(**{"workdir": workdir} | chosen)
 
 
 @pytest.fixture

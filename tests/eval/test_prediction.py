@@ -391,7 +391,7 @@ def test_the_number_of_decoded_images_alive_is_bounded(workdir, tmp_path, monkey
         return image
 
     monkeypatch.setattr(images, "decode", decode)
-    monkeypatch.setattr(prediction, "_workers", lambda: 4)
+    monkeypatch.setattr(prediction, "workers", lambda most: 4)
     _, rows = predict([workdir], [root], tmp_path / "p.csv", batch_size=8)
     assert len(rows) == 400
     assert 8 <= most <= 3 * 8 + 4  # the batch at work, the one collected, the one being decoded
@@ -445,7 +445,7 @@ def test_overlays_show_the_task_s_map_of_the_predicted_class(
         calls.append((image, heat_maps, caption))
         return b""
 
-    monkeypatch.setattr(prediction, "_workers", lambda: 1)  # in order
+    monkeypatch.setattr(prediction, "workers", lambda most: 1)  # in order
     seen = tmp_path / "seen"
     _, rows = predict([workdir], [folder], tmp_path / "p.csv", explain_dir=seen, overlay=overlay)
     task, state, size = of_run(workdir)

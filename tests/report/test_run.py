@@ -91,6 +91,13 @@ def test_notes_tell_of_shared_lesions_unknown_lesions_and_ties():
     assert row_of(run_report.table_one(e), "nv")[5] == "n/a"
 
 
+def test_what_images_share_is_named_as_the_data_know_it():
+    text = " ".join(run_report.table_one(evaluation(unit="patient", shared_with_train=0)).split())
+    assert "| images | patients |" in text
+    assert "0 of the 210 images evaluated (0.0%) share a patient with the training set" in text
+    assert "Intervals resample patients within each class" in text
+
+
 def test_undefined_is_not_applicable_and_explained():
     probabilities, labels, lesions = results(absent=3)
     m = metrics.evaluate(probabilities, labels, lesions, resamples=0)
@@ -272,7 +279,7 @@ def test_other_classes_are_reported_under_their_own_names_without_paper_a(tmp_pa
         samples=(np.zeros((2, 8, 8, 3), np.uint8), np.array([0, n - 1])),
     )
     text = (tmp_path / "eval" / "report.md").read_text()
-    for trace in ("Table I", "paper A", "Rashid", "A prec", "melanoma"):
+    for trace in ("Table I", "paper A", "Rashid", "A prec", "against the rest, the threshold"):
         assert trace not in text + page.read_text()
     assert f"Chance: balanced accuracy {1 / n:.3f} with {n} classes present" in text
     assert row_of(text, "class")[1:] == ["prec.", "recall", "F1", "images", "lesions"]
