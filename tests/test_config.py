@@ -48,7 +48,6 @@ def test_a_run_from_before_a_setting_was_declared_has_its_default(tmp_path):
     "changes",
     [
         {"data__dir": "/elsewhere"},
-        {"data__table": "/elsewhere.csv"},
         {"data__on_bad_image": "skip"},
         {"profile": True},
         {"watchdog_seconds": 0},
@@ -127,7 +126,7 @@ def test_a_folder_without_a_run_and_a_damaged_one_are_told_apart(tmp_path):
         ),
         ({"optimizer__learning_rate": 0.0}, r"learning_rate is 0\.0; it must be above 0"),
         ({"optimizer__warmup_steps": -1}, r"config\.optimizer\.warmup_steps is -1"),
-        ({"loss__pseudo_label_threshold": 1.5}, r"above 0 and at most 1"),
+        ({"loss__pseudo_label_threshold": 1.5}, r"threshold is 1\.5; it must be at most 1"),
         ({"sharding__num_devices": 0}, r"config\.sharding\.num_devices is 0"),
         ({"batch_size": None}, r"config\.batch_size is None; it takes a whole number"),
         (

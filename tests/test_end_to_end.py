@@ -1,15 +1,19 @@
 """The command line as a user has it: real processes, real signals."""
 
+import ast
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+from skin_jax.__main__ import COMMANDS
 from skin_jax.base import errors
 
 pytestmark = pytest.mark.xdist_group("end_to_end")  # one worker makes the fixtures, once
@@ -180,7 +184,38 @@ def test_a_configuration_that_fails_is_named_with_its_line(tmp_path):
         timeout=60,
     )
     assert without.returncode == errors.BAD_INPUT
-    assert "needs --config=configs/X.py" in without.stderr
+    assert "needs --config=NAME" in without.stderr
+
+
+def test_a_configuration_of_the_package_is_found_from_anywhere_wherever_it_is_named(tmp_path):
+    words = ["--config.num_steps=0", "--workdir=run", "--config=demo:smoke", "--config.seed=1"]
+    result = subprocess.run(
+        [sys.executable, "-m", "skin_jax.main", *words],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.returncode == errors.BAD_INPUT
+    assert result.stderr == "error: config.num_steps is '0'; it must be at least 1\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_package_lists_its_commands_and_names_the_one_that_trains():
+    listed = call(None, module="skin_jax")
+    assert listed.returncode == 0
+    for name in COMMANDS:
+        source = Path(find_spec(f"skin_jax.{name}").origin)
+        if source.name == "__init__.py":
+            source = source.with_name("__main__.py")
+        first = ast.get_docstring(ast.parse(source.read_text())).splitlines()[0]
+        assert re.search(rf"python -m skin_jax\.{name} +{re.escape(first)}\n", listed.stdout)
+    for module, *args in (["skin_jax", "train"], ["skin_jax.train"], ["skin_jax.train", "--x"]):
+        named = call(None, *args, module=module)
+        assert named.returncode == errors.BAD_INPUT
+        assert "python -m skin_jax.main" in named.stderr
+        assert named.stderr.startswith("error: ")
 
 
 def test_a_study_is_sent_to_its_own_command(tmp_path):

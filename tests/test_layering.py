@@ -13,6 +13,7 @@ PACKAGE = ROOT / "skin_jax"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 NAMES = {path: path.relative_to(ROOT).as_posix() for path in MODULES}
 ENTRY_POINTS = {
+    "skin_jax/__main__.py",
     "skin_jax/main.py",
     "skin_jax/prepare.py",
     "skin_jax/generate.py",
@@ -20,6 +21,7 @@ ENTRY_POINTS = {
     "skin_jax/study/__main__.py",
     "skin_jax/eval/__main__.py",
     "skin_jax/eval/baselines.py",
+    "skin_jax/train/__main__.py",
 }
 
 

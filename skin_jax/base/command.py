@@ -1,7 +1,9 @@
 """How every command starts and ends: flags in, one exit status out."""
 
+import atexit
 import contextlib
 import os
+import select
 import sys
 import tempfile
 import tomllib
@@ -95,6 +97,7 @@ def run(main: Callable[..., int | None], load: Callable[[str], ConfigDict] | Non
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     # What the libraries log is not the user's to act on: what they raise is, and it is said.
     logging.set_verbosity(logging.FATAL)
+    atexit.register(_let_go)
     flags.DEFINE_bool("debug", False, "Show the traceback of an unforeseen error.")
     arguments: list[Any] = []
 
@@ -199,7 +202,7 @@ def _keep_compiled() -> None:
 
 def _say(text: str) -> NoReturn:
     print(text, flush=True)
-    sys.exit()
+    sys.exit(0)
 
 
 def _guarded(action: Callable[[], _T]) -> _T:
@@ -214,8 +217,8 @@ def _guarded(action: Callable[[], _T]) -> _T:
         print("interrupted", file=sys.stderr)
         sys.exit(errors.INTERRUPTED)
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and not _flushed():
-            sys.exit(errors.FAILURE)  # who read the output has gone: `| head`
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            sys.exit(errors.FAILURE)  # `| head`
         if "--debug" in sys.argv:
             raise
         print(
@@ -224,19 +227,19 @@ def _guarded(action: Callable[[], _T]) -> _T:
             file=sys.stderr,
         )
         sys.exit(errors.FAILURE)
-    finally:
-        _flushed()
 
 
-def _flushed() -> bool:
-    """Whether stdout could take what was printed; where it could not, it is let go."""
-    try:
-        if sys.stdout:
-            sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return False
-    return True
+def _let_go() -> None:
+    """Keeps Python from complaining, at its end, of output that nobody reads."""
+    if _nobody_reads():
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _nobody_reads() -> bool:
+    """Whether stdout is a pipe whose reader has ended."""
+    poll = select.poll()
+    poll.register(1, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _kept(text: str) -> str:

@@ -7,6 +7,7 @@ import difflib
 import functools
 import math
 import numbers
+import operator
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -76,9 +77,7 @@ class Setting:
         """Its choices or bounds in words; "" where there are none."""
         if self.choices:
             return ", ".join(map(repr, self.choices))
-        words = ("at least", "above", "at most", "below")
-        bounds = zip(words, (self.low, self.above, self.high, self.below), strict=True)
-        return " and ".join(f"{word} {bound}" for word, bound in bounds if bound is not None)
+        return " and ".join(f"{word} {bound}" for word, _, bound in self._bounds())
 
     @property
     def described(self) -> str:
@@ -104,15 +103,20 @@ class Setting:
             return "give it a value, or leave it out"
         if self.choices:
             return "" if value in self.choices else f"it can be {self.range}"
-        inside = (
-            (self.low is None or value >= self.low)
-            and (self.above is None or value > self.above)
-            and (self.high is None or value <= self.high)
-            and (self.below is None or value < self.below)
-        )
         if isinstance(value, float) and not math.isfinite(value):
             return "it must be a finite number"
-        return "" if inside else f"it must be {self.range}"
+        outside = [f"{word} {b}" for word, holds, b in self._bounds() if not holds(value, b)]
+        return f"it must be {outside[0]}" if outside else ""
+
+    def _bounds(self) -> list[tuple[str, Callable[[Any, Any], bool], float]]:
+        """In words, as a relation, and as a number."""
+        found = (
+            ("at least", operator.ge, self.low),
+            ("above", operator.gt, self.above),
+            ("at most", operator.le, self.high),
+            ("below", operator.lt, self.below),
+        )
+        return [(word, holds, bound) for word, holds, bound in found if bound is not None]
 
 
 Neutral = functools.partial(Setting, neutral=True)
@@ -206,6 +210,8 @@ def override(config: ConfigDict, key: str, text: str) -> None:
     *sections, name = key.split(".")
     part = functools.reduce(lambda part, inner: part[inner], sections, config)
     kind, setting = part.get_type(name), declared_for(config).get(key)
+    if setting is None and kind in _NOUNS:  # of the configuration file's own
+        setting = Setting(part[name], "", kind)
     value: Any = text
     if kind is not str or (text == "None" and setting and setting.default is None):
         with contextlib.suppress(ValueError, SyntaxError):  # what is no literal stays text
@@ -219,7 +225,7 @@ def override(config: ConfigDict, key: str, text: str) -> None:
     try:
         part[name] = value
     except TypeError:
-        raise _wrong(key, text, f"it takes {_NOUNS.get(kind, kind.__name__)}") from None
+        raise _wrong(key, text, f"it takes a {kind.__name__}") from None
 
 
 def _unknown(config: ConfigDict, key: str) -> UserError:

@@ -76,7 +76,7 @@ def test_texts_become_values_of_the_settings_type(config, key, text, value):
         ("size", "True", "config.size is 'True'; it takes a whole number"),
         ("rate", "fast", "config.rate is 'fast'; it takes a number"),
         ("rate", "nan", "config.rate is 'nan'; it takes a number"),
-        ("rate", "0", "config.rate is '0'; it must be above 0 and at most 1"),
+        ("rate", "0", "config.rate is '0'; it must be above 0"),
         ("on", "maybe", "config.on is 'maybe'; it takes True or False"),
         ("kind", "c", "config.kind is 'c'; it can be 'a', 'b'"),
         ("name", "", "config.name is empty; give it a value, or leave it out"),
