@@ -1,6 +1,8 @@
 """The rules of docs/architecture.md, read from the imports."""
 
 import ast
+import functools
+import tomllib
 import re
 from pathlib import Path
 
@@ -25,6 +27,7 @@ ENTRY_POINTS = {
 }
 
 
+@functools.cache
 def imports(path: Path) -> list[tuple[str, bool]]:
     """(dotted name, inside a function) of every import; `from a import b` counts as a and a.b."""
     found = []
@@ -174,6 +177,13 @@ def test_no_module_is_imported_by_a_string():
         assert "importlib.import_module" not in found, NAMES[path]
         assert "import_module(" not in path.read_text(), NAMES[path]
         assert "__import__(" not in path.read_text(), NAMES[path]
+
+
+def test_every_folder_of_modules_goes_into_the_wheel():
+    setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {path.parent.relative_to(ROOT).as_posix().replace("/", ".") for path in MODULES}
+    assert {*setup["packages"]} == folders | {"skin_jax.configs"}
+    assert (ROOT / setup["package-dir"]["skin_jax.configs"] / "demo.py").is_file()
 
 
 def test_every_module_of_the_package_has_a_docstring():
