@@ -1,20 +1,40 @@
-# The two commands that a newcomer needs; each makes its own virtual environment where it is missing.
+# Each target makes the virtual environment that it needs where it is missing.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-without-tensorflow
+.PHONY: demo test test-fast test-without-tensorflow lint format types settings
 
 demo: $(VENV)/.installed  ## train, evaluate and report the embedded demo into runs/demo
-	$(BIN)/python -m skin_jax.main --config configs/demo.py --workdir runs/demo
-	$(BIN)/python -m skin_jax.eval.baselines --workdir runs/demo
+	$(BIN)/python -m skin_jax.main --config=demo --workdir=runs/demo
+	$(BIN)/python -m skin_jax.eval.baselines --workdir=runs/demo
 
-test: $(VENV)/.installed-dev  ## lint, types, tests
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+test: lint types  ## lint, types, tests
 	XLA_FLAGS= $(BIN)/pytest -n auto --dist loadgroup -m as_compiled
 	$(BIN)/pytest -n auto --dist loadgroup
+
+# What compiles little: the files are named, so that a new one is in only if it is quick.
+FAST = tests/base tests/data tests/report tests/test_config.py tests/test_layering.py \
+  tests/eval/test_comparison.py tests/eval/test_metrics.py tests/eval/test_quality.py \
+  tests/eval/test_tables.py tests/tasks/test_optimizers.py tests/train/test_history.py
+SLOW = tests/data/test_pipeline.py tests/data/test_store.py
+
+test-fast: $(VENV)/.installed-dev  ## what needs no training: under a minute on two cores
+	$(BIN)/pytest -n auto --dist loadgroup $(FAST) $(SLOW:%=--ignore=%)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(VENV)/.installed-dev
+	$(BIN)/mypy
+
+settings: $(VENV)/.installed  ## write the table of settings into README.md
+	$(BIN)/python .ci/settings
 
 test-without-tensorflow: $(VENV)-without-tensorflow/.installed-plain
 	.ci/without_tensorflow $(VENV)-without-tensorflow/bin/python

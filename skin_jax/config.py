@@ -81,7 +81,11 @@ COMMON = {
             choices=("lesion", "paper", "official"),
         ),
         split_fractions=Setting(
-            (0.7, 0.1, 0.2), "Shares of train, val and test.", float, low=0, high=1
+            (0.7, 0.1, 0.2),
+            "Shares of train, val and test; (0.9,0.1,0.0) leaves the test to other data.",
+            float,
+            low=0,
+            high=1,
         ),
         split_seed=Setting(0, "Seed of the split, and of nothing else.", low=0, high=MAX_SEED),
         fold=Setting(

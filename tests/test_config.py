@@ -275,4 +275,5 @@ def test_a_configuration_is_found_by_its_name_from_any_folder(tmp_path, monkeypa
 def test_the_readme_has_the_declared_settings():
     text = (ROOT / "README.md").read_text()
     table = text.partition("<!-- settings -->\n")[2].partition("\n<!-- end of settings -->")[0]
-    assert table.strip() == settings.table(), "run .ci/settings, which writes the table"
+    declared = settings.table(["sgan", "dcgan", "classifier"])
+    assert table == declared, "`make settings` writes the table"

@@ -9,7 +9,7 @@ import math
 import numbers
 import operator
 import textwrap
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -263,16 +263,16 @@ def described(config: ConfigDict) -> str:
     return "\n".join(lines)
 
 
-def table() -> str:
-    """A Markdown table of all settings that are declared for tasks, with their defaults."""
-    tasks = {task: own for task, own in DECLARED.items() if task not in (None, STUDY)}
+def table(names: Sequence[str]) -> str:
+    """A Markdown table of the settings of some tasks, with their defaults."""
+    tasks = {name: DECLARED[name] for name in names}
     rows = ["| setting | default | what it is |", "|---|---|---|"]
     for keys in _by_section(key for own in tasks.values() for key in own).values():
         for key in dict.fromkeys(keys):
             own = {task: settings[key] for task, settings in tasks.items() if key in settings}
             by_default: dict[str, list[str]] = {}
             for task, setting in own.items():
-                by_default.setdefault(f"`{setting.default}`", []).append(str(task))
+                by_default.setdefault(f"`{setting.default}`", []).append(task)
             shown = [f"{default} ({', '.join(who)})" for default, who in by_default.items()]
             if len(shown) == 1 and len(own) == len(tasks):
                 shown = list(by_default)

@@ -37,7 +37,7 @@ settings.declare(
     | section(
         "model",
         width=Setting(
-            64, "Channels at half the resolution; each further halving doubles them.", low=1
+            64, "Channels at half the resolution, doubled at each halving.", low=1
         ),
         noise_size=Setting(100, "Length of the noise vector.", low=1, also=("latent_dim",)),
     )

@@ -18,11 +18,17 @@ settings.declare(
     | section(
         "model",
         width=Setting(
-            64, "Channels at half the resolution; each further halving doubles them (open).", low=1
+            64,
+            "Channels at half the resolution, doubled at each halving (open in the paper).",
+            low=1,
         ),
-        noise_size=Setting(128, "Length of the noise vector (open).", low=1, also=("latent_dim",)),
-        generator_batch_norm=Setting(True, "Batch norm in the generator (open)."),
-        discriminator_batch_norm=Setting(False, "Batch norm in the discriminator (open)."),
+        noise_size=Setting(
+            128, "Length of the noise vector (open in the paper).", low=1, also=("latent_dim",)
+        ),
+        generator_batch_norm=Setting(True, "Batch norm in the generator (open in the paper)."),
+        discriminator_batch_norm=Setting(
+            False, "Batch norm in the discriminator (open in the paper)."
+        ),
     )
     | section(
         "loss",
@@ -45,7 +51,10 @@ settings.declare(
             5, 'First epoch with pseudo-labels ("after a few epochs").', low=0
         ),
         pseudo_label_threshold=Setting(
-            0.95, "Class probability from which an image is confident (open).", above=0, high=1
+            0.95,
+            "Class probability from which an image is confident (open in the paper).",
+            above=0,
+            high=1,
         ),
         updates=Setting(
             "sequential",
