@@ -33,7 +33,7 @@ format: $(VENV)/.installed-dev
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
-settings: $(VENV)/.installed  ## write the table of settings into README.md
+settings: $(VENV)/.installed  ## write the table of settings into docs/settings.md
 	$(BIN)/python .ci/settings
 
 test-without-tensorflow: $(VENV)-without-tensorflow/.installed-plain

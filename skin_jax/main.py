@@ -11,17 +11,19 @@ everything is saved.
 """
 
 from pathlib import Path
-
-from ml_collections import ConfigDict
+from typing import TYPE_CHECKING
 
 from skin_jax.base import command
 from skin_jax.base.errors import UserError
 from skin_jax.config import load
 
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
 _WORKDIR = command.define_path("workdir", None, "Folder of the run: created, or resumed.")
 
 
-def main(argv: list[str], config: ConfigDict | None) -> None:
+def main(argv: list[str], config: "ConfigDict | None") -> None:
     """The command line's work; see the module's docstring."""
     if len(argv) > 1:
         raise UserError(

@@ -2,8 +2,8 @@
 
 import ast
 import functools
-import tomllib
 import re
+import tomllib
 from pathlib import Path
 
 import pytest

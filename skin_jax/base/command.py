@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import os
 import select
+import signal
 import sys
 import tempfile
 import tomllib
@@ -13,10 +14,33 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from absl import app, flags, logging
-from ml_collections import ConfigDict
+from skin_jax.base import errors
 
-from skin_jax.base import errors, files, settings
+
+def _interrupted(*_: Any) -> NoReturn:
+    """Ends the process at once: what is written is whole at any moment.
+
+    An exception could come in the middle of a library, which aborts, or loses it.
+    """
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+    os.write(2, b"interrupted\n")
+    os._exit(errors.INTERRUPTED)
+
+
+def _uncaught(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """Ends a command that Ctrl-C reaches before `run`, while modules are imported."""
+    if issubclass(kind, KeyboardInterrupt):
+        _interrupted()
+    sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = _uncaught  # from here on: the imports below take most of a start's time
+
+from absl import app, flags, logging  # noqa: E402
+from ml_collections import ConfigDict  # noqa: E402
+
+from skin_jax.base import files, settings  # noqa: E402
 
 flags.disclaim_key_flags()  # a flag defined through this module belongs to the command that asks
 
@@ -25,17 +49,6 @@ _T = TypeVar("_T")
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
 _HELP = {"--help", "-help", "-h", "--helpshort", "--helpfull"}
 _VERSION = {"--version", "-version"}
-
-
-def _interrupted_early(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    """Ends a command that Ctrl-C reaches before `run`, while modules are imported."""
-    if issubclass(kind, KeyboardInterrupt):
-        print("interrupted", file=sys.stderr, flush=True)
-        os._exit(errors.INTERRUPTED)
-    sys.__excepthook__(kind, error, trace)
-
-
-sys.excepthook = _interrupted_early
 
 
 class _Path(flags.ArgumentParser[str]):
@@ -92,6 +105,8 @@ def run(main: Callable[..., int | None], load: Callable[[str], ConfigDict] | Non
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass  # a file that is opened later must not take the place of a stdout that is closed
     os.close(descriptor)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # nohup has it ignored
+        signal.signal(signal.SIGINT, _interrupted)
     # TensorFlow, where it is used, only moves images: its start-up notes are about arithmetic.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
@@ -213,9 +228,8 @@ def _guarded(action: Callable[[], _T]) -> _T:
         prefix = "error: " if isinstance(end, errors.UserError) else ""
         print(f"{prefix}{end}", file=sys.stderr)
         sys.exit(end.exit_code)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(errors.INTERRUPTED)
+    except KeyboardInterrupt:  # the second one, where the first was asked to wait
+        _interrupted()
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():
             sys.exit(errors.FAILURE)  # `| head`

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import flags
-from ml_collections import ConfigDict
 
 from skin_jax.base import command, errors
 from skin_jax.base.errors import UserError
@@ -31,6 +30,8 @@ from skin_jax.config import load
 from skin_jax.report import kit
 
 if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
     from skin_jax.study.jobs import Result
     from skin_jax.study.plan import Plan
 
@@ -40,7 +41,7 @@ _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the plan and its cost; sta
 _REPORT_ONLY = flags.DEFINE_bool("report_only", False, "Report on what is finished; start nothing.")
 
 
-def main(argv: list[str], config: ConfigDict | None) -> int:
+def main(argv: list[str], config: "ConfigDict | None") -> int:
     """The command line's work; see the module's docstring."""
     if len(argv) > 1:
         raise UserError(

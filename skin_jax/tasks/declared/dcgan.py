@@ -36,9 +36,7 @@ settings.declare(
     | ema_decay(0.999)  # neither
     | section(
         "model",
-        width=Setting(
-            64, "Channels at half the resolution, doubled at each halving.", low=1
-        ),
+        width=Setting(64, "Channels at half the resolution, doubled at each halving.", low=1),
         noise_size=Setting(100, "Length of the noise vector.", low=1, also=("latent_dim",)),
     )
     | section(
