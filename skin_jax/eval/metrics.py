@@ -142,7 +142,7 @@ class Subgroup:
 
     @property
     def few(self) -> bool:
-        """Whether there are too few lesions for the figures to say much."""
+        """Whether these are too few for the figures to say much."""
         return self.num_lesions < FEW_LESIONS
 
 
@@ -230,39 +230,27 @@ def confident_mistakes(probabilities: np.ndarray, labels: np.ndarray, count: int
     return wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")][:count]
 
 
-def sensitivity_at_specificity(
-    val_scores: np.ndarray,
-    val_labels: np.ndarray,
-    test_scores: np.ndarray,
-    test_labels: np.ndarray,
-    specificity: float,
-) -> OperatingPoint:
-    """Sensitivity on test at the threshold that reaches the wished specificity on val.
+Scored = tuple[np.ndarray, np.ndarray]
+"""Scores float [N], larger for more likely positives, and whether each is positive, bool [N]."""
+
+
+def sensitivity_at_specificity(val: Scored, test: Scored, specificity: float) -> OperatingPoint:
+    """Sensitivity on test at the threshold that reaches a specificity in (0, 1] on val.
 
     The threshold is the lowest val score with at least the wished share of the val negatives at or
-    below it. Both figures returned are measured on test: the specificity shows how well the
-    threshold carries over.
-
-    Args:
-      val_scores, test_scores: float [N], larger means more likely positive.
-      val_labels, test_labels: bool [N], whether the example is positive.
-      specificity: in (0, 1].
-
-    Returns:
-      NaN for what is undefined: everything without val negatives, sensitivity without test
-      positives, specificity without test negatives.
+    below it. Both figures are measured on test, NaN where undefined: the specificity shows how well
+    the threshold carries over.
     """
     if not 0 < specificity <= 1:
         raise ValueError(f"specificity must be in (0, 1], not {specificity}")
-    negatives = np.sort(np.asarray(val_scores)[~np.asarray(val_labels, bool)])
+    negatives = np.sort(val[0][~val[1].astype(bool)])
     if not len(negatives):
         return OperatingPoint(specificity, np.nan, np.nan, np.nan)
     # The slack keeps 0.95 * 60 = 57.00000000000001 from asking for a 58th negative.
     threshold = float(negatives[int(np.ceil(specificity * len(negatives) - 1e-9)) - 1])
-    positive, called = np.asarray(test_labels, bool), np.asarray(test_scores) > threshold
-    return OperatingPoint(
-        specificity, threshold, nanmean(called[positive]), nanmean(~called[~positive])
-    )
+    called, positive = test[0] > threshold, test[1].astype(bool)
+    sensitivity = nanmean(called[positive])
+    return OperatingPoint(specificity, threshold, sensitivity, nanmean(~called[~positive]))
 
 
 def subgroups(
@@ -270,22 +258,14 @@ def subgroups(
     labels: np.ndarray,
     lesion_ids: Sequence[str] | None,
     attributes: Mapping[str, Sequence[str]],
-    *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    **options: int,
 ) -> list[Subgroup]:
     """Metrics of the examples that share each value of each attribute, values in sorted order.
 
-    Args:
-      probabilities, labels, lesion_ids: as `evaluate`.
-      attributes: name (such as "sex") -> N values; use `age_band` for ages, "unknown" for gaps.
-
-    Raises:
-      ValueError: as `evaluate`, or an attribute has another number of values than examples.
+    Attributes are N values by name, such as "sex"; all else is as `evaluate` has it.
     """
     probabilities, labels = _checked(probabilities, labels)
     lesions = None if lesion_ids is None else np.asarray(lesion_ids)
-    options = {"resamples": resamples, "seed": seed}
     found = []
     for attribute, values in attributes.items():
         array = np.asarray(values)

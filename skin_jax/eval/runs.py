@@ -93,19 +93,16 @@ def _operating_points(
     if {*classes.groups} == {MALIGNANT, BENIGN} and malignant not in asked.values():
         names = ", ".join(classes.names[label] for label in malignant)
         asked[f"malignant classes ({names})"] = malignant
-    return {
-        what: [
-            metrics.sensitivity_at_specificity(
-                val[0][:, positive].sum(axis=1),
-                np.isin(val[1], positive),
-                test[0][:, positive].sum(axis=1),
-                np.isin(test[1], positive),
-                specificity,
-            )
-            for specificity in _SPECIFICITIES
+    found: dict[str, list[metrics.OperatingPoint]] = {}
+    for what, positive in asked.items():
+        on_val, on_test = (
+            (probabilities[:, positive].sum(axis=1), np.isin(labels, positive))
+            for probabilities, labels in (val, test)
+        )
+        found[what] = [
+            metrics.sensitivity_at_specificity(on_val, on_test, s) for s in _SPECIFICITIES
         ]
-        for what, positive in asked.items()
-    }
+    return found
 
 
 def _evaluation(

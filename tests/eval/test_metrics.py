@@ -359,12 +359,11 @@ def test_sensitivity_takes_its_threshold_from_val():
     val_labels = np.array([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1])
     test_scores = np.array([0.87, 0.86, 0.85, 0.2, 0.95, 0.1])
     test_labels = np.array([1, 1, 1, 1, 0, 0])
-    point = metrics.sensitivity_at_specificity(
-        val_scores, val_labels, test_scores, test_labels, 0.9
-    )
+    val, test = (val_scores, val_labels), (test_scores, test_labels)
+    point = metrics.sensitivity_at_specificity(val, test, 0.9)
     assert point.threshold == 0.85
     assert (point.sensitivity, point.specificity) == (0.5, 0.5)
-    on_val = metrics.sensitivity_at_specificity(val_scores, val_labels, val_scores, val_labels, 0.9)
+    on_val = metrics.sensitivity_at_specificity(val, val, 0.9)
     assert (on_val.sensitivity, on_val.specificity) == (1.0, 0.9)
 
 
@@ -372,19 +371,20 @@ def test_the_wished_specificity_is_reached_with_no_stricter_threshold_than_neede
     for negatives in range(1, 121):
         scores = np.arange(negatives + 1) / 1000
         labels = np.arange(negatives + 1) == negatives
-        point = metrics.sensitivity_at_specificity(scores, labels, scores, labels, 0.95)
+        point = metrics.sensitivity_at_specificity((scores, labels), (scores, labels), 0.95)
         assert 0.95 - 1e-9 <= point.specificity < 0.95 + 1 / negatives - 1e-9
 
 
 def test_sensitivity_without_negatives_or_positives_is_undefined():
     none, some = np.array([False, False]), np.array([True, True])
     scores = np.array([0.2, 0.4])
-    assert np.isnan(metrics.sensitivity_at_specificity(scores, some, scores, none, 0.9).threshold)
-    point = metrics.sensitivity_at_specificity(scores, none, scores, none, 0.9)
+    empty, full = (scores, none), (scores, some)
+    assert np.isnan(metrics.sensitivity_at_specificity(full, empty, 0.9).threshold)
+    point = metrics.sensitivity_at_specificity(empty, empty, 0.9)
     assert np.isnan(point.sensitivity)
     assert point.specificity == 1
     with pytest.raises(ValueError, match="specificity"):
-        metrics.sensitivity_at_specificity(scores, some, scores, none, 1.1)
+        metrics.sensitivity_at_specificity(full, empty, 1.1)
 
 
 def test_subgroups_hold_each_example_once_and_flag_few_lesions():
