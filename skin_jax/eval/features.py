@@ -14,7 +14,6 @@ from skin_jax.base import devices
 from skin_jax.base.errors import UserError
 from skin_jax.eval import inference
 from skin_jax.models import pretrained
-from skin_jax.models.efficientnet_lite import EfficientNetLite0
 from skin_jax.models.layers import ClassifierOutput
 from skin_jax.tasks.augment import to_float
 
@@ -99,17 +98,7 @@ def efficientnet_lite0(weights: str, mesh: Mesh, flag: str = "--weights") -> Ext
     Raises:
       UserError: the weights cannot be read, or do not fit the network.
     """
-    network = EfficientNetLite0(num_classes=1)  # its head is not used
-    shape = jax.ShapeDtypeStruct((1, EFFICIENTNET_SIZE, EFFICIENTNET_SIZE, 3), jnp.float32)
-    shapes = jax.eval_shape(
-        lambda key, images: network.init(key, images, train=False), jax.random.key(0), shape
-    )
-    variables = jax.tree.map(
-        lambda leaf: (
-            np.zeros(leaf.shape, leaf.dtype) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
-        ),
-        pretrained.load(shapes, network, weights, flag=flag),
-    )
+    network, variables = pretrained.efficientnet_lite(weights, flag)
 
     def features(variables: PyTree, images: jax.Array) -> jax.Array:
         output = network.apply(variables, to_float(images), train=False)
@@ -120,7 +109,7 @@ def efficientnet_lite0(weights: str, mesh: Mesh, flag: str = "--weights") -> Ext
         jax.device_put(variables, devices.replicated(mesh)),
         image_size=EFFICIENTNET_SIZE,
         mesh=mesh,
-        network=f"EfficientNet-Lite0 with {Path(weights).name}",
+        network=f"{pretrained.title(network)} with {Path(weights).name}",
     )
 
 

@@ -19,7 +19,7 @@ from skin_jax.base import devices, errors
 from skin_jax.base.files import locked
 from skin_jax.data import demo
 from skin_jax.eval import evaluators, inference, runs
-from skin_jax.models.efficientnet_lite import LITE0, EfficientNetLite0
+from skin_jax.models.efficientnet_lite import LITE, EfficientNetLite
 from skin_jax.tasks import classifier, dcgan, sgan
 from skin_jax.tasks import state as state_lib
 from skin_jax.train import checkpoints as checkpoint_lib
@@ -90,7 +90,7 @@ def test_a_restart_in_the_middle_changes_no_bit(tmp_path, pipeline, per_dispatch
 
 @pytest.mark.as_compiled
 def test_a_restart_of_a_classifier_changes_no_bit_and_needs_no_weights(tmp_path, monkeypatch):
-    network = functools.partial(EfficientNetLite0, stages=LITE0[:1], last_features=8)
+    network = functools.partial(EfficientNetLite, stages=LITE[0][:1], last_features=8)
     monkeypatch.setitem(classifier.MODELS, "tiny", network)
     loaded = []
 
