@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from ml_collections import ConfigDict
 
 from skin_jax.base import code, settings
-from skin_jax.base.errors import UserError
+from skin_jax.base.errors import UserError, first_line
 from skin_jax.base.files import CACHE_ROOT, write_atomically
 from skin_jax.base.settings import MAX_SEED, Neutral, Setting, flatten, section
 from skin_jax.data import reading
@@ -216,7 +216,7 @@ def load(file: str) -> ConfigDict:
         lines = [f", line {frame.lineno}," for frame in frames if frame.filename == str(path)]
         where = f"{path}{lines[-1] if lines else ''}"
         raise UserError(
-            f"the configuration {where} failed: {type(error).__name__}: {error}"
+            f"the configuration {where} failed: {type(error).__name__}: {first_line(error)}"
         ) from None
 
 
