@@ -9,7 +9,7 @@ Or compares generated images with a run's training images and looks for copies o
 python -m skin_jax.eval --quality GENERATED_DIR --workdir DIR [--out DIR2]
     [--weights FILE.safetensors | --features_from DIR3]
 
-GENERATED_DIR is a folder of skin_jax.generate. Features are those of EfficientNet-Lite0 with the
+GENERATED_DIR is a folder of skin_jax.generate. Features are those of the EfficientNet-Lite with the
 given weights, or of the run in DIR3; without either there is the sliced Wasserstein distance alone.
 The results go to DIR/eval/quality/<name of GENERATED_DIR>.
 
@@ -45,7 +45,7 @@ _PREDICTIONS = command.define_path("predictions", None, "CSV with a column for e
 _TRUTH = command.define_path("truth", None, "CSV with a column for each class, one-hot.")
 _QUALITY = command.define_path("quality", None, "Folder of generated images.")
 _WEIGHTS = command.define_path(
-    "weights", None, "EfficientNet-Lite0's, for --quality: a .safetensors or hf:OWNER/NAME."
+    "weights", None, "An EfficientNet-Lite's, for --quality: a .safetensors or hf:OWNER/NAME."
 )
 _FEATURES_FROM = command.define_path(
     "features_from", None, "Folder of the run whose features --quality takes."
@@ -162,7 +162,7 @@ def _measure_quality(folder: Path, out: Path | None) -> None:
     mesh = devices.make_mesh(None)
     extractor = None
     if _WEIGHTS.value:
-        extractor = features.efficientnet_lite0(_WEIGHTS.value, mesh)
+        extractor = features.efficientnet_lite(_WEIGHTS.value, mesh)
     elif _FEATURES_FROM.value:
         other = Path(_FEATURES_FROM.value)
         extractor = _features_of(other, mesh)

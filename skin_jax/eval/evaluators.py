@@ -122,7 +122,7 @@ class Samples:
 class Generators:
     """Compares the generators of a run with the training images of their classes.
 
-    The score of a class is the KID of EfficientNet-Lite0's features where `config.score.weights`
+    The score of a class is the KID of an EfficientNet-Lite's features where `config.score.weights`
     are given, else the sliced Wasserstein distance, a mean over its levels. Real images and noise
     are the same at every call, so that epochs can be compared.
     """
@@ -166,7 +166,7 @@ class Generators:
         weights = config.score.weights
         if weights == NO_WEIGHTS:
             return None
-        return features.efficientnet_lite0(weights, mesh, flag="--config.score.weights")
+        return features.efficientnet_lite(weights, mesh, flag="--config.score.weights")
 
     @functools.cached_property
     def _described(self) -> list[tuple[np.ndarray, float]]:

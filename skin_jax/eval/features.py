@@ -19,8 +19,8 @@ from skin_jax.tasks.augment import to_float
 
 PyTree = Any
 
-EFFICIENTNET_SIZE = 128
-"""Side of the images that `efficientnet_lite0` looks at.
+JUDGE_SIZE = 128
+"""Side of the images that `efficientnet_lite` looks at.
 
 Generated images have 64 to 224 pixels. Features at the network's own 224 would be of interpolated
 pixels mostly, and take three times as long.
@@ -87,8 +87,8 @@ class Extractor:
         return found
 
 
-def efficientnet_lite0(weights: str, mesh: Mesh, flag: str = "--weights") -> Extractor:
-    """The pooled features, D = 1280, of EfficientNet-Lite0 with given weights, at 128x128.
+def efficientnet_lite(weights: str, mesh: Mesh, flag: str = "--weights") -> Extractor:
+    """Pooled features, D = 1280, of the EfficientNet-Lite that the weights are of, at 128x128.
 
     Args:
       weights: a .safetensors file or an hf: name, see `models.pretrained.load`.
@@ -107,7 +107,7 @@ def efficientnet_lite0(weights: str, mesh: Mesh, flag: str = "--weights") -> Ext
     return Extractor(
         features,
         jax.device_put(variables, devices.replicated(mesh)),
-        image_size=EFFICIENTNET_SIZE,
+        image_size=JUDGE_SIZE,
         mesh=mesh,
         network=f"{pretrained.title(network)} with {Path(weights).name}",
     )

@@ -377,7 +377,7 @@ def test_efficientnet_finds_a_planted_copy_of_a_real_image(real_data):
     pictures = np.stack([decode(file, 64) for file in files])
     train, val, fresh = np.split(pictures, [120, 160])
     planted = [train[17], cropped(train[99][:, ::-1]), np.rot90(cropped(train[110]), 3)]
-    extractor = features.efficientnet_lite0(
+    extractor = features.efficientnet_lite(
         str(Path(weights) / "tf_efficientnet_lite0.in1k.safetensors"), devices.make_mesh(None)
     )
     described = extractor(train)
