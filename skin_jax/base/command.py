@@ -170,9 +170,7 @@ def _configured(
 
 
 def _help(
-    main: Callable[..., Any],
-    config: ConfigDict | None,
-    load: Callable[[str], ConfigDict] | None,
+    main: Callable[..., Any], config: ConfigDict | None, load: Callable[[str], ConfigDict] | None
 ) -> str:
     module = main.__module__
     own = flags.FLAGS.get_key_flags_for_module(sys.argv[0] if module == "__main__" else module)
