@@ -1,9 +1,11 @@
 """A study from end to end; a reader's table is made as the page's script makes it."""
 
 import csv
+import html
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -219,7 +221,7 @@ def test_answers_round_trip(make, study_with, tmp_path, capsys):
     one = json.loads((tmp_path / "one" / "scores.json").read_text())
     scores = json.loads((out / "scores.json").read_text())
     assert one["detection"]["overall"]["accuracy"]["value"] == 1
-    assert "Of other readers a study with one says nothing" in one["conclusion"]
+    assert "This reader tells generated from real images" in one["conclusion"]
     readers = scores["detection"]["readers"]
     assert list(readers) == ['A; "the first"', "B"]
     assert readers["B"]["accuracy"]["value"] == pytest.approx(7 / 8)
@@ -229,10 +231,10 @@ def test_answers_round_trip(make, study_with, tmp_path, capsys):
     assert {*scores["classes"]} == {item["label"] for item in key["items"].values()}
     low, high = scores["detection"]["overall"]["d_prime"]["ci95"]
     assert 0 < low < high
-    assert "told generated from real images" in scores["conclusion"]
+    assert scores["conclusion"].startswith("Readers tell generated from real images")
     report = (out / "report.md").read_text()
     assert scores["conclusion"].split(". ")[0][:60] in report
-    assert "told generated from real images" in capsys.readouterr().out
+    assert "Readers tell generated from real images" in capsys.readouterr().out
     page = (out / "report.html").read_text()
     assert "A; &quot;the first&quot;" in page
     assert "Experience of the readers" in page
@@ -258,8 +260,57 @@ def test_a_diagnosis_is_asked_for_and_scored(make, study_with, tmp_path):
     values = {name: e["value"] for name, e in scores["diagnosis"]["overall"].items()}
     assert values == {"real": 1, "generated": 0, "difference": 1}
     assert scores["detection"]["overall"]["d_prime"]["value"] == pytest.approx(0)
-    assert "not shown that the reader told" in scores["conclusion"]
+    assert "not shown that this reader tells" in scores["conclusion"]
     assert "Generated images are harder to diagnose" in (out / "report.md").read_text()
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no browser here")
+def test_the_page_works_in_a_browser_with_the_keyboard_alone(make, tmp_path):
+    page, content, key = make("diagnosis")
+    script = """<script>
+    (async () => {
+      const wait = () => new Promise(done => setTimeout(done, 300));
+      const press = key => document.dispatchEvent(new KeyboardEvent("keydown", {key}));
+      const heard = [];
+      at("reader").value = 'A "quoted", name';
+      at("begin").click();
+      while (at("end").hidden) {
+        await wait();
+        press("x");
+        press(state.place % 2 ? "r" : "G");
+        press(String(1 + state.place % 7));
+        if (state.place === 2 && !heard.length) {
+          await wait(); press("ArrowLeft"); heard.push(at("count").textContent);
+          await wait(); press("ArrowRight"); heard.push(at("count").textContent);
+        }
+      }
+      document.body.textContent = JSON.stringify(
+        {heard, table: table(), order: state.order, wide: document.body.scrollWidth, sides});
+    })();
+    const sides = [], observed = new MutationObserver(() => sides.push(at("image").style.width));
+    observed.observe(at("image"), {attributes: true});
+    </script>"""
+    (tmp_path / "driven.html").write_text(page.replace("</body>", script + "</body>"))
+    options = "headless no-sandbox disable-gpu disable-quic no-first-run disable-sync"
+    options += " disable-background-networking disable-component-update dump-dom"
+    command = ["chromium", *(f"--{option}" for option in options.split())]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=390,844"]
+    command += ["--virtual-time-budget=60000", (tmp_path / "driven.html").as_uri()]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    found = json.loads(html.unescape(re.search(r"<body>(.*?)</body>", shown, re.S).group(1)))
+    assert found["heard"] == ["Picture 2 of 8", "Picture 3 of 8"]
+    assert {int(side.removesuffix("px")) % content["size"] for side in found["sides"] if side} == {
+        0
+    }
+    (tmp_path / "a.csv").write_text(found["table"])
+    answers = reader_items.read_answers(
+        [tmp_path / "a.csv"], reader_items.read_key(tmp_path / "study.key.json")
+    )
+    assert answers.readers == ['A "quoted", name']
+    places = [found["order"].index(code) for code in key["items"]]
+    assert answers.called[:, 0].tolist() == [place % 2 == 0 for place in places]
+    assert answers.diagnoses[:, 0].tolist() == [place % 7 for place in places]
+    assert (answers.seconds > 0).all()
 
 
 def test_tables_that_spreadsheets_saved_are_read(make, tmp_path):

@@ -14,10 +14,10 @@ from skin_jax.report import kit
 
 _TITLE = "Reader study"
 _NAMES = {
-    "accuracy": "accuracy",
-    "sensitivity": "sensitivity to generated images",
+    "accuracy": "accuracy (guessing: 0.5)",
+    "sensitivity": "sensitivity (generated images)",
     "specificity": "specificity (real images)",
-    "d_prime": "d'",
+    "d_prime": "d' (guessing: 0)",
     "criterion": "criterion c",
     "real": "accuracy on real images",
     "generated": "accuracy on generated images",
@@ -97,28 +97,36 @@ def write(
 
 def conclusion(found: Scores) -> str:
     """Says in words what d' and its interval show, and what they do not."""
-    d, accuracy = found.overall["d_prime"], found.overall["accuracy"]
-    several = len(found.readers) > 1
-    who = f"the {len(found.readers)} readers" if several else "the reader"
+    d, accuracy, count = found.overall["d_prime"], found.overall["accuracy"], len(found.readers)
+    who, tell, these = ("readers", "tell", f"; the mean of {count} readers")
+    if count == 1:
+        who, tell, these = ("this reader", "tells", "")
     values = (
-        f"(accuracy {_estimate(accuracy)} where guessing gives 0.5; d' {_estimate(d)} where "
-        "guessing gives 0)"
+        f"(accuracy {_estimate(accuracy)}, where guessing gives 0.5; d' {_estimate(d)}, where "
+        f"guessing gives 0{these})"
     )
     if d.ci95[0] > 0:
-        said = f"{who} told generated from real images {values}."
+        said = f"{who} {tell} generated from real images {values}."
     elif d.ci95[1] < 0:
+        take = tell.replace("tell", "take")
         said = (
-            f"{who} told generated from real images, but took the generated for the real ones "
+            f"{who} {tell} generated from real images, but {take} the generated for the real "
             f"{values}."
         )
     else:
-        most = readers.unbiased_accuracy(d.ci95[1])
+        most = kit.number(readers.unbiased_accuracy(d.ci95[1]), 2)
         said = (
-            f"it is not shown that {who} told generated from real images {values}. That does not "
-            f"show that nobody can: the interval reaches to an accuracy of {kit.number(most, 2)}."
+            f"it is not shown that {who} {tell} generated from real images {values}. That does not "
+            f"show that nobody can: the interval reaches to an accuracy of {most}."
         )
-    if not several:
-        said += " Of other readers a study with one says nothing."
+        own = found.these["d_prime"]
+        if count > 1 and own.ci95[0] > 0:
+            said += (
+                f" These {count} did, with d' {_estimate(own)} over images alone; they are too few "
+                "or too different to say it of others."
+            )
+    if count == 1:
+        said += " Of other readers, a study with one says nothing."
     return said[0].upper() + said[1:]
 
 
@@ -141,6 +149,7 @@ def _json(found: Scores, names: Sequence[str]) -> dict[str, Any]:
     return {
         "images_of_each_kind": found.real,
         "overall": found.overall,
+        "these_readers": found.these,
         "readers": dict(zip(names, found.readers, strict=True)),
     }
 
@@ -150,19 +159,14 @@ def _estimate(found: Estimate) -> str:
 
 
 def _overall(found: Scores) -> kit.Table:
-    rows = [
-        (
-            _NAMES[name],
-            kit.number(estimate.value, 2),
-            kit.span(estimate.ci95, 2),
-            kit.number(readers.CHANCE[name], 1) if name in readers.CHANCE else "",
-        )
-        for name, estimate in found.overall.items()
+    columns = [
+        ("value", [kit.number(each.value, 2) for each in found.overall.values()]),
+        ("95% interval", [kit.span(each.ci95, 2) for each in found.overall.values()]),
     ]
-    header = ("measure", "value", "95% interval", "guessing")
-    if not any(row[3] for row in rows):
-        return kit.Table(header[:3], [row[:3] for row in rows])
-    return kit.Table(header, rows)
+    if len(found.readers) > 1:
+        these = [kit.span(each.ci95, 2) for each in found.these.values()]
+        columns.append(("these readers", these))
+    return kit.by_columns("measure", [_NAMES[name] for name in found.overall], *columns)
 
 
 def _by_reader(found: Scores, names: Sequence[str], measures: Sequence[str]) -> kit.Table:
@@ -209,8 +213,9 @@ def _notes(
         notes.append(
             "Overall: the mean of the readers, with intervals over readers and images (Obuchowski "
             "and Rockette, 1995; Hillis, 2014; covariances from a bootstrap over images): they "
-            "hold for other readers like these and other images like these. Of single readers: "
-            "over images, by Wilson and, for d', by Gourevitch and Galanter (1967)."
+            "hold for other readers like these and other images like these, and are wide where "
+            "two or three readers differ. Intervals of these readers are over images alone; of "
+            "single readers, by Wilson and, for d', by Gourevitch and Galanter (1967)."
         )
     else:
         notes.append(

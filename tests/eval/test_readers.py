@@ -138,6 +138,22 @@ def test_a_preference_moves_the_criterion_and_not_d_prime():
     assert both[0]["d_prime"].value == pytest.approx(both[1]["d_prime"].value, abs=0.2)
 
 
+def test_what_holds_for_these_readers_is_known_better_than_what_holds_for_others():
+    """And it is what holds for them: images drawn anew leave their mean d' in the interval."""
+    inside = 0
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        own = np.array([0.0, 2.0])  # two readers who differ
+        generated = np.arange(100) < 50
+        seen = np.where(generated[:, None], own / 2, -own / 2) + rng.standard_normal((100, 2))
+        found = readers.detection(seen > 0, generated, resamples=200, seed=seed)
+        value, (low, high) = found.these["d_prime"]
+        assert value == found.overall["d_prime"].value
+        assert found.overall["d_prime"].ci95[0] < low < high < found.overall["d_prime"].ci95[1]
+        inside += low <= own.mean() <= high
+    assert 90 <= inside <= 99
+
+
 def test_the_same_seed_gives_the_same_intervals():
     answers = simulated(np.random.default_rng(3), d=1.0, images=20, count=3)
     once, again, other = (readers.detection(*answers, seed=seed) for seed in (1, 1, 2))
