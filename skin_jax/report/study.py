@@ -25,6 +25,8 @@ _SHORT = {
     "macro_f1": "macro F1",
     "macro_auc": "macro AUC",
 }
+_EFFECT = "An effect as large as {} (single runs) is {}."
+_AXIS = "points of balanced accuracy"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,11 +51,6 @@ class Claim:
     def verdict(self, difference: Difference) -> str:
         """The same in words."""
         return "excluded" if self.excluded(difference) else "not excluded"
-
-    @property
-    def effect(self) -> str:
-        """How sentences about it begin."""
-        return f"An effect as large as {self} (single runs) is"
 
 
 _TABLE_TWO = run_report.PAPER_A["balanced_accuracy"]
@@ -95,8 +92,7 @@ class Study:
     @property
     def all_differences(self) -> list[Difference]:
         """Those from the control and, last, what the generated images themselves do."""
-        isolated = self.comparison.isolated
-        return [*self.comparison.differences, *([isolated] if isolated else [])]
+        return [d for d in (*self.comparison.differences, self.comparison.isolated) if d]
 
     @property
     def missing(self) -> dict[str, int]:
@@ -110,10 +106,11 @@ class Study:
         """Balanced accuracy of a classifier that knows nothing: 1 / number of classes present."""
         return 1 / max(int((arm.images > 0).sum()) for arm in self.comparison.arms)
 
-    def done(self, name: str, count: int) -> str:
+    def done(self, one: Arm | Difference) -> str:
         """Such as "3 of 10": runs of an arm, and how many are planned."""
-        planned = self.plan_counts.get(name)
-        return str(count) if planned is None else f"{count} of {planned}"
+        name = one.name if isinstance(one, Arm) else one.arm
+        planned = f" of {self.plan_counts[name]}" if name in self.plan_counts else ""
+        return f"{len(one.cells)}{planned}"
 
 
 def write(folder: PathLike, study: Study) -> pathlib.Path:
@@ -125,10 +122,9 @@ def write(folder: PathLike, study: Study) -> pathlib.Path:
     Raises:
       UserError: the folder cannot be written.
     """
-    folder = pathlib.Path(folder)
+    folder, pictures = pathlib.Path(folder), pathlib.Path(folder) / "figures"
     sentences = conclusion(study)
     write_json(folder / "study.json", _json(study, sentences))
-    pictures = folder / "figures"
     sections = [
         Section("Conclusion", list(map(Text, sentences))),
         *_difference_sections(pictures, study),
@@ -155,7 +151,7 @@ def summary(study: Study) -> list[Section]:
     differences = {d.arm: d for d in study.comparison.differences}
     rows = []
     for arm in study.comparison.arms:
-        row = [arm.name, study.done(arm.name, len(arm.cells)), f"{100 * arm.balanced_accuracy:.1f}"]
+        row = [arm.name, study.done(arm), f"{100 * arm.balanced_accuracy:.1f}"]
         if d := differences.get(arm.name):
             p = _p(d.p) + " (alone)" * d.confirmatory
             row += [_points(d.estimate.value), _span(d.estimate.interval), p]
@@ -172,13 +168,12 @@ def conclusion(study: Study) -> list[str]:
     """What the intervals allow to say, one paragraph each, the most important first."""
     comparison, missing, paragraphs = study.comparison, study.missing, []
     control, chosen = comparison.control, comparison.confirmatory
-    differences = comparison.differences
+    differences, exploratory = comparison.differences, comparison.exploratory
     confirmed = next((d for d in differences if d.confirmatory), None)
-    exploratory = [d for d in differences if not d.confirmatory]
     if confirmed:
-        paragraphs.append(_verdict(confirmed, study))
+        paragraphs.append(_verdict(confirmed, study, study.judged))
         if comparison.isolating is not None:
-            paragraphs.append(_because(confirmed, comparison.isolated, comparison.isolating))
+            paragraphs.append(_because(confirmed, comparison))
     elif chosen is not None:
         paragraphs.append(
             f"The arm to be confirmed, {chosen}, and the control {control} have no finished run of "
@@ -186,8 +181,7 @@ def conclusion(study: Study) -> list[str]:
         )
     if exploratory:
         # What a paper claims is asked of the arm to be confirmed where there is one.
-        asked = dataclasses.replace(study, claims=()) if confirmed else study
-        paragraphs.append(_explored(exploratory, asked))
+        paragraphs.append(_explored(study, () if confirmed else study.judged))
     if not differences and chosen is None:
         paragraphs.append(
             f"No arm has a finished run of the same fold and seed as the control {control}: there "
@@ -221,15 +215,16 @@ def conclusion(study: Study) -> list[str]:
 def _found(difference: Difference, kind: str = "") -> str:
     """Such as "+0.8 points of balanced accuracy (95% interval -0.1 to +1.7; p = 0.062)"."""
     estimate, p = difference.estimate, _p(difference.p)
-    relation = f"{p[0]} {p[1:]}" if p[0] == "<" else f"= {p}"
+    relation = p.replace("<", "< ") if "<" in p else f"= {p}"
     return (
         f"{_points(estimate.value)} points of balanced accuracy (95% interval "
         f"{_span(estimate.interval)}; p {relation}{kind})"
     )
 
 
-def _because(whole: Difference, isolated: Difference | None, isolating: str) -> str:
+def _because(whole: Difference, comparison: Comparison) -> str:
     """What of a difference from the control is due to the generated images."""
+    isolated, isolating = comparison.isolated, comparison.isolating
     if isolated is None:
         return (
             f"{whole.arm} and {isolating} have no finished run of the same fold and seed: what is "
@@ -251,15 +246,15 @@ def _because(whole: Difference, isolated: Difference | None, isolating: str) -> 
     )
 
 
-def _verdict(difference: Difference, study: Study) -> str:
+def _verdict(difference: Difference, study: Study, claims: Sequence[Claim]) -> str:
     """One arm against the control, and the papers' claims about such arms, in sentences."""
     kind = "" if difference.confirmatory else ", Holm-corrected"
     sentences = [f"{_named(difference)}: {_found(difference, kind)}: {_outcome(difference)}."]
-    for claim in study.judged if difference.arm in study.gan_arms else ():
-        found = claim.estimate(difference)
-        own = f" ({_SHORT[claim.metric]}: {_points(found.value)}, {_span(found.interval)})"
-        own *= claim.metric != "balanced_accuracy"
-        sentences.append(f"{claim.effect} {claim.verdict(difference)} here{own}.")
+    for claim in claims if difference.arm in study.gan_arms else ():
+        found, here = claim.estimate(difference), f"{claim.verdict(difference)} here"
+        if claim.metric != "balanced_accuracy":
+            here += f" ({_SHORT[claim.metric]}: {_points(found.value)}, {_span(found.interval)})"
+        sentences.append(_EFFECT.format(claim, here))
     return " ".join(sentences)
 
 
@@ -272,12 +267,13 @@ def _outcome(difference: Difference) -> str:
     return f"balanced accuracy is {direction}"
 
 
-def _explored(differences: Sequence[Difference], study: Study) -> str:
+def _explored(study: Study, claims: Sequence[Claim]) -> str:
     """The exploratory arms in a few sentences."""
+    differences, control = study.comparison.exploratory, study.comparison.control
     largest = max(differences, key=lambda d: d.estimate.value)
     if len(differences) == 1:
-        return f"Exploratory: {_verdict(largest, study)}"
-    shown, control = [d for d in differences if d.shown], study.comparison.control
+        return f"Exploratory: {_verdict(largest, study, claims)}"
+    shown = [d for d in differences if d.shown]
     if not shown:
         first = (
             f"No difference from {control} is shown for any of {len(differences)} exploratory "
@@ -294,11 +290,11 @@ def _explored(differences: Sequence[Difference], study: Study) -> str:
         f"accuracy (95% interval, uncorrected, {_span(largest.estimate.interval)})."
     )
     sentences = [first, best]
-    for claim in study.judged if study.concerned else ():
+    for claim in claims if study.concerned else ():
         possible = ", ".join(d.arm for d in study.concerned if not claim.excluded(d))
         every = "excluded here for every arm with a GAN"
-        verdict = f"not excluded here for {possible}" if possible else every
-        sentences.append(f"{claim.effect} {verdict}.")
+        here = f"not excluded here for {possible}" if possible else every
+        sentences.append(_EFFECT.format(claim, here))
     return " ".join(sentences)
 
 
@@ -307,19 +303,15 @@ def _difference_sections(folder: pathlib.Path, study: Study) -> list[Section]:
     if not found:
         picture.unlink(missing_ok=True)  # of an earlier call
         return []
+    marked = [claim for claim in study.claims if claim.metric == "balanced_accuracy"]
     figures.forest(
         picture,
-        [_named(d) for d in found],
-        100 * np.array([d.estimate.value for d in found]),
-        100 * np.array([d.estimate.interval for d in found]),
+        list(map(_named, found)),
+        *_in_points(found),
         notes=[_with_span(d.estimate) for d in found],
         emphasised=[d.confirmatory for d in found],
-        marks={
-            f"{c.source}, +{c.points:g} (a single run)": c.points
-            for c in study.claims
-            if c.metric == "balanced_accuracy"
-        },
-        label="points of balanced accuracy",
+        marks={f"{c.source}, +{c.points:g} (a single run)": c.points for c in marked},
+        label=_AXIS,
     )
     caption = (
         "Differences of balanced accuracy, in points, with 95% intervals (not corrected for the "
@@ -327,24 +319,21 @@ def _difference_sections(folder: pathlib.Path, study: Study) -> list[Section]:
     )
     if any(d.confirmatory for d in found):
         caption += f" Filled diamonds: {study.comparison.confirmatory}, the arm to be confirmed."
-    sections = [
+    return [
         Section("Differences", [Picture(picture, caption)]),
         Section("Paired differences", _paired_blocks(study)),
+        *([_claims_section(study)] if study.judged and study.concerned else []),
     ]
-    if study.judged and study.concerned:
-        sections.append(_claims_section(study))
-    return sections
 
 
 def _paired_blocks(study: Study) -> list[Block]:
-    found = study.all_differences
-    names, estimates = [_marked(d) for d in found], [d.estimate for d in found]
+    found, exploratory = study.all_differences, len(study.comparison.exploratory)
+    names, estimates = list(map(_marked, found)), [d.estimate for d in found]
     accuracies = [d.paired.accuracy for d in found]
-    exploratory = sum(not d.confirmatory for d in study.comparison.differences)
 
     def recalls(c: int) -> list[str]:
         pairs = (Spread(d.paired.recall[c], np.ptp(d.paired.recall_ci95[c]) / 2) for d in found)
-        return [_spread(pair) for pair in pairs]
+        return list(map(_spread, pairs))
 
     return [
         Text(
@@ -355,7 +344,7 @@ def _paired_blocks(study: Study) -> list[Block]:
         by_columns(
             "arms",
             names,
-            ("pairs", [study.done(d.arm, len(d.cells)) for d in found]),
+            ("pairs", map(study.done, found)),
             ("difference", [_points(e.value) for e in estimates]),
             ("95% interval", [_span(e.interval) for e in estimates]),
             ("p", [_p(e.p) for e in estimates]),
@@ -405,18 +394,13 @@ def _claims_section(study: Study) -> Section:
 
 
 def _arm_sections(folder: pathlib.Path, study: Study) -> list[Section]:
-    arms = study.comparison.arms
+    arms, picture = study.comparison.arms, folder / "recalls.png"
     names = [arm.name for arm in arms]
-    picture = folder / "recalls.png"
-    recall, intervals = (
-        np.array([getattr(arm, name) for arm in arms]) for name in ("recall", "recall_ci95")
-    )
-    figures.recalls(picture, names, recall, intervals, study.classes)
-
-    def over_runs(metric: str) -> list[str]:
-        return [kit.spread(arm.over_runs(metric)) for arm in arms]
-
-    first, *others = compared.METRICS
+    recall, intervals = (np.array([arm.recall for arm in arms]), [arm.recall_ci95 for arm in arms])
+    figures.recalls(picture, names, recall, np.array(intervals), study.classes)
+    over_runs = {
+        metric: [kit.spread(arm.over_runs(metric)) for arm in arms] for metric in compared.METRICS
+    }
     blocks: list[Block] = [
         Text(
             "Balanced accuracy pooled over the folds, seeds averaged, with its interval over "
@@ -427,11 +411,11 @@ def _arm_sections(folder: pathlib.Path, study: Study) -> list[Section]:
         by_columns(
             "arm",
             names,
-            ("runs", [study.done(arm.name, len(arm.cells)) for arm in arms]),
+            ("runs", map(study.done, arms)),
             ("balanced acc.", [kit.number(arm.balanced_accuracy) for arm in arms]),
             ("95% interval", [kit.span(arm.balanced_accuracy_ci95) for arm in arms]),
-            ("runs: mean ± SD", over_runs(first)),
-            *((_SHORT[metric], over_runs(metric)) for metric in others),
+            ("runs: mean ± SD", over_runs.pop("balanced_accuracy")),
+            *((_SHORT[metric], cells) for metric, cells in over_runs.items()),
         ),
     ]
     if seeds := sorted({seed for arm in arms for seed in arm.by_seed}):
@@ -451,17 +435,16 @@ def _arm_sections(folder: pathlib.Path, study: Study) -> list[Section]:
         f"{names[0]}."
     )
     support = _each_class(study, lambda c: [most.images[c], most.lesions[c]])
-    estimates = _each_class(study, lambda c: list(map(kit.estimate, recall[:, c], intervals[:, c])))
+    recalls = _each_class(
+        study, lambda c: [kit.estimate(arm.recall[c], arm.recall_ci95[c]) for arm in arms]
+    )
+    tables = [
+        by_columns("test set, all folds", ("images", "lesions"), *support),
+        by_columns("arm", names, *recalls),
+    ]
     return [
         Section("Arms", blocks),
-        Section(
-            "Recall of each class",
-            [
-                by_columns("test set, all folds", ("images", "lesions"), *support),
-                by_columns("arm", names, *estimates),
-                Picture(picture, caption),
-            ],
-        ),
+        Section("Recall of each class", [*tables, Picture(picture, caption)]),
     ]
 
 
@@ -480,20 +463,15 @@ def _ratio_sections(folder: pathlib.Path, study: Study) -> list[Section]:
         picture.unlink(missing_ok=True)  # of an earlier call
         return []
     alone = len(set(ratios)) == len(ratios)
-    figures.ratio_curve(
-        picture,
-        ["all" if alone else d.arm for _, d in found],
-        np.array(ratios),
-        100 * np.array([d.estimate.value for _, d in found]),
-        100 * np.array([d.estimate.interval for _, d in found]),
-        "points of balanced accuracy",
-    )
+    shown = [d for _, d in found]
+    families = ["all" if alone else d.arm for d in shown]
+    figures.ratio_curve(picture, families, np.array(ratios), *_in_points(shown), _AXIS)
     table = by_columns(
         "arms",
-        [_marked(d) for _, d in found],
+        map(_marked, shown),
         ("generated per real image", [f"{ratio:g}" for ratio in ratios]),
-        ("difference (95% interval)", [_with_span(d.estimate) for _, d in found]),
-        ("p, Holm", [_holm(d) for _, d in found]),
+        ("difference (95% interval)", [_with_span(d.estimate) for d in shown]),
+        ("p, Holm", map(_holm, shown)),
     )
     caption = (
         f"Balanced accuracy minus that of {study.comparison.control}, in points, against the "
@@ -504,6 +482,7 @@ def _ratio_sections(folder: pathlib.Path, study: Study) -> list[Section]:
 
 def _json(study: Study, sentences: Sequence[str]) -> dict[str, Any]:
     comparison, isolated = study.comparison, study.comparison.isolated
+    judged = study.judged
     return {
         "title": study.title,
         "conclusion": sentences,
@@ -513,17 +492,19 @@ def _json(study: Study, sentences: Sequence[str]) -> dict[str, Any]:
         "runs_planned": sum(study.plan_counts.values()),
         "runs_missing": study.missing,
         "arms": {arm.name: _arm_json(arm, study) for arm in comparison.arms},
-        "differences": {
-            d.arm: _difference_json(d, study, study.judged) for d in comparison.differences
-        },
+        "differences": {d.arm: _difference_json(d, study, judged) for d in comparison.differences},
         "isolated": _difference_json(isolated, study, ()) if isolated else None,
         "facts": {key: str(value) for key, value in study.facts.items()},
     }
 
 
 def _arm_json(arm: Arm, study: Study) -> dict[str, Any]:
-    each_class = zip(arm.recall, arm.recall_ci95, arm.images, arm.lesions, strict=True)
-    keys = ("recall", "ci95", "images", "lesions")
+    per_class = {
+        "recall": arm.recall,
+        "ci95": arm.recall_ci95,
+        "images": arm.images,
+        "lesions": arm.lesions,
+    }
     return {
         "description": study.descriptions.get(arm.name),
         "ratio": study.ratios.get(arm.name),
@@ -531,16 +512,14 @@ def _arm_json(arm: Arm, study: Study) -> dict[str, Any]:
         "balanced_accuracy": arm.balanced_accuracy,
         "balanced_accuracy_ci95": arm.balanced_accuracy_ci95,
         "balanced_accuracy_by_seed": arm.by_seed,
-        "over_runs": {
-            m: arm.over_runs(m)._asdict() | {"n": len(arm.cells)} for m in compared.METRICS
-        },
+        "over_runs": {m: arm.over_runs(m)._asdict() | {"n": len(arm.cells)} for m in arm.runs},
         "runs": [
-            {"fold": fold, "seed": seed} | {m: arm.runs[m][i] for m in compared.METRICS}
+            {"fold": fold, "seed": seed} | {m: values[i] for m, values in arm.runs.items()}
             for i, (fold, seed) in enumerate(arm.cells)
         ],
         "per_class": {
-            name: dict(zip(keys, values, strict=True))
-            for name, values in zip(study.classes.names, each_class, strict=True)
+            name: {key: values[c] for key, values in per_class.items()}
+            for c, name in enumerate(study.classes.names)
         },
     }
 
@@ -567,8 +546,12 @@ def _difference_json(d: Difference, study: Study, claims: Sequence[Claim]) -> di
         "folds": d.paired.fold_differences,
         "recall": {name: {"value": value, "ci95_lesions": ci95} for name, value, ci95 in recalls},
         "claims": [
-            {"source": claim.source, "metric": claim.metric, "difference": claim.points / 100}
-            | {"excluded": claim.excluded(d)}
+            {
+                "source": claim.source,
+                "metric": claim.metric,
+                "difference": claim.points / 100,
+                "excluded": claim.excluded(d),
+            }
             for claim in claims
         ],
         "not_covered": d.not_covered,
@@ -587,6 +570,13 @@ def _estimate_json(estimate: Estimate) -> dict[str, Any]:
 
 def _named(difference: Difference) -> str:
     return f"{difference.arm} minus {difference.control}"
+
+
+def _in_points(differences: Sequence[Difference]) -> tuple[np.ndarray, np.ndarray]:
+    """Values [A] and intervals [A, 2] for a figure."""
+    values = [(d.estimate.value, *d.estimate.interval) for d in differences]
+    points = 100 * np.array(values)
+    return points[:, 0], points[:, 1:]
 
 
 def _marked(difference: Difference) -> str:
