@@ -115,13 +115,9 @@ def _evaluate_elsewhere(workdir: Path, data_dir: Path, out: Path) -> None:
     from skin_jax.train.run import trained
 
     run = trained(workdir)
+    settings = {key: run.config.data[key] for key in ("image_size", "cache_dir", "on_bad_image")}
     examples = store.prepare(
-        data_dir,
-        image_size=run.config.data.image_size,
-        cache_dir=run.config.data.cache_dir,
-        on_bad_image=run.config.data.on_bad_image,
-        reading=reading.from_flags(),
-        classes=run.classes,
+        data_dir, reading=reading.from_flags(), classes=run.classes, **settings
     )
     if examples.skipped:
         write_skipped(out / "skipped.csv", examples.skipped)
@@ -136,7 +132,7 @@ def _trained_on(workdir: Path, image_ids: Iterable[str]) -> int:
     """How many of the images a run was trained on, by their ids."""
     from skin_jax.train.run import SPLITS_FILE
 
-    trained = {image_id for image_id, _ in splits.members(workdir / SPLITS_FILE, "train")}
+    trained = dict(splits.members(workdir / SPLITS_FILE, "train"))
     return sum(image_id in trained for image_id in image_ids)
 
 

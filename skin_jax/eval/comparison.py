@@ -45,6 +45,13 @@ METRICS = ("balanced_accuracy", "accuracy", "macro_f1", "macro_auc")
 LEVEL = 0.05
 
 _FEWEST_RESAMPLES = 19  # fewer have no 5%
+_ONE_FOLD = (
+    "One fold: Student's t is undefined, and the interval takes the runs as given; how much the "
+    "noise of training or other training images would change them is not covered."
+)
+_ONE_SEED = (
+    "One seed: the noise of training is covered only as part of the differences between folds."
+)
 
 Cell = tuple[int, int]
 """Fold and seed."""
@@ -122,7 +129,7 @@ class Arm:
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """An arm minus another, over the cells that both have."""
+    """An arm minus another, over the cells that both have; as text "gan minus plain", say."""
 
     arm: str
     control: str
@@ -131,7 +138,9 @@ class Difference:
     cell_differences: np.ndarray  # float [cells], of balanced accuracy
     paired: Paired
     p: float  # of the pooled balanced accuracy; Holm-corrected unless confirmatory
-    not_covered: tuple[str, ...]  # sentences on what the interval does not cover
+
+    def __str__(self) -> str:
+        return f"{self.arm} minus {self.control}"
 
     @property
     def estimate(self) -> Estimate:
@@ -142,6 +151,13 @@ class Difference:
     def over_cells(self) -> Spread:
         """The spread of the cells' differences."""
         return Spread.of(self.cell_differences)
+
+    @property
+    def not_covered(self) -> tuple[str, ...]:
+        """Sentences on what the interval does not cover."""
+        if len({fold for fold, _ in self.cells}) == 1:
+            return (_ONE_FOLD,)
+        return (_ONE_SEED,) if len({seed for _, seed in self.cells}) == 1 else ()
 
     @property
     def shown(self) -> bool:
@@ -229,7 +245,6 @@ def compare(
             cell_differences=own - others,
             paired=paired,
             p=paired.balanced_accuracy.p,
-            not_covered=_not_covered(shared),
         )
 
     compared = Comparison(
@@ -346,16 +361,12 @@ def _by_arm(outcomes: Sequence[Outcome]) -> dict[str, dict[Cell, _Run]]:
             raise ValueError(f"{what}: given twice")
         found = metrics.evaluate(probabilities, labels, resamples=0)
         own = (found.balanced_accuracy, found.accuracy, found.macro["f1"], found.macro["auc"])
-        predicted = probabilities.argmax(axis=1)
-        runs[outcome.fold, outcome.seed] = _Run(
-            dict(zip(METRICS, own, strict=True)),
-            metrics.lesion_rows(labels, predicted, lesions, num_classes),
-        )
+        rows = metrics.lesion_rows(labels, probabilities.argmax(axis=1), lesions, num_classes)
+        runs[outcome.fold, outcome.seed] = _Run(dict(zip(METRICS, own, strict=True)), rows)
     owner: dict[tuple[str, str], int] = {}
     for fold, truth in folds.items():
-        found = [("image", image) for image in truth]
-        found += [("lesion", lesion) for lesion, _ in truth.values()]
-        for kind, name in found:
+        named = [("image", image) for image in truth]
+        for kind, name in named + [("lesion", lesion) for lesion, _ in truth.values()]:
             if owner.setdefault((kind, name), fold) != fold:
                 raise ValueError(f"{kind} {name} is in folds {owner[kind, name]} and {fold}")
     return arms
@@ -453,17 +464,3 @@ def _reached(deviations: np.ndarray) -> float:
 
 def _around(value: float, half: float) -> Interval:
     return float(value - half), float(value + half)
-
-
-def _not_covered(cells: Sequence[Cell]) -> tuple[str, ...]:
-    if len({fold for fold, _ in cells}) == 1:
-        return (
-            "One fold: Student's t is undefined, and the interval takes the runs as given; how "
-            "much the noise of training or other training images would change them is not covered.",
-        )
-    if len({seed for _, seed in cells}) == 1:
-        return (
-            "One seed: the noise of training is covered only as part of the differences between "
-            "folds.",
-        )
-    return ()

@@ -279,10 +279,10 @@ def age_band(age: float | None) -> str:
     return next(name for bound, name in AGE_BANDS if age < bound)
 
 
-def quotient(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+def quotient(numerator: np.ndarray | int, denominator: np.ndarray | int) -> np.ndarray:
     """Elementwise numerator / denominator, broadcast, NaN where the denominator is 0."""
     out = np.full(np.broadcast(numerator, denominator).shape, np.nan)
-    return np.divide(numerator, denominator, out=out, where=denominator != 0)
+    return np.divide(numerator, denominator, out=out, where=np.not_equal(denominator, 0))
 
 
 def nanmean(values: np.ndarray | Sequence[float]) -> float:

@@ -41,12 +41,7 @@ def write_predictions(
 ) -> None:
     """Write predictions so that `read_predictions` gives back exactly the same numbers.
 
-    Args:
-      path: of the CSV; its folder is made if need be.
-      image_ids: N distinct ids, without extension.
-      probabilities: [N, C]; float32 is widened. Rounding errors of up to 1e-6 outside [0, 1] are
-        cut.
-      classes: C of them, in their order.
+    Of N distinct ids and float [N, C]; rounding errors of up to 1e-6 outside [0, 1] are cut.
 
     Raises:
       ValueError: shapes that do not fit, ids that repeat, values that are not in [0, 1].
@@ -84,8 +79,8 @@ def read_truth(path: PathLike, classes: Classes) -> Truth:
       UserError: as `read_predictions`, and rows that are not one-hot.
     """
     (image_ids, scores), problems = _read(path, classes)
-    one_hot = ((scores == 0) | (scores == 1)).all(axis=1) & (scores.sum(axis=1) == 1)
     if not problems:
+        one_hot = np.isin(scores, (0, 1)).all(axis=1) & (scores.sum(axis=1) == 1)
         wrong = (image_ids[i] for i in np.flatnonzero(~one_hot))
         problems = [f"image {name}: its row is not a single 1 and otherwise 0" for name in wrong]
     if problems:
@@ -103,14 +98,13 @@ def join(
     """
     predictions = read_predictions(predictions_path, classes)
     truth = read_truth(truth_path, classes)
-    position = {image_id: i for i, image_id in enumerate(predictions.image_ids)}
-    known = set(truth.image_ids)
-    problems = [f"image {i}: no row in {predictions_path}" for i in known - position.keys()]
-    problems += [f"image {i}: no row in {truth_path}" for i in position.keys() - known]
+    predicted, known = set(predictions.image_ids), set(truth.image_ids)
+    problems = [f"image {i}: no row in {predictions_path}" for i in known - predicted]
+    problems += [f"image {i}: no row in {truth_path}" for i in predicted - known]
     if problems:
         raise listed("predictions and truth are not about the same images", sorted(problems))
-    order = [position[i] for i in truth.image_ids]
-    return Scores(truth.image_ids, predictions.probabilities[order]), truth
+    rows = dict(zip(predictions.image_ids, predictions.probabilities, strict=True))
+    return Scores(truth.image_ids, np.array([rows[i] for i in truth.image_ids])), truth
 
 
 def classes_of(predictions_path: PathLike, truth_path: PathLike) -> Classes:
@@ -140,27 +134,25 @@ def classes_of(predictions_path: PathLike, truth_path: PathLike) -> Classes:
 
 
 def _class_columns(path: PathLike) -> list[str]:
-    problems: list[str] = []
-    header, _ = _parsed(path, problems, (IMAGE,))
+    header, _, problems = _parsed(path)
     if not header:
         raise listed(f"{path} is no table of classes", problems)
     return [name for name in header if name not in _NO_CLASSES]
 
 
-def _parsed(
-    path: PathLike, problems: list[str], columns: Sequence[str]
-) -> tuple[tuple[str, ...], list[csvs.Row]]:
+def _parsed(path: PathLike, *columns: str) -> tuple[tuple[str, ...], list[csvs.Row], list[str]]:
+    """The header, the rows and the problems."""
+    problems: list[str] = []
     try:
         content = pathlib.Path(path).read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    return csvs.parse(content, problems, columns=columns, strip=True)
+    return *csvs.parse(content, problems, columns=(IMAGE, *columns), strip=True), problems
 
 
 def _read(path: PathLike, classes: Classes) -> tuple[Scores, list[str]]:
     """The scores, NaN where unreadable, and the problems."""
-    problems: list[str] = []
-    _, rows = _parsed(path, problems, (IMAGE, *classes.columns))
+    _, rows, problems = _parsed(path, *classes.columns)
     first: dict[str, int] = {}
     scores = np.full((len(rows), len(classes)), np.nan)
     for n, (number, cells) in enumerate(rows):

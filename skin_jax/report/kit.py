@@ -10,10 +10,14 @@ import pathlib
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from skin_jax.eval.metrics import Interval, Spread
+
+if TYPE_CHECKING:
+    from skin_jax.eval.comparison import Estimate
 
 PathLike = str | os.PathLike[str]
 
@@ -190,6 +194,21 @@ def spread(found: Spread, digits: int = 3, *, factor: float = 1, sign: bool = Fa
     """Such as "0.643 ± 0.012", times a factor, without the deviation where that is undefined."""
     text = number(factor * found.mean, digits, sign=sign)
     return text if np.isnan(found.sd) else f"{text} ± {number(factor * found.sd, digits)}"
+
+
+def points(value: float) -> str:
+    """A difference in percentage points, such as "+0.8"."""
+    return number(100 * value, 1, sign=True)
+
+
+def points_span(interval: Interval) -> str:
+    """Such as "-0.1 to +1.7", in percentage points."""
+    return span((100 * interval[0], 100 * interval[1]), 1, sign=True)
+
+
+def difference(found: "Estimate") -> str:
+    """Such as "+0.8 (-0.1 to +1.7)", in percentage points with the 95% interval."""
+    return f"{points(found.value)} ({points_span(found.interval)})"
 
 
 def estimate(value: float, interval: Interval) -> str:

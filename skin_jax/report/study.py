@@ -5,7 +5,7 @@ Differences are in percentage points in text and figures, as fractions in study.
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -14,10 +14,10 @@ from skin_jax.base.files import write_atomically, write_json
 from skin_jax.data.classes import Classes
 from skin_jax.eval import comparison as compared
 from skin_jax.eval.comparison import Arm, Comparison, Difference, Estimate
-from skin_jax.eval.metrics import Interval, Spread
+from skin_jax.eval.metrics import Spread
 from skin_jax.report import figures, kit
 from skin_jax.report import run as run_report
-from skin_jax.report.kit import Block, PathLike, Picture, Section, Text, by_columns
+from skin_jax.report.kit import Block, PathLike, Picture, Section, Table, Text, points, points_span
 
 _SHORT = {
     "balanced_accuracy": "balanced accuracy",
@@ -26,7 +26,6 @@ _SHORT = {
     "macro_auc": "macro AUC",
 }
 _EFFECT = "An effect as large as {} (single runs) is {}."
-_AXIS = "points of balanced accuracy"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,12 +153,12 @@ def summary(study: Study) -> list[Section]:
         row = [arm.name, study.done(arm), f"{100 * arm.balanced_accuracy:.1f}"]
         if d := differences.get(arm.name):
             p = _p(d.p) + " (alone)" * d.confirmatory
-            row += [_points(d.estimate.value), _span(d.estimate.interval), p]
+            row += [points(d.estimate.value), points_span(d.estimate.interval), p]
         rows.append(row + [""] * (6 - len(row)))
     control = study.comparison.control
     header = ("arm", "runs", "balanced accuracy", f"minus {control}", "95% interval", "p")
     return [
-        Section("Arms", [kit.Table(header, rows)]),
+        Section("Arms", [Table(header, rows)]),
         Section("Conclusion", list(map(Text, conclusion(study)))),
     ]
 
@@ -217,8 +216,8 @@ def _found(difference: Difference, kind: str = "") -> str:
     estimate, p = difference.estimate, _p(difference.p)
     relation = p.replace("<", "< ") if "<" in p else f"= {p}"
     return (
-        f"{_points(estimate.value)} points of balanced accuracy (95% interval "
-        f"{_span(estimate.interval)}; p {relation}{kind})"
+        f"{points(estimate.value)} points of balanced accuracy (95% interval "
+        f"{points_span(estimate.interval)}; p {relation}{kind})"
     )
 
 
@@ -242,18 +241,20 @@ def _because(whole: Difference, comparison: Comparison) -> str:
         rest = f": the generated images are {better} than repeated real ones."
     return (
         f"{isolating} is like {whole.arm}, but with real images in the place of generated ones. "
-        f"{_named(isolated)}: {_found(isolated)}{rest}"
+        f"{isolated}: {_found(isolated)}{rest}"
     )
 
 
 def _verdict(difference: Difference, study: Study, claims: Sequence[Claim]) -> str:
     """One arm against the control, and the papers' claims about such arms, in sentences."""
     kind = "" if difference.confirmatory else ", Holm-corrected"
-    sentences = [f"{_named(difference)}: {_found(difference, kind)}: {_outcome(difference)}."]
+    sentences = [f"{difference}: {_found(difference, kind)}: {_outcome(difference)}."]
     for claim in claims if difference.arm in study.gan_arms else ():
         found, here = claim.estimate(difference), f"{claim.verdict(difference)} here"
         if claim.metric != "balanced_accuracy":
-            here += f" ({_SHORT[claim.metric]}: {_points(found.value)}, {_span(found.interval)})"
+            here += (
+                f" ({_SHORT[claim.metric]}: {points(found.value)}, {points_span(found.interval)})"
+            )
         sentences.append(_EFFECT.format(claim, here))
     return " ".join(sentences)
 
@@ -280,14 +281,14 @@ def _explored(study: Study, claims: Sequence[Claim]) -> str:
             "arms (Holm-corrected)."
         )
     else:
-        named = "; ".join(f"{d.arm} {_points(d.estimate.value)} ({_outcome(d)})" for d in shown)
+        named = "; ".join(f"{d.arm} {points(d.estimate.value)} ({_outcome(d)})" for d in shown)
         first = f"Exploratory arms against {control} (Holm-corrected): {named}"
         if rest := len(differences) - len(shown):
             first += f"; no difference shown for {rest} other{'s' * (rest > 1)}"
         first += "."
     best = (
-        f"The largest is {largest.arm}: {_points(largest.estimate.value)} points of balanced "
-        f"accuracy (95% interval, uncorrected, {_span(largest.estimate.interval)})."
+        f"The largest is {largest.arm}: {points(largest.estimate.value)} points of balanced "
+        f"accuracy (95% interval, uncorrected, {points_span(largest.estimate.interval)})."
     )
     sentences = [first, best]
     for claim in claims if study.concerned else ():
@@ -304,15 +305,8 @@ def _difference_sections(folder: pathlib.Path, study: Study) -> list[Section]:
         picture.unlink(missing_ok=True)  # of an earlier call
         return []
     marked = [claim for claim in study.claims if claim.metric == "balanced_accuracy"]
-    figures.forest(
-        picture,
-        list(map(_named, found)),
-        *_in_points(found),
-        notes=[_with_span(d.estimate) for d in found],
-        emphasised=[d.confirmatory for d in found],
-        marks={f"{c.source}, +{c.points:g} (a single run)": c.points for c in marked},
-        label=_AXIS,
-    )
+    marks = {f"{c.source}, +{c.points:g} (a single run)": c.points for c in marked}
+    figures.forest(picture, found, marks)
     caption = (
         "Differences of balanced accuracy, in points, with 95% intervals (not corrected for the "
         "number of arms)."
@@ -328,28 +322,44 @@ def _difference_sections(folder: pathlib.Path, study: Study) -> list[Section]:
 
 def _paired_blocks(study: Study) -> list[Block]:
     found, exploratory = study.all_differences, len(study.comparison.exploratory)
-    names, estimates = list(map(_marked, found)), [d.estimate for d in found]
-    accuracies = [d.paired.accuracy for d in found]
-
-    def recalls(c: int) -> list[str]:
-        pairs = (Spread(d.paired.recall[c], np.ptp(d.paired.recall_ci95[c]) / 2) for d in found)
-        return list(map(_spread, pairs))
-
+    differences = [
+        (
+            _marked(d),
+            study.done(d),
+            points(d.estimate.value),
+            points_span(d.estimate.interval),
+            _p(d.estimate.p),
+            _holm(d),
+            _spread(d.over_cells),
+        )
+        for d in found
+    ]
+    intervals = [
+        (
+            _marked(d),
+            *map(points_span, (d.estimate.student, d.estimate.bootstrap)),
+            points(d.paired.accuracy.value),
+            points_span(d.paired.accuracy.interval),
+        )
+        for d in found
+    ]
+    recalls = [
+        (
+            _marked(d),
+            *(_spread(Spread(*both)) for both in zip(d.paired.recall, halves, strict=True)),
+        )
+        for d in found
+        for halves in [np.ptp(d.paired.recall_ci95, axis=1) / 2]
+    ]
     return [
         Text(
             "Two arms on the same folds and seeds, in points: balanced accuracy from recalls "
             "pooled over the folds, seeds averaged. Pairs: folds and seeds that both have, of "
             "those planned for the arm."
         ),
-        by_columns(
-            "arms",
-            names,
-            ("pairs", map(study.done, found)),
-            ("difference", [_points(e.value) for e in estimates]),
-            ("95% interval", [_span(e.interval) for e in estimates]),
-            ("p", [_p(e.p) for e in estimates]),
-            ("p, Holm", map(_holm, found)),
-            ("pairs: mean ± SD", [_spread(d.over_cells) for d in found]),
+        Table(
+            ("arms", "pairs", "difference", "95% interval", "p", "p, Holm", "pairs: mean ± SD"),
+            differences,
         ),
         Text(
             "The interval is the wider of two: Student's t over the folds' differences and the "
@@ -359,48 +369,51 @@ def _paired_blocks(study: Study) -> list[Block]:
             "share one data set: how much another data set would change the figures is not covered."
         ),
         Text("Both intervals, and the difference of accuracy with the wider of its own two:"),
-        by_columns(
-            "arms",
-            names,
-            ("t over folds", [_span(e.student) for e in estimates]),
-            ("lesions", [_span(e.bootstrap) for e in estimates]),
-            ("accuracy", [_points(e.value) for e in accuracies]),
-            ("95% interval", [_span(e.interval) for e in accuracies]),
-        ),
+        Table(("arms", "t over folds", "lesions", "accuracy", "95% interval"), intervals),
         Text(
             "Recall of each class, pooled differences with half the 95% interval over lesions "
             "alone (the noise of training is not in it), not corrected:"
         ),
-        by_columns("arms", names, *_each_class(study, recalls)),
+        Table(("arms", *study.classes.names), recalls),
     ]
 
 
 def _claims_section(study: Study) -> Section:
-    pairs = [(claim, d) for claim in study.judged for d in study.concerned]
-    table = by_columns(
-        "claim",
-        [f"{claim.source}: +{claim.points:g} {_SHORT[claim.metric]}" for claim, _ in pairs],
-        ("arms", [_marked(d) for _, d in pairs]),
-        ("here (95% interval)", [_with_span(claim.estimate(d)) for claim, d in pairs]),
-        ("an effect so large is", [claim.verdict(d) for claim, d in pairs]),
-    )
+    rows = [
+        (
+            f"{claim.source}: +{claim.points:g} {_SHORT[claim.metric]}",
+            _marked(d),
+            kit.difference(claim.estimate(d)),
+            claim.verdict(d),
+        )
+        for claim in study.judged
+        for d in study.concerned
+    ]
     note = (
         "Each comes from a single run of each arm, without an interval; the sampling error "
         "alone of a test set of 2,000 images is about ± 3 points of balanced accuracy. "
         "Excluded is what lies above the 95% interval with the images, networks and "
         "numbers of steps of this study; others may have another effect."
     )
-    return Section("The papers' claims", [Text(note), table])
+    header = ("claim", "arms", "here (95% interval)", "an effect so large is")
+    return Section("The papers' claims", [Text(note), Table(header, rows)])
 
 
 def _arm_sections(folder: pathlib.Path, study: Study) -> list[Section]:
-    arms, picture = study.comparison.arms, folder / "recalls.png"
+    arms, classes, picture = study.comparison.arms, study.classes.names, folder / "recalls.png"
     names = [arm.name for arm in arms]
-    recall, intervals = (np.array([arm.recall for arm in arms]), [arm.recall_ci95 for arm in arms])
-    figures.recalls(picture, names, recall, np.array(intervals), study.classes)
-    over_runs = {
-        metric: [kit.spread(arm.over_runs(metric)) for arm in arms] for metric in compared.METRICS
-    }
+    figures.recalls(picture, arms, study.classes)
+    others = [_SHORT[metric] for metric in compared.METRICS[1:]]
+    pooled = [
+        (
+            arm.name,
+            study.done(arm),
+            kit.number(arm.balanced_accuracy),
+            kit.span(arm.balanced_accuracy_ci95),
+            *(kit.spread(arm.over_runs(metric)) for metric in compared.METRICS),
+        )
+        for arm in arms
+    ]
     blocks: list[Block] = [
         Text(
             "Balanced accuracy pooled over the folds, seeds averaged, with its interval over "
@@ -408,76 +421,49 @@ def _arm_sections(folder: pathlib.Path, study: Study) -> list[Section]:
             "each on its own fold. Arms with different runs are compared in the table of paired "
             "differences, not here."
         ),
-        by_columns(
-            "arm",
-            names,
-            ("runs", map(study.done, arms)),
-            ("balanced acc.", [kit.number(arm.balanced_accuracy) for arm in arms]),
-            ("95% interval", [kit.span(arm.balanced_accuracy_ci95) for arm in arms]),
-            ("runs: mean ± SD", over_runs.pop("balanced_accuracy")),
-            *((_SHORT[metric], cells) for metric, cells in over_runs.items()),
-        ),
+        Table(("arm", "runs", "balanced acc.", "95% interval", "runs: mean ± SD", *others), pooled),
     ]
     if seeds := sorted({seed for arm in arms for seed in arm.by_seed}):
-        columns = (
-            (f"seed {seed}", [kit.number(arm.by_seed.get(seed, np.nan)) for arm in arms])
-            for seed in seeds
-        )
+        rows = [
+            (arm.name, *(kit.number(arm.by_seed.get(seed, np.nan)) for seed in seeds))
+            for arm in arms
+        ]
         blocks.append(Text("Pooled balanced accuracy of each seed:"))
-        blocks.append(by_columns("arm", names, *columns))
+        blocks.append(Table(("arm", *(f"seed {seed}" for seed in seeds)), rows))
     known = dict.fromkeys([*names, *study.plan_counts])
     if told := {name: study.descriptions[name] for name in known if name in study.descriptions}:
         blocks.append(kit.facts(told, ("arm", "what it is")))
     most = max(arms, key=lambda arm: int(arm.images.sum()))
+    support = [("images", *map(str, most.images)), ("lesions", *map(str, most.lesions))]
+    recalls = [(arm.name, *map(kit.estimate, arm.recall, arm.recall_ci95)) for arm in arms]
     caption = (
         "Recall of each class by each arm, pooled over the folds, with 95% intervals over "
         "lesions; in each panel the arms in the order of the legend, and a line at the recall of "
         f"{names[0]}."
     )
-    support = _each_class(study, lambda c: [most.images[c], most.lesions[c]])
-    recalls = _each_class(
-        study, lambda c: [kit.estimate(arm.recall[c], arm.recall_ci95[c]) for arm in arms]
-    )
-    tables = [
-        by_columns("test set, all folds", ("images", "lesions"), *support),
-        by_columns("arm", names, *recalls),
-    ]
+    tables = [Table(("test set, all folds", *classes), support), Table(("arm", *classes), recalls)]
     return [
         Section("Arms", blocks),
         Section("Recall of each class", [*tables, Picture(picture, caption)]),
     ]
 
 
-def _each_class(
-    study: Study, column: Callable[[int], Sequence[object]]
-) -> list[tuple[str, Sequence[object]]]:
-    return [(name, column(c)) for c, name in enumerate(study.classes.names)]
-
-
 def _ratio_sections(folder: pathlib.Path, study: Study) -> list[Section]:
-    picture, differences = folder / "ratio_curve.png", study.comparison.differences
-    found = [(ratio, d) for d in differences if (ratio := study.ratios.get(d.arm))]
-    found.sort(key=lambda pair: pair[0])
-    ratios = [ratio for ratio, _ in found]
-    if len(set(ratios)) < 2:
+    picture, ratios = folder / "ratio_curve.png", study.ratios
+    found = [d for d in study.comparison.differences if ratios.get(d.arm)]
+    found.sort(key=lambda d: ratios[d.arm] or 0)
+    if len({ratios[d.arm] for d in found}) < 2:
         picture.unlink(missing_ok=True)  # of an earlier call
         return []
-    alone = len(set(ratios)) == len(ratios)
-    shown = [d for _, d in found]
-    families = ["all" if alone else d.arm for d in shown]
-    figures.ratio_curve(picture, families, np.array(ratios), *_in_points(shown), _AXIS)
-    table = by_columns(
-        "arms",
-        map(_marked, shown),
-        ("generated per real image", [f"{ratio:g}" for ratio in ratios]),
-        ("difference (95% interval)", [_with_span(d.estimate) for d in shown]),
-        ("p, Holm", map(_holm, shown)),
-    )
+    figures.ratio_curve(picture, found, np.array([ratios[d.arm] for d in found]))
+    header = ("arms", "generated per real image", "difference (95% interval)", "p, Holm")
+    rows = [(_marked(d), f"{ratios[d.arm]:g}", kit.difference(d.estimate), _holm(d)) for d in found]
     caption = (
         f"Balanced accuracy minus that of {study.comparison.control}, in points, against the "
         "number of generated images per real one, with 95% intervals."
     )
-    return [Section("Generated images per real one", [table, Picture(picture, caption)])]
+    blocks = (Table(header, rows), Picture(picture, caption))
+    return [Section("Generated images per real one", blocks)]
 
 
 def _json(study: Study, sentences: Sequence[str]) -> dict[str, Any]:
@@ -499,7 +485,7 @@ def _json(study: Study, sentences: Sequence[str]) -> dict[str, Any]:
 
 
 def _arm_json(arm: Arm, study: Study) -> dict[str, Any]:
-    per_class = {
+    per_class: dict[str, Sequence[object] | np.ndarray] = {
         "recall": arm.recall,
         "ci95": arm.recall_ci95,
         "images": arm.images,
@@ -568,36 +554,12 @@ def _estimate_json(estimate: Estimate) -> dict[str, Any]:
     }
 
 
-def _named(difference: Difference) -> str:
-    return f"{difference.arm} minus {difference.control}"
-
-
-def _in_points(differences: Sequence[Difference]) -> tuple[np.ndarray, np.ndarray]:
-    """Values [A] and intervals [A, 2] for a figure."""
-    values = [(d.estimate.value, *d.estimate.interval) for d in differences]
-    points = 100 * np.array(values)
-    return points[:, 0], points[:, 1:]
-
-
 def _marked(difference: Difference) -> str:
-    return _named(difference) + " (to be confirmed)" * difference.confirmatory
-
-
-def _points(value: float) -> str:
-    """A difference in points, such as "+0.8"."""
-    return kit.number(100 * value, 1, sign=True)
+    return str(difference) + " (to be confirmed)" * difference.confirmatory
 
 
 def _spread(found: Spread) -> str:
     return kit.spread(found, 1, factor=100, sign=True)
-
-
-def _span(interval: Interval) -> str:
-    return kit.span((100 * interval[0], 100 * interval[1]), 1, sign=True)
-
-
-def _with_span(estimate: Estimate) -> str:
-    return f"{_points(estimate.value)} ({_span(estimate.interval)})"
 
 
 def _holm(difference: Difference) -> str:
