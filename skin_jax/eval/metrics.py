@@ -50,6 +50,7 @@ class Curve(NamedTuple):
     false_positive_rate: np.ndarray
     recall: np.ndarray
     precision: np.ndarray
+    auc: float  # share of (example, other) pairs in the right order, ties counting half
 
     @property
     def average_precision(self) -> float:
@@ -187,7 +188,7 @@ def evaluate(
     confusion = np.stack([row.sum(axis=0) for row in rows])
     intervals, recall_intervals = bootstrap(rows, resamples, seed)
     against_rest = _one_against_rest(confusion)
-    curves = tuple(_curve(probabilities[:, c], labels == c) for c in range(num_classes))
+    curves = _curves(probabilities, labels)
     reliability, ece = _calibration(largest, predicted == labels)
     return Metrics(
         num_examples=len(labels),
@@ -198,7 +199,7 @@ def evaluate(
         balanced_accuracy=nanmean(against_rest["recall"]),
         accuracy=float(np.trace(confusion) / confusion.sum()),
         ece=ece,
-        auc=_aucs(probabilities, labels),
+        auc=np.array([curve.auc for curve in curves]),
         average_precision=np.array([curve.average_precision for curve in curves]),
         curves=curves,
         reliability=reliability,
@@ -210,7 +211,7 @@ def evaluate(
 
 def macro_auc(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Mean ROC AUC over the classes where it is defined; arguments and errors as `evaluate`."""
-    return nanmean(_aucs(*_checked(probabilities, labels)))
+    return nanmean([curve.auc for curve in _curves(*_checked(probabilities, labels))])
 
 
 def balanced_accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
@@ -409,24 +410,22 @@ def _calibration(confidence: np.ndarray, hit: np.ndarray) -> tuple[Reliability, 
     return Reliability(counts, quotient(sums, counts), quotient(hits, counts)), error
 
 
-def _aucs(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    return np.array([_auc(scores, labels == c) for c, scores in enumerate(probabilities.T)])
-
-
-def _auc(scores: np.ndarray, positive: np.ndarray) -> float:
-    """Share of (positive, negative) pairs in the right order, ties counting half (Mann-Whitney)."""
-    negatives, positives = np.sort(scores[~positive]), scores[positive]
-    below, not_above = (np.searchsorted(negatives, positives, s).sum() for s in ("left", "right"))
-    return float(quotient(below + not_above, 2 * len(negatives) * len(positives)))
+def _curves(probabilities: np.ndarray, labels: np.ndarray) -> tuple[Curve, ...]:
+    return tuple(_curve(scores, labels == c) for c, scores in enumerate(probabilities.T))
 
 
 def _curve(scores: np.ndarray, positive: np.ndarray) -> Curve:
     order = np.argsort(-scores, kind="stable")
     last = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)  # of equal scores
     hits, called = np.append(0, np.cumsum(positive[order])[last]), np.append(0, last + 1)
-    false_positive_rate = quotient(called - hits, (~positive).sum())
-    precision = np.append(1.0, quotient(hits[1:], called[1:]))  # by convention 1 at the start
-    return Curve(false_positive_rate, quotient(hits, positive.sum()), precision)
+    alarms = called - hits
+    pairs = (np.diff(alarms) * (hits[1:] + hits[:-1])).sum()  # twice those in the right order
+    return Curve(
+        false_positive_rate=quotient(alarms, alarms[-1]),
+        recall=quotient(hits, hits[-1]),
+        precision=np.append(1.0, quotient(hits[1:], called[1:])),  # 1 at the start by convention
+        auc=float(quotient(pairs, 2 * alarms[-1] * hits[-1])),
+    )
 
 
 def _summaries(confusions: np.ndarray, defined: np.ndarray) -> dict[str, np.ndarray]:

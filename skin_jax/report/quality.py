@@ -14,6 +14,7 @@ from skin_jax.report.kit import number
 
 _FEW_FOR_PERCENTILE = 100
 _SHARES = ("precision", "recall", "density", "coverage")
+_Column = tuple[str, Iterable[object]]
 _TITLE = "Quality of generated images"
 
 
@@ -101,7 +102,7 @@ def _copies_json(found: Audit) -> dict[str, Any]:
     }
 
 
-def _table(found: Audit, *columns: tuple[str, Iterable[object]]) -> kit.Table:
+def _table(found: Audit, *columns: _Column) -> kit.Table:
     return kit.by_columns("class", [group.name for group in found.groups], *columns)
 
 
@@ -109,18 +110,14 @@ def _quality_tables(found: Audit) -> list[kit.Table]:
     """No wider than 80 columns each; without what needs features where there are none."""
     groups = found.groups
 
-    def with_floor(
-        key: str, header: str, digits: int, factor: float = 1
-    ) -> list[tuple[str, list[str]]]:
+    def with_floor(key: str, header: str, digits: int, factor: float = 1) -> list[_Column]:
+        both = {header: [g.values for g in groups], "floor": [g.floor for g in groups]}
         return [
             (name, [kit.spread(values[key], digits, factor=factor) for values in measured])
-            for name, measured in (
-                (header, [group.values for group in groups]),
-                ("floor", [group.floor for group in groups]),
-            )
+            for name, measured in both.items()
         ]
 
-    counts = [
+    counts: list[_Column] = [
         ("train", [group.train for group in groups]),
         ("gen." if found.features else "generated", [group.generated for group in groups]),
         ("n", [group.compared for group in groups]),

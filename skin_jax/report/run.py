@@ -105,16 +105,11 @@ def write_page(
 
     Args:
       workdir: of the run; the last picture in its `samples/` is shown, if any.
-      classes: of the run.
-      title: the page's heading.
-      facts: what was run, such as settings and numbers of steps.
+      classes, title, facts: of the run; facts are settings and numbers of steps, say.
       sections: such as those of `write_evaluation`; they come first.
       class_counts: name of a split -> int [C] images.
       history: rows of `history.read_history`.
       samples: images uint8 [N, H, W, 3] and labels int [N], a few of each class.
-
-    Returns:
-      The path of the page.
 
     Raises:
       UserError: the folder cannot be written.
