@@ -175,19 +175,15 @@ def generated_images(folder: Path, size: int, classes: Classes) -> Generated:
     )
 
 
-def audit(
-    real: Real, generated: Generated, extractor: Extractor | None, *, progress: bool = True
-) -> Audit:
+def audit(real: Real, generated: Generated, extractor: Extractor | None) -> Audit:
     """Compares generated images with real ones, class by class and all together.
 
-    Args:
-      extractor: of features; None leaves the sliced Wasserstein distance alone.
-      progress: shows progress bars on stderr.
+    Without an extractor of features there is the sliced Wasserstein distance alone.
     """
     mine, theirs, copies = _Set(real.images), _Set(generated.images), None
     if extractor is not None:
         described, others, shuffled = (
-            extractor(pictures, f"{name} images" * progress)
+            extractor(pictures, f"{name} images")
             for name, pictures in (
                 ("Training", real.images),
                 ("Generated", generated.images),
@@ -195,12 +191,10 @@ def audit(
             )
         )
         mine, theirs = _Set(real.images, described, shuffled), _Set(generated.images, others)
-        copies = find_copies(
-            generated.images, real.val_images, described, extractor, progress=progress
-        )
+        copies = find_copies(generated.images, real.val_images, described, extractor)
     groups = []
     names = (*real.classes.names, OVERALL)
-    bar = tqdm(total=len(names) * DRAWS, desc="Comparing", unit=" draws", disable=not progress)
+    bar = tqdm(total=len(names) * DRAWS, desc="Comparing", unit=" draws")
     # Draws run side by side: threads of BLAS within them would wait for one another, busily.
     with bar, threadpool_limits(1):
         for k, name in enumerate(names):
@@ -217,12 +211,7 @@ def audit(
 
 
 def find_copies(
-    generated: np.ndarray,
-    val: np.ndarray,
-    train_features: np.ndarray,
-    extractor: Extractor,
-    *,
-    progress: bool = True,
+    generated: np.ndarray, val: np.ndarray, train_features: np.ndarray, extractor: Extractor
 ) -> Copies:
     """Looks for training images among generated ones, turned and mirrored in any way.
 
@@ -231,9 +220,8 @@ def find_copies(
       val: uint8 [V, S, S, 3], real images that show no training lesion; they may be none.
       train_features: [N, D], the extractor's of the training images.
     """
-    names = ("Generated", "Val") if progress else ("", "")
-    distances, indices, turns = _nearest(generated, train_features, extractor, names[0])
-    val_distances, _, _ = _nearest(val, train_features, extractor, names[1])
+    distances, indices, turns = _nearest(generated, train_features, extractor, "Generated")
+    val_distances, _, _ = _nearest(val, train_features, extractor, "Val")
     closest = []
     for i in np.argsort(distances, kind="stable")[:PAIRS_SHOWN]:
         turned = list(inference.orientations(generated[i][None]))[turns[i]]
@@ -312,7 +300,7 @@ def _nearest(
     """Distance, index and orientation of the nearest training image, each [M]; M may be 0."""
     distances, indices = np.zeros((8, len(pictures))), np.zeros((8, len(pictures)), int)
     for i, view in enumerate(inference.orientations(pictures) if len(pictures) else ()):
-        described = extractor(view, name and f"{name} images, turned {i + 1}/8")
+        described = extractor(view, f"{name} images, turned {i + 1}/8")
         distances[i], indices[i] = quality.nearest(described, train)
     best, columns = distances.argmin(axis=0), np.arange(len(pictures))
     return distances[best, columns], indices[best, columns], best

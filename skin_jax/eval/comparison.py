@@ -204,14 +204,12 @@ def compare(
 
     Args:
       outcomes: at least one, at most one for each arm, fold and seed.
-      control, confirmatory, isolating: names of arms, see `Comparison`; without an arm to be
-        confirmed all are exploratory.
+      control, confirmatory, isolating: names of arms, see `Comparison`.
       resamples, seed: of the bootstrap; at least 19 resamples.
 
     Raises:
-      ValueError: no outcome, a run given twice, runs of a fold that differ in images, labels or
-        lesions, images or lesions in two folds, arrays that do not fit, `control`, `confirmatory`
-        and `isolating` are not different, `isolating` without `confirmatory`.
+      ValueError: no outcome, a run given twice, arrays that do not fit, runs of a fold that differ
+        in images, labels or lesions, images or lesions in two folds, arms that are not different.
     """
     if not outcomes:
         raise ValueError("no outcomes to compare")
@@ -232,20 +230,12 @@ def compare(
             np.array([run.values["balanced_accuracy"] for run in each.values()])
             for each in (mine, theirs)
         )
-        num_classes = len(mine[shared[0]].rows)
-        lesions = _lesions(mine, theirs)
+        lesions, num_classes = _lesions(mine, theirs), len(mine[shared[0]].rows)
         paired = paired_difference(
             *lesions, num_classes=num_classes, resamples=resamples, seed=seed
         )
-        return Difference(
-            arm=name,
-            control=other,
-            confirmatory=name == confirmatory,
-            cells=shared,
-            cell_differences=own - others,
-            paired=paired,
-            p=paired.balanced_accuracy.p,
-        )
+        chosen, p = name == confirmatory, paired.balanced_accuracy.p
+        return Difference(name, other, chosen, shared, own - others, paired, p)
 
     compared = Comparison(
         control=control,
@@ -398,13 +388,11 @@ def _arm(name: str, runs: Mapping[Cell, _Run], resamples: int, seed: int) -> Arm
 
 def _by_fold(runs: Mapping[Cell, _Run]) -> dict[int, list[np.ndarray]]:
     """Fold -> for each class the lesions' confusion rows [lesions, C], seeds averaged."""
-    folds: dict[int, list[_Run]] = {}
-    for (fold, _), run in sorted(runs.items()):
-        folds.setdefault(fold, []).append(run)
-    return {
-        fold: [np.mean(parts, axis=0) for parts in zip(*(run.rows for run in group), strict=True)]
-        for fold, group in folds.items()
-    }
+    by_class = {}
+    for fold in sorted({fold for fold, _ in runs}):
+        repeated = [runs[cell].rows for cell in sorted(runs) if cell[0] == fold]
+        by_class[fold] = [np.mean(parts, axis=0) for parts in zip(*repeated, strict=True)]
+    return by_class
 
 
 def _pooled(runs: Mapping[Cell, _Run]) -> list[np.ndarray]:

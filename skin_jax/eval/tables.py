@@ -3,9 +3,8 @@
 Every problem of a file is collected before anything is raised, so that one look mends them all.
 """
 
-import os
-import pathlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,8 +13,6 @@ from skin_jax.base import csvs
 from skin_jax.base.errors import UserError, listed
 from skin_jax.base.files import write_atomically
 from skin_jax.data.classes import HAM10000, Classes
-
-PathLike = str | os.PathLike[str]
 
 IMAGE = "image"
 _NO_CLASSES = (IMAGE, "score_weight", "validation_weight")  # the challenges' weights of images
@@ -37,7 +34,7 @@ class Truth(NamedTuple):
 
 
 def write_predictions(
-    path: PathLike, image_ids: Sequence[str], probabilities: np.ndarray, classes: Classes
+    path: Path, image_ids: Sequence[str], probabilities: np.ndarray, classes: Classes
 ) -> None:
     """Write predictions so that `read_predictions` gives back exactly the same numbers.
 
@@ -59,7 +56,7 @@ def write_predictions(
     write_atomically(path, csvs.text([(IMAGE, *classes.columns), *rows]))
 
 
-def read_predictions(path: PathLike, classes: Classes) -> Scores:
+def read_predictions(path: Path, classes: Classes) -> Scores:
     """Read a predictions CSV; rows in the file's order, columns in any, others ignored.
 
     Raises:
@@ -72,7 +69,7 @@ def read_predictions(path: PathLike, classes: Classes) -> Scores:
     return scores
 
 
-def read_truth(path: PathLike, classes: Classes) -> Truth:
+def read_truth(path: Path, classes: Classes) -> Truth:
     """Read a ground truth CSV, whose rows are one-hot.
 
     Raises:
@@ -88,9 +85,7 @@ def read_truth(path: PathLike, classes: Classes) -> Truth:
     return Truth(image_ids, scores.argmax(axis=1))
 
 
-def join(
-    predictions_path: PathLike, truth_path: PathLike, classes: Classes
-) -> tuple[Scores, Truth]:
+def join(predictions_path: Path, truth_path: Path, classes: Classes) -> tuple[Scores, Truth]:
     """Read a pair of CSVs and bring the predictions into the order of the truth.
 
     Raises:
@@ -107,7 +102,7 @@ def join(
     return Scores(truth.image_ids, np.array([rows[i] for i in truth.image_ids])), truth
 
 
-def classes_of(predictions_path: PathLike, truth_path: PathLike) -> Classes:
+def classes_of(predictions_path: Path, truth_path: Path) -> Classes:
     """The classes of a pair of CSVs of which only the headers say them.
 
     Those of HAM10000 where the truth has the challenge's columns, else its columns in their order.
@@ -133,24 +128,24 @@ def classes_of(predictions_path: PathLike, truth_path: PathLike) -> Classes:
     return Classes.of(true)
 
 
-def _class_columns(path: PathLike) -> list[str]:
+def _class_columns(path: Path) -> list[str]:
     header, _, problems = _parsed(path)
     if not header:
         raise listed(f"{path} is no table of classes", problems)
     return [name for name in header if name not in _NO_CLASSES]
 
 
-def _parsed(path: PathLike, *columns: str) -> tuple[tuple[str, ...], list[csvs.Row], list[str]]:
+def _parsed(path: Path, *columns: str) -> tuple[tuple[str, ...], list[csvs.Row], list[str]]:
     """The header, the rows and the problems."""
     problems: list[str] = []
     try:
-        content = pathlib.Path(path).read_bytes()
+        content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     return *csvs.parse(content, problems, columns=(IMAGE, *columns), strip=True), problems
 
 
-def _read(path: PathLike, classes: Classes) -> tuple[Scores, list[str]]:
+def _read(path: Path, classes: Classes) -> tuple[Scores, list[str]]:
     """The scores, NaN where unreadable, and the problems."""
     _, rows, problems = _parsed(path, *classes.columns)
     first: dict[str, int] = {}

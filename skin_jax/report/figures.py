@@ -1,14 +1,13 @@
 """Pictures of data and results: each function takes numbers or images and writes one PNG.
 
-Colours are those of the classes (Okabe and Ito, "Color Universal Design", 2008), which stay apart
-for colour-blind readers; curves differ in their dashes too, so that up to 56 are distinct. Pictures
-are narrow enough for a phone, and wider only where many classes need it. Matplotlib's object
-interface keeps no global state and needs no display.
+Colours are those of the classes, which stay apart for colour-blind readers; curves differ in their
+dashes too, so that up to 56 are distinct. Pictures are narrow enough for a phone, and wider only
+where many classes need it. Matplotlib's object interface needs no display.
 """
 
-import pathlib
 import textwrap
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from PIL import Image
 
 from skin_jax.data.classes import Classes
 from skin_jax.eval.metrics import BINS, Metrics, Reliability
-from skin_jax.report.kit import PathLike, difference
+from skin_jax.report.kit import with_span
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,14 +48,12 @@ def tiled(images: np.ndarray, columns: int) -> np.ndarray:
     return grid[:-_GAP, :-_GAP]
 
 
-def image_grid(path: PathLike, images: np.ndarray, columns: int) -> None:
+def image_grid(path: Path, images: np.ndarray, columns: int) -> None:
     """Write images uint8 [N, H, W, 3], N > 0, side by side in their own size."""
     _write_image(path, tiled(images, columns))
 
 
-def real_and_generated(
-    path: PathLike, real: np.ndarray, generated: np.ndarray, columns: int
-) -> None:
+def real_and_generated(path: Path, real: np.ndarray, generated: np.ndarray, columns: int) -> None:
     """Write real images above generated ones, a dark bar between them (Fig. 4 of paper A).
 
     Both are uint8 [N, H, W, 3] with an N > 0 of their own.
@@ -67,7 +64,7 @@ def real_and_generated(
 
 
 def real_and_generated_by_class(
-    path: PathLike, shown: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    path: Path, shown: Mapping[str, tuple[np.ndarray, np.ndarray]]
 ) -> None:
     """Write a row for each class: some of its real images, a dark bar, generated ones.
 
@@ -85,7 +82,7 @@ def real_and_generated_by_class(
 
 
 def samples_per_class(
-    path: PathLike, images: np.ndarray, labels: np.ndarray, classes: Classes, columns: int = 6
+    path: Path, images: np.ndarray, labels: np.ndarray, classes: Classes, columns: int = 6
 ) -> None:
     """Write a row of images for each class, the first ones of each (Fig. 2 of paper A).
 
@@ -99,7 +96,7 @@ def samples_per_class(
 
 
 def titled_images(
-    path: PathLike, images: Sequence[np.ndarray], titles: Sequence[str], columns: int
+    path: Path, images: Sequence[np.ndarray], titles: Sequence[str], columns: int
 ) -> None:
     """Write N > 0 images uint8 [H, W, 3] in rows, each under its title of one or two lines."""
     height, width, _ = images[0].shape
@@ -115,7 +112,7 @@ def titled_images(
     _save(figure, path)
 
 
-def class_histogram(path: PathLike, counts: Mapping[str, np.ndarray], classes: Classes) -> None:
+def class_histogram(path: Path, counts: Mapping[str, np.ndarray], classes: Classes) -> None:
     """Write a bar chart of the images of each class, int [C] for each set (Fig. 1 of paper A)."""
     alone = len(counts) == 1
     figure, (axes,) = _panels(3.2, width=0.8 + 0.12 * len(counts) * len(classes))
@@ -132,7 +129,7 @@ def class_histogram(path: PathLike, counts: Mapping[str, np.ndarray], classes: C
     _save(figure, path)
 
 
-def confusion_matrix(path: PathLike, confusion: np.ndarray, classes: Classes) -> None:
+def confusion_matrix(path: Path, confusion: np.ndarray, classes: Classes) -> None:
     """Write a confusion matrix int [C, C]: counts and shares of their row, which is a true class.
 
     Of many classes empty cells show no 0.
@@ -157,30 +154,25 @@ def confusion_matrix(path: PathLike, confusion: np.ndarray, classes: Classes) ->
     _save(figure, path)
 
 
-def roc_curves(path: PathLike, metrics: Metrics, classes: Classes) -> None:
+def roc_curves(path: Path, metrics: Metrics, classes: Classes) -> None:
     """Write the ROC curve of each class against the rest, where it is defined."""
-    figure, axes = _square("1 - specificity", "sensitivity")
-    for c, label in _defined(metrics, metrics.auc, classes):
-        curve = metrics.curves[c]
-        axes.plot(curve.false_positive_rate, curve.recall, label=label, **_style(classes, c))
-    if axes.lines:
-        axes.plot([0, 1], [0, 1], color="0.8", linewidth=1, label="chance")
-    _save_square(figure, path, "AUC")
+    lines = [(curve.false_positive_rate, curve.recall) for curve in metrics.curves]
+    labels = ("1 - specificity", "sensitivity", "AUC")
+    _curves(path, classes, lines, metrics.auc, labels, chance=True)
 
 
-def precision_recall_curves(path: PathLike, metrics: Metrics, classes: Classes) -> None:
+def precision_recall_curves(path: Path, metrics: Metrics, classes: Classes) -> None:
     """Write the precision-recall curve of each class against the rest, where both are there.
 
     Steps, not straight lines, join the points: that is what average precision measures.
     """
-    figure, axes = _square("recall", "precision")
-    for c, label in _defined(metrics, metrics.average_precision, classes):
-        style = _style(classes, c) | {"label": label, "drawstyle": "steps-pre"}
-        axes.plot(metrics.curves[c].recall, metrics.curves[c].precision, **style)
-    _save_square(figure, path, "average precision")
+    lines = [(curve.recall, curve.precision) for curve in metrics.curves]
+    areas = np.where(np.isnan(metrics.auc), np.nan, metrics.average_precision)
+    labels = ("recall", "precision", "average precision")
+    _curves(path, classes, lines, areas, labels, drawstyle="steps-pre")
 
 
-def reliability(path: PathLike, found: Reliability) -> None:
+def reliability(path: Path, found: Reliability) -> None:
     """Write the hit rate against the confidence, above the number of images in each bin."""
     figure, (upper, lower) = _panels(4.6, 2, height_ratios=(3, 1))
     filled = found.counts > 0
@@ -194,7 +186,7 @@ def reliability(path: PathLike, found: Reliability) -> None:
     _save(figure, path)
 
 
-def history(path: PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
+def history(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write losses, mean probabilities of "fake" and validation scores against the step.
 
     Of rows as `history.read_history` gives them: names that contain "loss", or begin with "p_fake"
@@ -213,7 +205,7 @@ def history(path: PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
     _save(figure, path)
 
 
-def class_history(path: PathLike, rows: Sequence[Mapping[str, Any]], classes: Classes) -> None:
+def class_history(path: Path, rows: Sequence[Mapping[str, Any]], classes: Classes) -> None:
     """Write what GANs of one class each report, against the step: a panel each, a line a class.
 
     Of rows as in `history`, with values named `<name>/<class>`.
@@ -234,13 +226,13 @@ def class_history(path: PathLike, rows: Sequence[Mapping[str, Any]], classes: Cl
     _save(figure, path)
 
 
-def forest(path: PathLike, differences: "Sequence[Difference]", marks: Mapping[str, float]) -> None:
+def forest(path: Path, differences: "Sequence[Difference]", marks: Mapping[str, float]) -> None:
     """Write differences one below the other with their intervals, the one to be confirmed filled.
 
     A dashed line stands at each of the marks: label -> points of balanced accuracy.
     """
     names = [textwrap.fill(str(d), _NAME_COLUMNS) for d in differences]
-    ticks = [f"{n}\n{difference(d.estimate)}" for n, d in zip(names, differences, strict=True)]
+    ticks = [f"{n}\n{with_span(d.estimate)}" for n, d in zip(names, differences, strict=True)]
     height = 0.7 + sum(0.12 + 0.15 * (1 + tick.count("\n")) for tick in ticks)
     figure, (axes,) = _panels(height)
     axes.axvline(0, color="0.4", linewidth=1)
@@ -259,7 +251,7 @@ def forest(path: PathLike, differences: "Sequence[Difference]", marks: Mapping[s
     _save(figure, path)
 
 
-def recalls(path: PathLike, arms: "Sequence[Arm]", classes: Classes) -> None:
+def recalls(path: Path, arms: "Sequence[Arm]", classes: Classes) -> None:
     """Write the recall of each class by each arm, a panel a class, a line at the first arm's."""
     n = len(classes)
     figure, panels = _panels(0.4 + n * (0.2 + 0.12 * len(arms)), n)
@@ -280,7 +272,7 @@ def recalls(path: PathLike, arms: "Sequence[Arm]", classes: Classes) -> None:
     _save(figure, path)
 
 
-def ratio_curve(path: PathLike, differences: "Sequence[Difference]", ratios: np.ndarray) -> None:
+def ratio_curve(path: Path, differences: "Sequence[Difference]", ratios: np.ndarray) -> None:
     """Write differences against generated images per real one, float [A], on a log axis.
 
     Where differences share a ratio, a line joins those of one arm only.
@@ -332,17 +324,30 @@ def _panels(
     return figure, list(panels)
 
 
-def _square(x: str, y: str) -> "tuple[Figure, Axes]":
+def _curves(
+    path: Path,
+    classes: Classes,
+    lines: Sequence[tuple[np.ndarray, np.ndarray]],
+    areas: np.ndarray,
+    labels: tuple[str, str, str],
+    *,
+    chance: bool = False,
+    **style: Any,
+) -> None:
+    """The line of each class whose area is defined; labels are of the axes and of the areas."""
     figure, (axes,) = _panels(_WIDTH)
+    x, y, legend = labels
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), xlabel=x, ylabel=y, aspect="equal")
-    return figure, axes
-
-
-def _save_square(figure: "Figure", path: PathLike, legend: str) -> None:
-    if not figure.axes[0].lines:
-        figure.axes[0].text(0.5, 0.5, "not defined: one class only", ha="center")
+    for c, (line, area) in enumerate(zip(lines, areas, strict=True)):
+        if not np.isnan(area):
+            label = f"{_short(classes.names[c])}  {area:.3f}"
+            axes.plot(*line, label=label, **style, **_style(classes, c))
+    if not axes.lines:
+        axes.text(0.5, 0.5, "not defined: one class only", ha="center")
+    elif chance:
+        axes.plot([0, 1], [0, 1], color="0.8", linewidth=1, label="chance")
     # Good and bad classifiers fill different corners: no place inside is always free.
-    _legend(figure, figure.axes[0], legend)
+    _legend(figure, axes, legend)
     _save(figure, path)
 
 
@@ -358,12 +363,6 @@ def _legend(figure: "Figure", axes: "Axes", title: str | None = None) -> None:
     figure.legend(handles, labels, fontsize=8, handlelength=3, frameon=False, **place)
 
 
-def _defined(metrics: Metrics, areas: np.ndarray, classes: Classes) -> list[tuple[int, str]]:
-    """The classes with examples that are not the only ones, and what legends say of them."""
-    defined = np.flatnonzero(~np.isnan(metrics.auc))
-    return [(int(c), f"{_short(classes.names[c])}  {areas[c]:.3f}") for c in defined]
-
-
 def _class_ticks(figure: "Figure", axes: "Axes", classes: Classes) -> None:
     names = [_short(name) for name in classes.names]
     longest = max(map(len, names))
@@ -372,7 +371,7 @@ def _class_ticks(figure: "Figure", axes: "Axes", classes: Classes) -> None:
     figure.set_figheight(figure.get_figheight() + 0.07 * longest * upright)
 
 
-def _class_rows(path: PathLike, grid: np.ndarray, names: Sequence[str]) -> None:
+def _class_rows(path: Path, grid: np.ndarray, names: Sequence[str]) -> None:
     """Write a picture of as many rows as there are classes, each labelled with its name."""
     figure, (axes,) = _panels((_WIDTH - 0.5) * grid.shape[0] / grid.shape[1] + 0.1)
     axes.imshow(grid, interpolation="none")
@@ -429,12 +428,12 @@ def _short(name: str) -> str:
     return name if len(name) <= _NAME_COLUMNS else f"{name[: _NAME_COLUMNS - 1]}…"
 
 
-def _save(figure: "Figure", path: PathLike) -> None:
-    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+def _save(figure: "Figure", path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     # Without the version in it, the same data give the same bytes.
     figure.savefig(path, format="png", metadata={"Software": None})
 
 
-def _write_image(path: PathLike, pixels: np.ndarray) -> None:
-    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+def _write_image(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path, format="PNG")

@@ -6,10 +6,10 @@ A report is a list of sections of plain blocks; `markdown` and `html` render the
 import base64
 import dataclasses
 import os
-import pathlib
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,8 +18,6 @@ from skin_jax.eval.metrics import Interval, Spread
 
 if TYPE_CHECKING:
     from skin_jax.eval.comparison import Estimate
-
-PathLike = str | os.PathLike[str]
 
 UNDEFINED = "n/a"
 _COLUMNS = 80
@@ -46,7 +44,7 @@ class Table:
 class Picture:
     """A PNG file and its caption, which is its alternative text, too."""
 
-    path: PathLike
+    path: Path
     caption: str
 
 
@@ -72,14 +70,14 @@ def facts(values: Mapping[str, object], header: tuple[str, str] = ("setting", "v
     return Table(header, [(key, str(value)) for key, value in values.items()], prose=True)
 
 
-def markdown(title: str, sections: Sequence[Section], folder: PathLike) -> str:
+def markdown(title: str, sections: Sequence[Section], folder: Path) -> str:
     """Render sections as Markdown for a file in `folder`; pictures are relative links."""
     parts = [f"# {title}"]
     for section in sections:
         parts.append(f"## {section.heading}")
         for block in section.blocks:
             if isinstance(block, Picture):
-                link = pathlib.Path(os.path.relpath(block.path, folder)).as_posix()
+                link = Path(os.path.relpath(block.path, folder)).as_posix()
                 parts += [f"![{block.caption}]({link})", block.caption]
             else:
                 parts.append(block_text(block))
@@ -137,7 +135,7 @@ def _html_block(block: Block) -> str:
     if isinstance(block, Text):
         return f"<p>{escape(block.text)}</p>"
     if isinstance(block, Picture):
-        content, caption = pathlib.Path(block.path).read_bytes(), escape(block.caption)
+        content, caption = block.path.read_bytes(), escape(block.caption)
         width = int.from_bytes(content[16:20], "big")  # of every PNG
         return (
             f'<figure{" class=wide" * (width > _WIDE)}><img alt="{caption}" '
@@ -206,9 +204,14 @@ def points_span(interval: Interval) -> str:
     return span((100 * interval[0], 100 * interval[1]), 1, sign=True)
 
 
-def difference(found: "Estimate") -> str:
-    """Such as "+0.8 (-0.1 to +1.7)", in percentage points with the 95% interval."""
-    return f"{points(found.value)} ({points_span(found.interval)})"
+def difference(found: "Estimate") -> tuple[str, str]:
+    """Such as "+0.8" and "-0.1 to +1.7", in percentage points with the 95% interval."""
+    return points(found.value), points_span(found.interval)
+
+
+def with_span(found: "Estimate") -> str:
+    """Such as "+0.8 (-0.1 to +1.7)", as `difference`."""
+    return "{} ({})".format(*difference(found))
 
 
 def estimate(value: float, interval: Interval) -> str:

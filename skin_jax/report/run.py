@@ -4,8 +4,8 @@
 """
 
 import functools
-import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from skin_jax.eval.evaluation import Evaluation
 from skin_jax.eval.metrics import FEW_LESIONS, Subgroup
 from skin_jax.eval.tables import write_predictions
 from skin_jax.report import figures, kit
-from skin_jax.report.kit import PathLike, Picture, Section, Table, Text, number, span
+from skin_jax.report.kit import Picture, Section, Table, Text, number, span
 
 PAPER_A: dict[str, Any] = {
     "source": 'Rashid, Tanveer and Khan, "Skin Lesion Classification Using GAN based Data '
@@ -65,7 +65,7 @@ def table_one(evaluation: Evaluation) -> str:
     return "\n\n".join(kit.block_text(block) for block in _table_one_blocks(evaluation))
 
 
-def write_evaluation(folder: PathLike, evaluation: Evaluation) -> list[Section]:
+def write_evaluation(folder: Path, evaluation: Evaluation) -> list[Section]:
     """Write metrics.json, predictions.csv, report.md and its figures, and subgroups.csv if any.
 
     Returns:
@@ -75,7 +75,7 @@ def write_evaluation(folder: PathLike, evaluation: Evaluation) -> list[Section]:
       UserError: the folder cannot be written.
       ValueError: arrays that do not fit one another.
     """
-    folder, classes, ids = pathlib.Path(folder), evaluation.classes, evaluation.image_ids
+    classes, ids = evaluation.classes, evaluation.image_ids
     content = evaluation.metrics.to_json(classes, split=evaluation.split, step=evaluation.step)
     write_json(folder / "metrics.json", content)
     write_predictions(folder / "predictions.csv", ids, evaluation.probabilities, classes)
@@ -91,7 +91,7 @@ def write_evaluation(folder: PathLike, evaluation: Evaluation) -> list[Section]:
 
 
 def write_page(
-    workdir: PathLike,
+    workdir: Path,
     *,
     classes: Classes,
     title: str,
@@ -100,7 +100,7 @@ def write_page(
     class_counts: Mapping[str, np.ndarray],
     history: Sequence[Mapping[str, Any]] = (),
     samples: tuple[np.ndarray, np.ndarray] | None = None,
-) -> pathlib.Path:
+) -> Path:
     """Write `report.html`, one self-contained file; its figures of the run go into `figures/`.
 
     Args:
@@ -114,7 +114,6 @@ def write_page(
     Raises:
       UserError: the folder cannot be written.
     """
-    workdir = pathlib.Path(workdir)
     drawn = functools.partial(_drawn, workdir / "figures")
     data: list[kit.Block] = [
         kit.by_columns("class", map(classes.titled, range(len(classes))), *class_counts.items()),
@@ -137,7 +136,7 @@ def write_page(
     return workdir / "report.html"
 
 
-def _drawn(folder: pathlib.Path, name: str, draw: Callable[..., None], *args: Any) -> Picture:
+def _drawn(folder: Path, name: str, draw: Callable[..., None], *args: Any) -> Picture:
     path = folder / f"{name}.png"
     draw(path, *args)
     return Picture(path, _CAPTIONS[name])
@@ -215,7 +214,7 @@ def _notes(evaluation: Evaluation) -> list[str]:
     return notes
 
 
-def _evaluation_sections(folder: pathlib.Path, evaluation: Evaluation) -> list[Section]:
+def _evaluation_sections(folder: Path, evaluation: Evaluation) -> list[Section]:
     """Draw the figures of an evaluation into its folder and say what they show."""
     metrics, classes = evaluation.metrics, evaluation.classes
     where = f" on {evaluation.split}" if evaluation.split else ""
@@ -270,17 +269,12 @@ def _subgroup_blocks(evaluation: Evaluation) -> list[kit.Block]:
     rows = []
     for group in groups:
         m = group.metrics
-        stars = ["*" * bool(0 < count < FEW_LESIONS) for count in m.lesions]
-        recalls = map("".join, zip(map(kit.estimate, m.recall, m.recall_ci95), stars, strict=True))
-        rows.append(
-            [
-                f"{group.attribute}: {group.value}",
-                str(m.num_examples),
-                f"{group.num_lesions}{' (few)' * group.few}",
-                kit.estimate(m.balanced_accuracy, m.ci95["balanced_accuracy"]),
-                *recalls,
-            ]
-        )
+        stars = ("*" * bool(0 < count < FEW_LESIONS) for count in m.lesions)
+        recalls = map("{}{}".format, map(kit.estimate, m.recall, m.recall_ci95), stars)
+        mean = kit.estimate(m.balanced_accuracy, m.ci95["balanced_accuracy"])
+        lesions = f"{group.num_lesions}{' (few)' * group.few}"
+        name = f"{group.attribute}: {group.value}"
+        rows.append([name, str(m.num_examples), lesions, mean, *recalls])
     header = ("subgroup", "images", units, "balanced accuracy", *evaluation.classes.names)
     note = (
         "Balanced accuracy (over the classes present in the subgroup) and recall of each class, "
@@ -308,12 +302,11 @@ def _subgroup_rows(groups: Sequence[Subgroup], classes: Classes) -> list[list[ob
     return rows
 
 
-def _mistakes_picture(folder: pathlib.Path, evaluation: Evaluation, images: np.ndarray) -> Picture:
+def _mistakes_picture(folder: Path, evaluation: Evaluation, images: np.ndarray) -> Picture:
     path, names, titles = folder / "mistakes.png", evaluation.classes.names, []
     for i in evaluation.mistakes:
-        scores = evaluation.probabilities[i]
-        said = f"said {names[scores.argmax()]} {scores.max():.2f}"
-        titles.append(f"is {names[evaluation.labels[i]]}\n{said}")
+        scores, truth = evaluation.probabilities[i], names[evaluation.labels[i]]
+        titles.append(f"is {truth}\nsaid {names[scores.argmax()]} {scores.max():.2f}")
     figures.titled_images(path, list(images), titles, columns=4)
-    listed = ", ".join(str(evaluation.image_ids[i]) for i in evaluation.mistakes)
+    listed = ", ".join(evaluation.image_ids[i] for i in evaluation.mistakes)
     return Picture(path, f"The most confident mistakes, row by row: {listed}.")

@@ -4,8 +4,8 @@ Differences are in percentage points in text and figures, as fractions in study.
 """
 
 import dataclasses
-import pathlib
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -17,7 +17,7 @@ from skin_jax.eval.comparison import Arm, Comparison, Difference, Estimate
 from skin_jax.eval.metrics import Spread
 from skin_jax.report import figures, kit
 from skin_jax.report import run as run_report
-from skin_jax.report.kit import Block, PathLike, Picture, Section, Table, Text, points, points_span
+from skin_jax.report.kit import Block, Picture, Section, Table, Text, points, points_span, with_span
 
 _SHORT = {
     "balanced_accuracy": "balanced accuracy",
@@ -75,7 +75,7 @@ class Study:
     ratios: Mapping[str, float | None]  # arm -> generated images per real one, if given by that
     claims: Sequence[Claim] = ()  # of papers about these classes
     gan_arms: Collection[str] = ()  # arms that a GAN has a part in, which the claims are about
-    samples: Sequence[tuple[str, PathLike]] = ()  # caption and PNG file of generated images
+    samples: Sequence[tuple[str, Path]] = ()  # caption and PNG file of generated images
 
     @property
     def concerned(self) -> list[Difference]:
@@ -112,7 +112,7 @@ class Study:
         return f"{len(one.cells)}{planned}"
 
 
-def write(folder: PathLike, study: Study) -> pathlib.Path:
+def write(folder: Path, study: Study) -> Path:
     """Writes study.json, study.md, report.html (one self-contained file) and `figures/`.
 
     Returns:
@@ -121,8 +121,7 @@ def write(folder: PathLike, study: Study) -> pathlib.Path:
     Raises:
       UserError: the folder cannot be written.
     """
-    folder, pictures = pathlib.Path(folder), pathlib.Path(folder) / "figures"
-    sentences = conclusion(study)
+    sentences, pictures = conclusion(study), folder / "figures"
     write_json(folder / "study.json", _json(study, sentences))
     sections = [
         Section("Conclusion", list(map(Text, sentences))),
@@ -153,7 +152,7 @@ def summary(study: Study) -> list[Section]:
         row = [arm.name, study.done(arm), f"{100 * arm.balanced_accuracy:.1f}"]
         if d := differences.get(arm.name):
             p = _p(d.p) + " (alone)" * d.confirmatory
-            row += [points(d.estimate.value), points_span(d.estimate.interval), p]
+            row += [*kit.difference(d.estimate), p]
         rows.append(row + [""] * (6 - len(row)))
     control = study.comparison.control
     header = ("arm", "runs", "balanced accuracy", f"minus {control}", "95% interval", "p")
@@ -213,12 +212,9 @@ def conclusion(study: Study) -> list[str]:
 
 def _found(difference: Difference, kind: str = "") -> str:
     """Such as "+0.8 points of balanced accuracy (95% interval -0.1 to +1.7; p = 0.062)"."""
-    estimate, p = difference.estimate, _p(difference.p)
-    relation = p.replace("<", "< ") if "<" in p else f"= {p}"
-    return (
-        f"{points(estimate.value)} points of balanced accuracy (95% interval "
-        f"{points_span(estimate.interval)}; p {relation}{kind})"
-    )
+    (value, interval), p = kit.difference(difference.estimate), _p(difference.p)
+    p = p.replace("<", "< ") if "<" in p else f"= {p}"
+    return f"{value} points of balanced accuracy (95% interval {interval}; p {p}{kind})"
 
 
 def _because(whole: Difference, comparison: Comparison) -> str:
@@ -250,11 +246,10 @@ def _verdict(difference: Difference, study: Study, claims: Sequence[Claim]) -> s
     kind = "" if difference.confirmatory else ", Holm-corrected"
     sentences = [f"{difference}: {_found(difference, kind)}: {_outcome(difference)}."]
     for claim in claims if difference.arm in study.gan_arms else ():
-        found, here = claim.estimate(difference), f"{claim.verdict(difference)} here"
+        here = f"{claim.verdict(difference)} here"
         if claim.metric != "balanced_accuracy":
-            here += (
-                f" ({_SHORT[claim.metric]}: {points(found.value)}, {points_span(found.interval)})"
-            )
+            found = ", ".join(kit.difference(claim.estimate(difference)))
+            here += f" ({_SHORT[claim.metric]}: {found})"
         sentences.append(_EFFECT.format(claim, here))
     return " ".join(sentences)
 
@@ -286,9 +281,10 @@ def _explored(study: Study, claims: Sequence[Claim]) -> str:
         if rest := len(differences) - len(shown):
             first += f"; no difference shown for {rest} other{'s' * (rest > 1)}"
         first += "."
+    value, interval = kit.difference(largest.estimate)
     best = (
-        f"The largest is {largest.arm}: {points(largest.estimate.value)} points of balanced "
-        f"accuracy (95% interval, uncorrected, {points_span(largest.estimate.interval)})."
+        f"The largest is {largest.arm}: {value} points of balanced accuracy (95% interval, "
+        f"uncorrected, {interval})."
     )
     sentences = [first, best]
     for claim in claims if study.concerned else ():
@@ -299,7 +295,7 @@ def _explored(study: Study, claims: Sequence[Claim]) -> str:
     return " ".join(sentences)
 
 
-def _difference_sections(folder: pathlib.Path, study: Study) -> list[Section]:
+def _difference_sections(folder: Path, study: Study) -> list[Section]:
     picture, found = folder / "differences.png", study.all_differences
     if not found:
         picture.unlink(missing_ok=True)  # of an earlier call
@@ -326,8 +322,7 @@ def _paired_blocks(study: Study) -> list[Block]:
         (
             _marked(d),
             study.done(d),
-            points(d.estimate.value),
-            points_span(d.estimate.interval),
+            *kit.difference(d.estimate),
             _p(d.estimate.p),
             _holm(d),
             _spread(d.over_cells),
@@ -338,8 +333,7 @@ def _paired_blocks(study: Study) -> list[Block]:
         (
             _marked(d),
             *map(points_span, (d.estimate.student, d.estimate.bootstrap)),
-            points(d.paired.accuracy.value),
-            points_span(d.paired.accuracy.interval),
+            *kit.difference(d.paired.accuracy),
         )
         for d in found
     ]
@@ -383,7 +377,7 @@ def _claims_section(study: Study) -> Section:
         (
             f"{claim.source}: +{claim.points:g} {_SHORT[claim.metric]}",
             _marked(d),
-            kit.difference(claim.estimate(d)),
+            with_span(claim.estimate(d)),
             claim.verdict(d),
         )
         for claim in study.judged
@@ -399,7 +393,7 @@ def _claims_section(study: Study) -> Section:
     return Section("The papers' claims", [Text(note), Table(header, rows)])
 
 
-def _arm_sections(folder: pathlib.Path, study: Study) -> list[Section]:
+def _arm_sections(folder: Path, study: Study) -> list[Section]:
     arms, classes, picture = study.comparison.arms, study.classes.names, folder / "recalls.png"
     names = [arm.name for arm in arms]
     figures.recalls(picture, arms, study.classes)
@@ -448,7 +442,7 @@ def _arm_sections(folder: pathlib.Path, study: Study) -> list[Section]:
     ]
 
 
-def _ratio_sections(folder: pathlib.Path, study: Study) -> list[Section]:
+def _ratio_sections(folder: Path, study: Study) -> list[Section]:
     picture, ratios = folder / "ratio_curve.png", study.ratios
     found = [d for d in study.comparison.differences if ratios.get(d.arm)]
     found.sort(key=lambda d: ratios[d.arm] or 0)
@@ -457,7 +451,7 @@ def _ratio_sections(folder: pathlib.Path, study: Study) -> list[Section]:
         return []
     figures.ratio_curve(picture, found, np.array([ratios[d.arm] for d in found]))
     header = ("arms", "generated per real image", "difference (95% interval)", "p, Holm")
-    rows = [(_marked(d), f"{ratios[d.arm]:g}", kit.difference(d.estimate), _holm(d)) for d in found]
+    rows = [(_marked(d), f"{ratios[d.arm]:g}", with_span(d.estimate), _holm(d)) for d in found]
     caption = (
         f"Balanced accuracy minus that of {study.comparison.control}, in points, against the "
         "number of generated images per real one, with 95% intervals."
