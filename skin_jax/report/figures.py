@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from skin_jax.data.classes import Classes
-from skin_jax.eval.metrics import BINS, Metrics, Reliability
+from skin_jax.eval.metrics import BINS, Metrics, Reliability, quotient
 from skin_jax.report.kit import with_span
 
 if TYPE_CHECKING:
@@ -73,8 +73,7 @@ def real_and_generated_by_class(
     columns = max(len(real) for real, _ in shown.values())
     rows = []
     for real, generated in shown.values():
-        blank = np.full((columns - len(real), *generated.shape[1:]), 255, np.uint8)
-        left = tiled(np.concatenate([real, blank]), columns)
+        left = tiled(real, columns)
         bar = np.full((len(left), _SEPARATOR, 3), 64, np.uint8)
         row = np.concatenate([left, bar, tiled(generated, len(generated))], axis=1)
         rows.append(np.pad(row, ((0, _GAP), (0, 0), (0, 0)), constant_values=255))
@@ -88,11 +87,9 @@ def samples_per_class(
 
     Of images uint8 [N, H, W, 3] and labels int [N]; a class without images has no row.
     """
-    blank = np.full((columns, *images.shape[1:]), 255, np.uint8)
-    present = np.unique(labels)
+    present, blank = np.unique(labels), np.full((columns, *images.shape[1:]), 255, np.uint8)
     rows = [np.concatenate([images[labels == c], blank])[:columns] for c in present]
-    grid = tiled(np.concatenate(rows), columns)
-    _class_rows(path, grid, [classes.names[c] for c in present])
+    _class_rows(path, tiled(np.concatenate(rows), columns), [classes.names[c] for c in present])
 
 
 def titled_images(
@@ -135,17 +132,16 @@ def confusion_matrix(path: Path, confusion: np.ndarray, classes: Classes) -> Non
     Of many classes empty cells show no 0.
     """
     n, longest = len(classes), max(map(len, classes.names))
-    totals = confusion.sum(axis=1, keepdims=True)
-    shares = np.divide(confusion, totals, out=np.zeros(confusion.shape), where=totals > 0)
+    shares = quotient(confusion, confusion.sum(axis=1, keepdims=True))
     side = max(_WIDTH, 0.6 + 0.08 * min(longest, _NAME_COLUMNS) + 0.42 * n)
     figure, (axes,) = _panels(side - 0.2, width=side)
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.imshow(np.nan_to_num(shares), cmap="Blues", vmin=0, vmax=1)
+    place: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8}
     for (row, column), count in np.ndenumerate(confusion):
         if count or n <= _MANY:
-            share = f"{shares[row, column]:.0%}" if totals[row] else "n/a"
-            colour = "white" if shares[row, column] > 0.6 else "black"
-            place: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8}
-            axes.text(column, row, f"{count}\n{share}", color=colour, **place)
+            share = shares[row, column]
+            text = f"{count}\n{'n/a' if np.isnan(share) else format(share, '.0%')}"
+            axes.text(column, row, text, color="white" if share > 0.6 else "black", **place)
     _class_ticks(figure, axes, classes)
     axes.set_yticks(range(n), map(_short, classes.names))
     axes.set(xlabel="predicted class", ylabel="true class")

@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -174,44 +174,38 @@ def pipes(table: Table) -> str:
     return "\n".join([header, f"|{'|'.join(rules)}|", *rows])
 
 
-def number(value: float, digits: int = 3, *, sign: bool = False) -> str:
+POINTS: dict[str, Any] = {"digits": 1, "factor": 100, "sign": True}
+"""Options of `number`, `span` and `spread` for fractions as percentage points, such as "+0.8"."""
+
+
+def number(value: float, digits: int = 3, *, factor: float = 1, sign: bool = False) -> str:
     """Such as "0.643", or "+0.643" with its sign, never "-0.000"; "n/a" where undefined."""
     if np.isnan(value):
         return UNDEFINED
-    return f"{round(float(value), digits) + 0.0:{'+' if sign else ''}.{digits}f}"
+    return f"{round(float(factor * value), digits) + 0.0:{'+' if sign else ''}.{digits}f}"
 
 
-def span(interval: Interval, digits: int = 3, *, sign: bool = False) -> str:
+def span(interval: Interval, digits: int = 3, *, factor: float = 1, sign: bool = False) -> str:
     """Such as "0.643 to 0.756", or "n/a"."""
     if np.isnan(interval[0]):
         return UNDEFINED
-    return " to ".join(number(bound, digits, sign=sign) for bound in interval)
+    return " to ".join(number(bound, digits, factor=factor, sign=sign) for bound in interval)
 
 
 def spread(found: Spread, digits: int = 3, *, factor: float = 1, sign: bool = False) -> str:
-    """Such as "0.643 ± 0.012", times a factor, without the deviation where that is undefined."""
-    text = number(factor * found.mean, digits, sign=sign)
-    return text if np.isnan(found.sd) else f"{text} ± {number(factor * found.sd, digits)}"
+    """Such as "0.643 ± 0.012", without the deviation where that is undefined."""
+    text = number(found.mean, digits, factor=factor, sign=sign)
+    return text if np.isnan(found.sd) else f"{text} ± {number(found.sd, digits, factor=factor)}"
 
 
-def points(value: float) -> str:
-    """A difference in percentage points, such as "+0.8"."""
-    return number(100 * value, 1, sign=True)
-
-
-def points_span(interval: Interval) -> str:
-    """Such as "-0.1 to +1.7", in percentage points."""
-    return span((100 * interval[0], 100 * interval[1]), 1, sign=True)
-
-
-def difference(found: "Estimate") -> tuple[str, str]:
+def in_points(found: "Estimate") -> tuple[str, str]:
     """Such as "+0.8" and "-0.1 to +1.7", in percentage points with the 95% interval."""
-    return points(found.value), points_span(found.interval)
+    return number(found.value, **POINTS), span(found.interval, **POINTS)
 
 
 def with_span(found: "Estimate") -> str:
-    """Such as "+0.8 (-0.1 to +1.7)", as `difference`."""
-    return "{} ({})".format(*difference(found))
+    """Such as "+0.8 (-0.1 to +1.7)", as `in_points`."""
+    return "{} ({})".format(*in_points(found))
 
 
 def estimate(value: float, interval: Interval) -> str:

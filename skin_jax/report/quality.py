@@ -22,9 +22,7 @@ def write(folder: Path, found: Audit, names: Mapping[str, str]) -> str:
     """Writes quality.json, quality.md and, where there are features, closest_pairs.png.
 
     What was compared is named by `names`, such as the run and the folder, in both files as given.
-
-    Returns:
-      The tables and the notes as Markdown, for a terminal.
+    Returns the tables and the notes as Markdown, for a terminal.
 
     Raises:
       UserError: the folder cannot be written.

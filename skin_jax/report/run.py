@@ -68,8 +68,7 @@ def table_one(evaluation: Evaluation) -> str:
 def write_evaluation(folder: Path, evaluation: Evaluation) -> list[Section]:
     """Write metrics.json, predictions.csv, report.md and its figures, and subgroups.csv if any.
 
-    Returns:
-      The sections of report.md, for `write_page`.
+    Returns the sections of report.md, for `write_page`.
 
     Raises:
       UserError: the folder cannot be written.

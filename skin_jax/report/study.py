@@ -17,7 +17,7 @@ from skin_jax.eval.comparison import Arm, Comparison, Difference, Estimate
 from skin_jax.eval.metrics import Spread
 from skin_jax.report import figures, kit
 from skin_jax.report import run as run_report
-from skin_jax.report.kit import Block, Picture, Section, Table, Text, points, points_span, with_span
+from skin_jax.report.kit import POINTS, Block, Picture, Section, Table, Text, in_points, with_span
 
 _SHORT = {
     "balanced_accuracy": "balanced accuracy",
@@ -25,6 +25,7 @@ _SHORT = {
     "macro_f1": "macro F1",
     "macro_auc": "macro AUC",
 }
+_PAIRED = ("arms", "pairs", "difference", "95% interval", "p", "p, Holm", "pairs: mean ± SD")
 _EFFECT = "An effect as large as {} (single runs) is {}."
 
 
@@ -113,10 +114,7 @@ class Study:
 
 
 def write(folder: Path, study: Study) -> Path:
-    """Writes study.json, study.md, report.html (one self-contained file) and `figures/`.
-
-    Returns:
-      The path of report.html.
+    """Writes study.json, study.md, `figures/` and report.html, whose path it returns.
 
     Raises:
       UserError: the folder cannot be written.
@@ -135,8 +133,7 @@ def write(folder: Path, study: Study) -> Path:
     planned, missing = sum(study.plan_counts.values()), study.missing
     finished = f"{planned - sum(missing.values())} of {planned}"
     blocks: list[Block] = [kit.facts({**study.facts, "finished runs": finished})]
-    if missing:
-        named = ", ".join(f"{name} {count}" for name, count in missing.items())
+    if named := ", ".join(f"{name} {count}" for name, count in missing.items()):
         blocks.append(Text(f"Missing runs: {named}."))
     sections.append(Section("What was run", blocks))
     write_atomically(folder / "study.md", kit.markdown(study.title, sections, folder))
@@ -152,7 +149,7 @@ def summary(study: Study) -> list[Section]:
         row = [arm.name, study.done(arm), f"{100 * arm.balanced_accuracy:.1f}"]
         if d := differences.get(arm.name):
             p = _p(d.p) + " (alone)" * d.confirmatory
-            row += [*kit.difference(d.estimate), p]
+            row += [*in_points(d.estimate), p]
         rows.append(row + [""] * (6 - len(row)))
     control = study.comparison.control
     header = ("arm", "runs", "balanced accuracy", f"minus {control}", "95% interval", "p")
@@ -212,7 +209,7 @@ def conclusion(study: Study) -> list[str]:
 
 def _found(difference: Difference, kind: str = "") -> str:
     """Such as "+0.8 points of balanced accuracy (95% interval -0.1 to +1.7; p = 0.062)"."""
-    (value, interval), p = kit.difference(difference.estimate), _p(difference.p)
+    (value, interval), p = in_points(difference.estimate), _p(difference.p)
     p = p.replace("<", "< ") if "<" in p else f"= {p}"
     return f"{value} points of balanced accuracy (95% interval {interval}; p {p}{kind})"
 
@@ -248,7 +245,7 @@ def _verdict(difference: Difference, study: Study, claims: Sequence[Claim]) -> s
     for claim in claims if difference.arm in study.gan_arms else ():
         here = f"{claim.verdict(difference)} here"
         if claim.metric != "balanced_accuracy":
-            found = ", ".join(kit.difference(claim.estimate(difference)))
+            found = ", ".join(in_points(claim.estimate(difference)))
             here += f" ({_SHORT[claim.metric]}: {found})"
         sentences.append(_EFFECT.format(claim, here))
     return " ".join(sentences)
@@ -276,12 +273,12 @@ def _explored(study: Study, claims: Sequence[Claim]) -> str:
             "arms (Holm-corrected)."
         )
     else:
-        named = "; ".join(f"{d.arm} {points(d.estimate.value)} ({_outcome(d)})" for d in shown)
+        named = "; ".join(f"{d.arm} {in_points(d.estimate)[0]} ({_outcome(d)})" for d in shown)
         first = f"Exploratory arms against {control} (Holm-corrected): {named}"
         if rest := len(differences) - len(shown):
             first += f"; no difference shown for {rest} other{'s' * (rest > 1)}"
         first += "."
-    value, interval = kit.difference(largest.estimate)
+    value, interval = in_points(largest.estimate)
     best = (
         f"The largest is {largest.arm}: {value} points of balanced accuracy (95% interval, "
         f"uncorrected, {interval})."
@@ -317,44 +314,23 @@ def _difference_sections(folder: Path, study: Study) -> list[Section]:
 
 
 def _paired_blocks(study: Study) -> list[Block]:
-    found, exploratory = study.all_differences, len(study.comparison.exploratory)
-    differences = [
-        (
-            _marked(d),
-            study.done(d),
-            *kit.difference(d.estimate),
-            _p(d.estimate.p),
-            _holm(d),
-            _spread(d.over_cells),
-        )
-        for d in found
-    ]
-    intervals = [
-        (
-            _marked(d),
-            *map(points_span, (d.estimate.student, d.estimate.bootstrap)),
-            *kit.difference(d.paired.accuracy),
-        )
-        for d in found
-    ]
-    recalls = [
-        (
-            _marked(d),
-            *(_spread(Spread(*both)) for both in zip(d.paired.recall, halves, strict=True)),
-        )
-        for d in found
-        for halves in [np.ptp(d.paired.recall_ci95, axis=1) / 2]
-    ]
+    exploratory = len(study.comparison.exploratory)
+    differences, intervals, recalls = [], [], []
+    for d in study.all_differences:
+        name, p, over_cells = _marked(d), _p(d.estimate.p), kit.spread(d.over_cells, **POINTS)
+        differences.append((name, study.done(d), *in_points(d.estimate), p, _holm(d), over_cells))
+        both = (kit.span(each, **POINTS) for each in (d.estimate.student, d.estimate.bootstrap))
+        intervals.append((name, *both, *in_points(d.paired.accuracy)))
+        halves = np.ptp(d.paired.recall_ci95, axis=1) / 2
+        each_class = map(Spread, d.paired.recall, halves)
+        recalls.append((name, *(kit.spread(each, **POINTS) for each in each_class)))
     return [
         Text(
             "Two arms on the same folds and seeds, in points: balanced accuracy from recalls "
             "pooled over the folds, seeds averaged. Pairs: folds and seeds that both have, of "
             "those planned for the arm."
         ),
-        Table(
-            ("arms", "pairs", "difference", "95% interval", "p", "p, Holm", "pairs: mean ± SD"),
-            differences,
-        ),
+        Table(_PAIRED, differences),
         Text(
             "The interval is the wider of two: Student's t over the folds' differences and the "
             "paired bootstrap over lesions; p is the larger of their two p-values. Holm's "
@@ -373,16 +349,11 @@ def _paired_blocks(study: Study) -> list[Block]:
 
 
 def _claims_section(study: Study) -> Section:
-    rows = [
-        (
-            f"{claim.source}: +{claim.points:g} {_SHORT[claim.metric]}",
-            _marked(d),
-            with_span(claim.estimate(d)),
-            claim.verdict(d),
-        )
-        for claim in study.judged
-        for d in study.concerned
-    ]
+    rows = []
+    for claim in study.judged:
+        what = f"{claim.source}: +{claim.points:g} {_SHORT[claim.metric]}"
+        for d in study.concerned:
+            rows.append((what, _marked(d), with_span(claim.estimate(d)), claim.verdict(d)))
     note = (
         "Each comes from a single run of each arm, without an interval; the sampling error "
         "alone of a test set of 2,000 images is about ± 3 points of balanced accuracy. "
@@ -398,16 +369,11 @@ def _arm_sections(folder: Path, study: Study) -> list[Section]:
     names = [arm.name for arm in arms]
     figures.recalls(picture, arms, study.classes)
     others = [_SHORT[metric] for metric in compared.METRICS[1:]]
-    pooled = [
-        (
-            arm.name,
-            study.done(arm),
-            kit.number(arm.balanced_accuracy),
-            kit.span(arm.balanced_accuracy_ci95),
-            *(kit.spread(arm.over_runs(metric)) for metric in compared.METRICS),
-        )
-        for arm in arms
-    ]
+    pooled = []
+    for arm in arms:
+        value, span = kit.number(arm.balanced_accuracy), kit.span(arm.balanced_accuracy_ci95)
+        over_runs = (kit.spread(arm.over_runs(metric)) for metric in compared.METRICS)
+        pooled.append((arm.name, study.done(arm), value, span, *over_runs))
     blocks: list[Block] = [
         Text(
             "Balanced accuracy pooled over the folds, seeds averaged, with its interval over "
@@ -550,10 +516,6 @@ def _estimate_json(estimate: Estimate) -> dict[str, Any]:
 
 def _marked(difference: Difference) -> str:
     return str(difference) + " (to be confirmed)" * difference.confirmatory
-
-
-def _spread(found: Spread) -> str:
-    return kit.spread(found, 1, factor=100, sign=True)
 
 
 def _holm(difference: Difference) -> str:
