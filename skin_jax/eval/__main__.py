@@ -194,8 +194,7 @@ def _features_of(workdir: Path, mesh: "Mesh") -> "Extractor":
     from skin_jax.train.run import trained
 
     run = trained(workdir)
-    describe = run.ability("features")
-    state, step = run.best_state(mesh)
+    describe, (state, step) = run.ability("features"), run.best_state(mesh)
     network = f"the run {run.name} ({run.config.task}) at step {step}"
     size = run.config.data.image_size
     return Extractor(describe, state, image_size=size, mesh=mesh, network=network)

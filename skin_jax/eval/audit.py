@@ -192,8 +192,7 @@ def audit(real: Real, generated: Generated, extractor: Extractor | None) -> Audi
         )
         mine, theirs = _Set(real.images, described, shuffled), _Set(generated.images, others)
         copies = find_copies(generated.images, real.val_images, described, extractor)
-    groups = []
-    names = (*real.classes.names, OVERALL)
+    groups, names = [], (*real.classes.names, OVERALL)
     bar = tqdm(total=len(names) * DRAWS, desc="Comparing", unit=" draws")
     # Draws run side by side: threads of BLAS within them would wait for one another, busily.
     with bar, threadpool_limits(1):

@@ -37,12 +37,12 @@ def kid(real: np.ndarray, generated: np.ndarray) -> float:
     the same for any size of the sets and 0 for equal distributions, so single values may be
     negative. NaN where a set has fewer than two images.
     """
-    n, m = len(real), len(generated)
-    if min(n, m) < 2:
+    if min(len(real), len(generated)) < 2:
         return float("nan")
     x, y = np.asarray(real, np.float64), np.asarray(generated, np.float64)
-    within = [_kernel_sum(a, a, diagonal=False) / (len(a) * (len(a) - 1)) for a in (x, y)]
-    return sum(within) - 2 * _kernel_sum(x, y) / (n * m)
+    kernels = (_kernel(a, a) for a in (x, y))
+    within = [(k.sum() - np.trace(k)) / (len(k) * (len(k) - 1)) for k in kernels]
+    return float(sum(within) - 2 * _kernel(x, y).mean())
 
 
 def fid(real: np.ndarray, generated: np.ndarray) -> float:
@@ -161,9 +161,8 @@ def _unit(features: np.ndarray) -> np.ndarray:
     return np.divide(x, norms, out=np.zeros_like(x), where=norms > 0)
 
 
-def _kernel_sum(x: np.ndarray, y: np.ndarray, *, diagonal: bool = True) -> float:
-    kernel = (x @ y.T / x.shape[1] + 1) ** 3
-    return float(kernel.sum() - (0 if diagonal else np.trace(kernel)))
+def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return (x @ y.T / x.shape[1] + 1) ** 3
 
 
 def _squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -209,11 +208,10 @@ def _projected(level: np.ndarray, directions: np.ndarray, rng: np.random.Generat
     """
     n, size = level.shape[:2]
     corners = rng.integers(0, size - _PATCH + 1, (2, n, _PATCHES_PER_IMAGE))
-    within = np.arange(_PATCH)
-    rows = corners[0][..., None, None] + within[:, None]
-    columns = corners[1][..., None, None] + within
+    rows, columns = corners[..., None, None]
+    rows, columns = rows + np.arange(_PATCH)[:, None], columns + np.arange(_PATCH)
     patches = level[np.arange(n)[:, None, None, None], rows, columns].reshape(-1, _PATCH**2 * 3)
-    mean, squares = (_by_channel(values) for values in (patches, np.square(patches)))
+    mean, squares = _by_channel(patches), _by_channel(np.square(patches))
     variance = squares - np.square(mean)
     # A channel that does not vary has nothing to normalise; what is left of it is rounding.
     deviation = np.sqrt(np.where(variance > 1e-6 * squares, variance, np.inf))
