@@ -181,10 +181,8 @@ def evaluate(
     probabilities, labels = _checked(probabilities, labels)
     if lesion_ids is not None and len(lesion_ids) != len(labels):
         raise ValueError(f"{len(lesion_ids)} lesion ids for {len(labels)} labels")
-    num_classes = probabilities.shape[1]
-    predicted = probabilities.argmax(axis=1)
-    largest = probabilities.max(axis=1)
-    rows = lesion_rows(labels, predicted, lesion_ids, num_classes)
+    predicted, largest = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    rows = lesion_rows(labels, predicted, lesion_ids, probabilities.shape[1])
     confusion = np.stack([row.sum(axis=0) for row in rows])
     intervals, recall_intervals = bootstrap(rows, resamples, seed)
     against_rest = _one_against_rest(confusion)
@@ -347,8 +345,8 @@ def bootstrap(
     spread = _summaries(drawn, defined)
     intervals = {}
     for name in _INTERVALS:
-        shift = estimate[name][0] - spread[name].mean()
-        intervals[name] = _interval(estimate[name][0], spread[name] + shift)
+        value, drawn = estimate[name][0], spread[name]
+        intervals[name] = _interval(value, drawn + (value - drawn.mean()))
     return intervals, tuple(map(_interval, estimate["recall"][0], spread["recall"].T))
 
 
