@@ -1,6 +1,5 @@
 """A study's finished runs: each checked against the plan, and read for the report."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -96,22 +95,23 @@ def facts(workdir: Path, record: Record) -> dict[str, Any]:
 
 def descriptions(record: Record) -> dict[str, str]:
     """Arm -> its title, and the settings in which it differs from the control."""
-    usual = _shown(record["arms"][record["control"]]["settings"])
-    found = {}
-    for name, arm in record["arms"].items():
-        own = _shown(arm["settings"])
-        special = [f"{k} = {own.get(k)}" for k in sorted(own) if own[k] != usual.get(k, ...)]
-        found[name] = "; ".join([arm["title"], *special])
-    return found
+    shown = {name: _shown(arm["settings"]) for name, arm in record["arms"].items()}
+    usual = shown[record["control"]]
+    return {
+        name: "; ".join(
+            [record["arms"][name]["title"]]
+            + [f"{k} = {own.get(k)}" for k in sorted(own) if own[k] != usual.get(k, ...)]
+        )
+        for name, own in shown.items()
+    }
 
 
 def samples(workdir: Path, record: Record, classes: Classes) -> list[tuple[str, Path]]:
     """Captions and grids of generated images of the first fold."""
     fold = record["folds"][0]
-    steps = dict.fromkeys(arm["settings"]["needs"] for arm in record["arms"].values())
     found = [
         (f"{title}: {step}, fold {fold}", workdir / f"steps/{step}/fold{fold}/{GRIDS}/{name}.png")
-        for step in steps
+        for step in dict.fromkeys(arm["settings"]["needs"] for arm in record["arms"].values())
         for name, title in zip(classes.names, classes.titles, strict=True)
     ]
     return [(caption, path) for caption, path in found if path.exists()]
@@ -119,24 +119,19 @@ def samples(workdir: Path, record: Record, classes: Classes) -> list[tuple[str, 
 
 def _finished(workdir: Path, record: Record) -> list[tuple[str, int, int, Path]]:
     """Arm, fold, seed and folder of each."""
-    planned = [
-        (arm, fold, seed, workdir / run_name(arm, fold, seed))
+    return [
+        (arm, fold, seed, folder)
         for arm in record["arms"]
         for fold in record["folds"]
         for seed in record["seeds"]
+        for folder in [workdir / run_name(arm, fold, seed)]
+        if all((folder / proof).exists() for proof in RUN_PROOFS)
     ]
-    return [run for run in planned if all((run[-1] / proof).exists() for proof in RUN_PROOFS)]
 
 
 def _check_settings(folder: Path, planned: Record, fold: int, seed: int) -> None:
     """Refuses a run with other settings than the plan's: the folder may have been put there."""
-    path = folder / config_lib.FILE_NAME
-    try:
-        actual = config_lib.flatten(json.loads(path.read_text()))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} is damaged ({error!r}); delete the folder to create it again"
-        ) from None
+    actual = config_lib.flatten(config_lib.read(folder))
     wanted = config_lib.flatten(planned) | {"data.fold": fold, "seed": seed}
     del wanted["needs"]
     if differing := config_lib.differences(wanted, actual):

@@ -86,7 +86,7 @@ def read_history(path: Path) -> list[dict[str, Any]]:
       Dicts with "step" and values, float or None (not finite); none where there is no such file.
     """
     rows: list[dict[str, Any]] = []
-    for row in _rows(path):
+    for row in json_lines(path):
         if "event" in row:
             rows = [kept for kept in rows if kept["step"] <= row["step"]]
         else:
@@ -96,12 +96,13 @@ def read_history(path: Path) -> list[dict[str, Any]]:
 
 def read_starts(path: Path) -> list[dict[str, Any]]:
     """Reads the start lines of a `metrics.jsonl`; none where there is no such file."""
-    return [row for row in _rows(path) if "event" in row]
+    return [row for row in json_lines(path) if "event" in row]
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
+def json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Reads the objects of a file with one a line; none where there is no such file."""
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        # A cut line has no end, so the start line of the resumed run is glued to it.
+        # A line that a kill has cut has no end: what was appended afterwards is glued to it.
         start = line.rfind('{"event"')
         with contextlib.suppress(json.JSONDecodeError):
             yield json.loads(line[max(start, 0) :])

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,17 +42,13 @@ class Experiment:
     """A configuration with everything that it names in hand.
 
     Attributes:
-      config: as given.
-      examples: all real ones, with their images; splits and evaluation know no others.
+      examples: all real ones; splits and evaluation know no others.
       assignment: "train" | "val" | "test" [N].
-      mesh: the devices.
-      synthetic: generated images that are trained with, None where the run has none; a reopened
-        run goes without.
+      synthetic: generated images that are trained with; None in a reopened run, too.
       training_indices: what the training stream goes through, int64 [n]: places among the examples
         and, from `len(examples.records)` on, among the generated images. An example may repeat.
       training_labels: their classes, int32 [n].
       pipeline: batches of the examples and, after them, of the generated images.
-      task: what is trained.
       num_steps: length of the run, a multiple of the steps per dispatch.
       steps_per_epoch: batches in one pass over the training split: as many with generated images
         and repeated examples as without.
@@ -206,12 +202,8 @@ def start(config: ConfigDict, workdir: Path, check: Check | None = None) -> Expe
         if rows is not None:
             generated = _load_synthetic(config, rows, examples, assignment)
             if resumed:
-                _check_digest(
-                    workdir / _SYNTHETIC_DIGEST_FILE,
-                    generated.digest,
-                    "generated images",
-                    "data.synthetic",
-                )
+                path = workdir / _SYNTHETIC_DIGEST_FILE
+                _check_digest(path, generated.digest, "generated images", "data.synthetic")
     digests = [found.digest for found in (examples, generated) if found is not None]
     if not devices.same_everywhere(" ".join(digests)):
         raise UserError(
@@ -250,7 +242,16 @@ def _check(config: ConfigDict, workdir: Path, resumed: bool, check: Check | None
         before = config_lib.read(workdir)
         tasks.kind(before).settle(before, names)
         config_lib.check_resumable(before, config, workdir)
-        _check_same_synthetic(before.data.get("synthetic"), config.data.synthetic, workdir)
+        there = before.data.synthetic
+        if (there is None) != (config.data.synthetic is None):
+            how, mend = "without", "leave out --config.data.synthetic"
+            if there is not None:
+                how = "with"
+                mend = f"give their folder with --config.data.synthetic (it was {there})"
+            raise UserError(
+                f"{workdir} holds a run that is trained {how} generated images; {mend}, or take a "
+                "new --workdir"
+            )
         return mesh
     if any((workdir / name).exists() for name in (CHECKPOINTS, checkpoint_lib.GENERATORS)):
         raise UserError(
@@ -287,12 +288,7 @@ def _load_synthetic(
     examples: Examples,
     assignment: np.ndarray,
 ) -> Examples:
-    """The generated images that the run is trained with.
-
-    Raises:
-      UserError: they cannot be decoded, or their generator may have seen what this run is
-        evaluated on.
-    """
+    """The generated images to train with; refuses those of a generator that saw other lesions."""
     source = Path(config.data.synthetic)
     own = generated_lib.train_split_digest(
         splits.members_of(examples.records, assignment, "train", examples.classes)
@@ -310,11 +306,10 @@ def _load_synthetic(
                 "or take them all the same with --config.data.synthetic_allow_foreign=True"
             )
         warn(f"{found}: scores of this run may be too high")
-    real_counts = np.bincount(
-        examples.labels[assignment == "train"], minlength=len(examples.classes)
-    )
-    taken = generated_lib.at_most(rows, real_counts, config.data.synthetic_ratio, examples.classes)
-    return generated_lib.load(source, taken, config.data.image_size, examples.classes)
+    classes = examples.classes
+    counts = np.bincount(examples.labels[assignment == "train"], minlength=len(classes))
+    taken = generated_lib.at_most(rows, counts, config.data.synthetic_ratio, classes)
+    return generated_lib.load(source, taken, config.data.image_size, classes)
 
 
 def fitted_on(workdir: Path) -> str:
@@ -330,20 +325,6 @@ def fitted_on(workdir: Path) -> str:
     if data.get("synthetic") is not None and data.get("synthetic_allow_foreign"):
         members = [*members, ((workdir / _SYNTHETIC_DIGEST_FILE).read_text().strip(), "foreign")]
     return generated_lib.train_split_digest(members)
-
-
-def _check_same_synthetic(before: str | None, now: str | None, workdir: Path) -> None:
-    """Refuses to resume without the generated images of a run, or with some where it had none."""
-    if before is not None and now is None:
-        raise UserError(
-            f"{workdir} holds a run that is trained with generated images; give their folder with "
-            f"--config.data.synthetic (it was {before}), or take a new --workdir"
-        )
-    if before is None and now is not None:
-        raise UserError(
-            f"{workdir} holds a run that is trained without generated images; leave out "
-            "--config.data.synthetic, or take a new --workdir"
-        )
 
 
 def read_split(examples: Examples, workdir: Path) -> np.ndarray:
@@ -421,11 +402,8 @@ def _build_task(
 ) -> tuple[tasks.Task, int, float]:
     """The task, the length of the run in steps, and the batches in an epoch.
 
-    Args:
-      config: as in `start`.
-      names: of the n classes.
-      real_counts: int [n], real training images of each class, which make an epoch.
-      class_counts: int [n], images of each class in the training stream.
+    Of each of the n classes are given its name, the number of its real training images, which make
+    an epoch, and that of its images in the training stream: int [n].
     """
     steps_per_epoch = tasks.kind(config).epoch(config, names, real_counts) / config.batch_size
     per_dispatch = config.steps_per_dispatch
@@ -440,14 +418,7 @@ def _build_task(
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A work folder, without its images.
-
-    Attributes:
-      workdir: of the run.
-      config: that it was trained with.
-      classes: of its images.
-      task: that it was trained on.
-    """
+    """A run and what its work folder says of it, without the images."""
 
     workdir: Path
     config: ConfigDict
@@ -482,10 +453,7 @@ class Trained:
         Raises:
           UserError: there is none, or it is damaged.
         """
-        with self._checkpoints() as checkpoints:
-            if step not in (steps := checkpoints.steps()):
-                raise self._no_such_step(step, "checkpoint", steps)
-            return checkpoints.restore(step, _template(self.task, mesh))
+        return self._restored(step, "checkpoint", {CHECKPOINTS: _template(self.task, mesh)})[1]
 
     def drawn_from(self, mesh: Mesh, step: int | None) -> tasks.Drawn:
         """The best generators of the run, or those of a step: kept alone, or in a checkpoint.
@@ -496,16 +464,25 @@ class Trained:
         num_classes = len(self.classes)
         if step is None:
             return self.task.drawn_from(*self.best_state(mesh), num_classes)
-        template = _template(self.task, mesh)
-        with self._checkpoints(checkpoint_lib.GENERATORS) as kept, self._checkpoints() as all_:
-            if step in kept.steps():
-                generators = kept.restore(step, self.task.generators(template))
-            elif step in all_.steps():
-                generators = self.task.generators(all_.restore(step, template))
-            else:
-                steps = sorted({*kept.steps(), *all_.steps()})
-                raise self._no_such_step(step, "generators", steps)
+        state = _template(self.task, mesh)
+        templates = {checkpoint_lib.GENERATORS: self.task.generators(state), CHECKPOINTS: state}
+        name, generators = self._restored(step, "generators", templates)
+        if name == CHECKPOINTS:
+            generators = self.task.generators(generators)
         return tasks.Drawn(generators, np.full(num_classes, step), np.ones(num_classes, bool))
+
+    def _restored(
+        self, step: int, what: str, templates: Mapping[str, PyTree]
+    ) -> tuple[str, PyTree]:
+        """Name of the first of some folders of checkpoints that has a step, and what it has."""
+        there: set[int] = set()
+        for name, template in templates.items():
+            with self._checkpoints(name) as checkpoints:
+                if step in (steps := checkpoints.steps()):
+                    return name, checkpoints.restore(step, template)
+            there |= {*steps}
+        known = f"those of {', '.join(map(str, sorted(there)))}" if there else "none"
+        raise UserError(f"{self.workdir} has no {what} of step {step}; there are {known}")
 
     def _checkpoints(
         self, name: str = CHECKPOINTS
@@ -514,10 +491,6 @@ class Trained:
         return contextlib.closing(
             checkpoint_lib.Checkpoints(folder, self.task.score, read_only=True)
         )
-
-    def _no_such_step(self, step: int, what: str, steps: Sequence[int]) -> UserError:
-        there = f"those of {', '.join(map(str, steps))}" if steps else "none"
-        return UserError(f"{self.workdir} has no {what} of step {step}; there are {there}")
 
 
 def trained(workdir: Path) -> Trained:
