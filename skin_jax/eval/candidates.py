@@ -56,17 +56,10 @@ class Sampler:
     def __init__(
         self, task: tasks.Task, generators: PyTree, names: Sequence[str], seed: int, whose: object
     ):
-        """Closes over the generators.
-
-        Args:
-          task: of the run.
-          generators: on one device, as `Task.generators` gives them.
-          names: of the run's classes.
-          seed: below 2**32.
-          whose: the run, for messages.
+        """Closes over `generators`, on one device, as `Task.generators` gives them.
 
         Raises:
-          UserError: the task does not generate images.
+          UserError: the task of the run, `whose` it is, does not generate images.
         """
         images_of = tasks.require(task, "images_of", whose)
         key = jax.random.key(seed)
@@ -156,8 +149,7 @@ def by_class(sampler: Sampler, steps: Mapping[str, int], wanted: Mapping[str, in
 
     Args:
       sampler: of the generators.
-      steps: class name -> that its generator was taken at.
-      wanted: class name -> how many images.
+      steps, wanted: class name -> step that its generator was taken at, and number of images.
 
     Returns:
       A stream of as many as are wanted, whose position counts through all classes.

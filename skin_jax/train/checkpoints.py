@@ -57,16 +57,12 @@ class Checkpoints:
         """Opens, or makes, the folder of checkpoints; `score` chooses the best one."""
         policies = checkpoint_managers.preservation_policy
         self._score = score
-
-        def goodness(metrics: PyTree) -> float:
-            value = float(metrics.get(score.name, _UNKNOWN))
-            return -math.inf if math.isnan(value) else value
-
-        self._goodness = goodness
         last_two_and_best = policies.AnyPreservationPolicy(
             [
                 policies.LatestN(2),
-                policies.BestN(get_metric_fn=goodness, n=1, keep_checkpoints_without_metrics=False),
+                policies.BestN(
+                    get_metric_fn=self._goodness, n=1, keep_checkpoints_without_metrics=False
+                ),
             ]
         )
         self._directory = directory.absolute()
@@ -74,7 +70,7 @@ class Checkpoints:
             self._directory,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.PreserveAll() if keep_all else last_two_and_best,
-                best_fn=goodness,
+                best_fn=self._goodness,
                 cleanup_tmp_directories=not read_only,
                 read_only=read_only,
                 enable_background_delete=False,
@@ -114,6 +110,11 @@ class Checkpoints:
         if score is None or math.isnan(score):
             return _UNKNOWN
         return score if self._score.higher_is_better else -score
+
+    def _goodness(self, metrics: PyTree) -> float:
+        """What `_as_goodness` gave; a checkpoint with NaN, of an earlier version, is the worst."""
+        value = float(metrics.get(self._score.name, _UNKNOWN))
+        return -math.inf if math.isnan(value) else value
 
     def wait(self) -> None:
         """Returns when everything is on disk.
@@ -181,21 +182,20 @@ class Checkpoints:
         )
 
     def _restore_first(self, steps: list[int], template: PyTree) -> tuple[PyTree, int] | None:
-        damaged = []
+        damaged: list[str] = []
         for step in steps:
             reason = ""
             try:
                 state = self._restore(step, template)
             except Exception as error:
                 reason = _reason(error)
-            if not devices.everywhere(not reason):
-                reason = reason or "another process cannot read it"
-                damaged.append(f"{self._directory / str(step)}: {reason}")
-                errors.warn(f"checkpoint {damaged[-1]}; trying another")
-                continue
-            if damaged:
-                errors.warn(f"going on from step {step}")
-            return state, step
+            if devices.everywhere(not reason):
+                if damaged:
+                    errors.warn(f"going on from step {step}")
+                return state, step
+            reason = reason or "another process cannot read it"
+            damaged.append(f"{self._directory / str(step)}: {reason}")
+            errors.warn(f"checkpoint {damaged[-1]}; trying another")
         if damaged:
             raise errors.listed(
                 f"no checkpoint in {self._directory} can be read; restore the folder from a copy, "
