@@ -1,5 +1,6 @@
 """What commands and users of Python do with runs, over all rooms."""
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -33,17 +34,14 @@ def train(config: ConfigDict, workdir: Path) -> None:
     """
     with run_lib.session(workdir) as preemption:
         experiment = run_lib.start(config, workdir, evaluators.check)
-        checkpoints = checkpoint_lib.Checkpoints(
-            workdir / run_lib.CHECKPOINTS, experiment.task.score
-        )
-        try:
-            _train(experiment, checkpoints, workdir, preemption)
-        except (OSError, checkpoint_lib.SaveError) as error:
-            if devices.several():  # the others do not know of it
-                devices.leave(f"error: {workdir}: {error}", errors.FAILURE)
-            raise
-        finally:
-            checkpoints.close()
+        folder, score = workdir / run_lib.CHECKPOINTS, experiment.task.score
+        with contextlib.closing(checkpoint_lib.Checkpoints(folder, score)) as checkpoints:
+            try:
+                _train(experiment, checkpoints, workdir, preemption)
+            except (OSError, checkpoint_lib.SaveError) as error:
+                if devices.several():  # the others do not know of it
+                    devices.leave(f"error: {workdir}: {error}", errors.FAILURE)
+                raise
 
 
 def _train(
@@ -52,7 +50,16 @@ def _train(
     workdir: Path,
     preemption: checkpoint_lib.Preemption,
 ) -> None:
-    watching = evaluators.make(experiment, _pictures(workdir))
+    samples = workdir / "samples"
+    pictures = evaluators.Pictures(
+        samples=lambda step, real, generated: figures.real_and_generated(
+            samples / f"step_{step}.png", real, generated, columns=8
+        ),
+        by_class=lambda step, shown: figures.real_and_generated_by_class(
+            samples / f"step_{step}.png", shown
+        ),
+    )
+    watching = evaluators.make(experiment, pictures)
     state = loop.train(experiment, checkpoints, workdir, preemption, watching)
     checkpoints.wait()
     sections: list[kit.Section] = []
@@ -99,16 +106,4 @@ def _write_page(experiment: run_lib.Experiment, sections: list[kit.Section], wor
         class_counts=counts,
         history=read_history(workdir / HISTORY),
         samples=(examples.images[shown], examples.labels[shown]),
-    )
-
-
-def _pictures(workdir: Path) -> evaluators.Pictures:
-    def grid(step: int) -> Path:
-        return workdir / "samples" / f"step_{step}.png"
-
-    return evaluators.Pictures(
-        samples=lambda step, real, generated: figures.real_and_generated(
-            grid(step), real, generated, columns=8
-        ),
-        by_class=lambda step, shown: figures.real_and_generated_by_class(grid(step), shown),
     )

@@ -62,10 +62,10 @@ def predict_files(
     Args:
       workdirs: of the runs, whose probabilities are averaged; their image sizes may differ.
       inputs: folders, searched with their subfolders, and files.
-      out: the CSV; unreadable images are listed beside it, in `<stem>.skipped.csv`.
+      out: the CSV; unreadable images are listed next to it, in `<stem>.skipped.csv`.
       tta: averages over the 8 orientations of each image.
-      explain_dir: where `<image>.png` shows what speaks for the predicted class, for each image.
-      overlay: draws these pictures.
+      explain_dir: where `<image>.png`, drawn by `overlay`, shows what speaks for the predicted
+        class of each image.
       batch_size: images at a time, rounded up to a multiple of the devices.
       progress: shows a progress bar on stderr.
 

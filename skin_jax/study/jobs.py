@@ -232,7 +232,7 @@ class Runner:
         status, failure = self._attempt(job, lock, began)
         if failure and (status == errors.STANDS_STILL or status < 0):
             self._say(job, f"{failure}; it goes on")
-            status, failure = self._attempt(job, lock, began)
+            _, failure = self._attempt(job, lock, began)
         spent = duration(time.monotonic() - began)
         if failure:
             self._result.failed[job.name] = failure
@@ -304,22 +304,17 @@ class Runner:
 
     def _end_if_asked(self, what: str) -> None:
         if self._asked is not None:
-            interrupted = self._asked == signal.SIGINT
-            raise errors.Ended(
-                f"asked to end: {what}; run the same command again to go on",
-                errors.INTERRUPTED if interrupted else errors.PREEMPTED,
-            )
+            ended = errors.INTERRUPTED if self._asked == signal.SIGINT else errors.PREEMPTED
+            raise errors.Ended(f"asked to end: {what}; run the same command again to go on", ended)
 
 
 def _failure(status: int, missing: str, log: Path) -> str:
     """Why an attempt counts as failed; "" if it does not."""
     if status == 0 and not missing:
         return ""
-    ended = f"status {status}"
+    ended = f"status {status}" if status else f"it ended, but left {missing}"
     if status < 0:
         ended = f"ended by {signal.Signals(-status).name}"
-    elif status == 0:
-        ended = f"it ended, but left {missing}"
     words = last_words(log)
     return f"{ended}: {words}" if words else ended
 
@@ -331,7 +326,7 @@ def _append(folder: Path, event: str, **facts: Any) -> None:
 
 def table(plan: Plan, jobs: Sequence[Job]) -> tuple[Sequence[str], list[list[str]]]:
     """How groups of jobs stand and what they cost: a header and rows, without anything started."""
-    header = ["jobs", "needs", "number", "done", "begun", "steps each", "images each", "measured"]
+    header = ("jobs", "needs", "number", "done", "begun", "steps each", "images each", "measured")
     costs, rows = Costs(plan), []
     groups: dict[str, list[Job]] = defaultdict(list)
     for job in jobs:
@@ -353,4 +348,4 @@ def table(plan: Plan, jobs: Sequence[Job]) -> tuple[Sequence[str], list[list[str
                 costs.left(members) if per_unit is not None else "unknown",
             ]
         )
-    return [*header, "time left"], rows
+    return (*header, "time left"), rows

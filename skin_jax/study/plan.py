@@ -82,17 +82,12 @@ def study(arms: ConfigDict) -> ConfigDict:
     for key in _SHARED:
         config[key] = shared.get_ref(key) if shared.get_type(key) is not ConfigDict else shared[key]
     config.every_arm = _unchanged(arms, (*_OWN, "seed"))
-    config.steps = ConfigDict(sort_keys=False)
-    config.arms = ConfigDict(sort_keys=False)
+    config.steps, config.arms = ConfigDict(sort_keys=False), ConfigDict(sort_keys=False)
     return config
 
 
 def arm(
-    file: str,
-    title: str,
-    overrides: Mapping[str, Any] | None = None,
-    *,
-    needs: str | None = None,
+    file: str, title: str, overrides: Mapping[str, Any] | None = None, *, needs: str | None = None
 ) -> ConfigDict:
     """One arm of a study: runs of `skin_jax.main`.
 
@@ -104,7 +99,7 @@ def arm(
     """
     section = _of_file(file, overrides, (*_OWN, "seed"))
     section.update(title=title, needs=placeholder(str))
-    section.update(needs=needs)
+    section.needs = needs
     return section
 
 
@@ -114,11 +109,9 @@ def training(file: str, overrides: Mapping[str, Any] | None = None) -> ConfigDic
 
 
 def generation(source: str, **options: float) -> ConfigDict:
-    """A step that generates images for each fold.
+    """A step that generates images for each fold by what the step `source` trains.
 
-    Args:
-      source: name of the step that trains the generator.
-      options: of `skin_jax.generate`, those of `_OPTIONS`.
+    The options are some of `_OPTIONS`, which are those of `skin_jax.generate`.
     """
     section = ConfigDict({"source": source})
     for name in _OPTIONS:
@@ -157,27 +150,28 @@ def _update(config: ConfigDict, changes: Mapping[str, Any], where: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One command of a study.
+    """One command of a study, whose results are in the folder of its name in the work folder.
 
     Attributes:
-      name: also its folder in the work folder.
-      group: such jobs differ in fold and seed alone: "runs/<arm>" or "steps/<step>".
       needs: names of the jobs whose results it takes.
-      folder: where its result goes.
-      command: that makes the result, or goes on with it.
+      command: that makes the result, or resumes making it.
       proofs: files of the folder that are there once it is finished, and not before.
       steps: of the optimiser; 0 where images are generated.
       images: that go through these steps.
     """
 
     name: str
-    group: str
     needs: tuple[str, ...]
     folder: Path
     command: tuple[str, ...]
     proofs: tuple[str, ...]
-    steps: int
-    images: int
+    steps: int = 0
+    images: int = 0
+
+    @property
+    def group(self) -> str:
+        """Of jobs that differ in fold and seed alone: "runs/<arm>" or "steps/<step>"."""
+        return self.name.rpartition("/")[0]
 
     @property
     def units(self) -> int:
@@ -339,16 +333,10 @@ class _Resolved:
             f"--config.{key}={value if isinstance(value, str) else repr(value)}"
             for key, value in given.items()
         ]
-        return Job(
-            name=name,
-            group=name.rpartition("/")[0],
-            needs=(need,) if need else (),
-            folder=workdir / name,
-            command=_command("skin_jax.main", flags),
-            proofs=self.proofs,
-            steps=self.steps,
-            images=self.steps * self.settings.batch_size * classes,
-        )
+        command = _command("skin_jax.main", flags)
+        images = self.steps * self.settings.batch_size * classes
+        needs = (need,) if need else ()
+        return Job(name, needs, workdir / name, command, self.proofs, self.steps, images)
 
 
 def _resolve(config: ConfigDict, kind: str, name: str) -> _Resolved:
@@ -383,16 +371,8 @@ def _generation_job(workdir: Path, step: str, options: Mapping[str, Any], fold: 
     name, need = f"steps/{step}/fold{fold}", f"steps/{options['source']}/fold{fold}"
     flags = [f"--workdir={workdir / need}", f"--out={workdir / name}"]
     flags += [f"--{key}={value}" for key, value in options.items() if key != "source"]
-    return Job(
-        name=name,
-        group=f"steps/{step}",
-        needs=(need,),
-        folder=workdir / name,
-        command=_command("skin_jax.generate", flags),
-        proofs=(MANIFEST, _GENERATION),
-        steps=0,
-        images=0,
-    )
+    command = _command("skin_jax.generate", flags)
+    return Job(name, (need,), workdir / name, command, (MANIFEST, _GENERATION))
 
 
 def _command(module: str, flags: Sequence[str]) -> tuple[str, ...]:
@@ -467,24 +447,17 @@ def check(plan: Plan) -> dict[str, Any]:
     if not (plan.workdir / FILE_NAME).exists():
         return now
     before = recorded(plan.workdir)
-    folder.check_same(
-        plan.workdir,
-        "a study",
-        _fixed(before, now),
-        _fixed(now, before),
-        "--workdir (arms, folds and seeds may be added)",
-    )
-    return now | {
-        "folds": sorted({*before["folds"], *now["folds"]}),
-        "seeds": sorted({*before["seeds"], *now["seeds"]}),
-        "steps": before["steps"] | now["steps"],
-        "arms": before["arms"] | now["arms"],
-    }
+    flag = "--workdir (arms, folds and seeds may be added)"
+    fixed = _fixed(before, now), _fixed(now, before)
+    folder.check_same(plan.workdir, "a study", *fixed, flag)
+    more = {key: sorted({*before[key], *now[key]}) for key in ("folds", "seeds")}
+    return now | more | {kind: before[kind] | now[kind] for kind in ("steps", "arms")}
 
 
 def _fixed(record: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     """What may not change between two records of one study, flat."""
-    found = {f"config.{key}": record[key] for key in _ROLES}
+    lesions = "procedural lesions" if is_procedural(record) else "images of a folder"
+    found = {f"config.{key}": record[key] for key in _ROLES} | {"config.data.dir": lesions}
     for kind in ("steps", "arms"):
         for name in record[kind].keys() & other[kind].keys():
             settings = completed(config_lib.flatten(record[kind][name]["settings"]))
@@ -493,8 +466,7 @@ def _fixed(record: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any
                 for key, value in settings.items()
                 if key != _MORE_OF_THE_SAME and not config_lib.is_neutral(key)
             }
-    lesions = "procedural lesions" if is_procedural(record) else "images of a folder"
-    return found | {"config.data.dir": lesions}
+    return found
 
 
 def is_procedural(record: Mapping[str, Any]) -> bool:

@@ -84,11 +84,7 @@ class Checkpoints:
     def save(self, step: int, state: PyTree, score: float | None) -> None:
         """Starts to save a state after `step` steps; does nothing if that step is saved already.
 
-        Args:
-          step: number of finished steps.
-          state: pytree of arrays.
-          score: the task's at this step; None or NaN where it is not known, which never counts as
-            the best.
+        Where the task's score at this step is None or NaN, it never counts as the best.
 
         Raises:
           SaveError: this save could not start, or the one before it failed.
@@ -117,11 +113,7 @@ class Checkpoints:
         return -math.inf if math.isnan(value) else value
 
     def wait(self) -> None:
-        """Returns when everything is on disk.
-
-        Raises:
-          SaveError: saving failed, for example on a full disk.
-        """
+        """Returns when everything is on disk; a SaveError says that it cannot be."""
         with self._saving():
             self._manager.wait_until_finished()
 
@@ -161,11 +153,7 @@ class Checkpoints:
         return self._restore_first(self._best_first(), template)
 
     def restore(self, step: int, template: PyTree) -> PyTree:
-        """The state of one of `steps()`, in this process alone; see `restore_latest`.
-
-        Raises:
-          UserError: there is none of that step, or it is damaged.
-        """
+        """The state of one of `steps()`, in this process alone; refuses a damaged one."""
         try:
             return self._restore(step, template)
         except Exception as error:
@@ -207,8 +195,7 @@ class Checkpoints:
     def _restore(self, step: int, template: PyTree) -> PyTree:
         """Reads a state and checks it, in this process alone.
 
-        Not by the manager: it would wait for the other processes after reading, also for those
-        that could not read.
+        The manager would wait for the other processes, also for those that could not read.
         """
         folder = self._directory / str(step)
         handler = ocp.StandardCheckpointHandler()
@@ -223,10 +210,7 @@ class Checkpoints:
         return state
 
     def set_aside_after(self, step: int) -> None:
-        """Moves checkpoints later than `step`, the damaged ones, to the folder `damaged` beside.
-
-        There they are out of the way of saving those steps anew, and nothing is lost.
-        """
+        """Moves checkpoints later than `step`, the damaged ones, to the folder `damaged` beside."""
         later = [s for s in self.steps() if s > step]
         for number in later if devices.is_first() else ():
             target = self._directory.parent / "damaged" / f"{number}_{time.time_ns()}"
@@ -293,12 +277,7 @@ class Preemption:
             signal.signal(signum, handler)
 
     def requested(self, dispatch: int) -> bool:
-        """Whether to save and end now.
-
-        Args:
-          dispatch: number of finished dispatches; several processes agree on one, so each has to
-            ask at every one.
-        """
+        """Whether to save and end now; several processes have to ask at every dispatch."""
         if self._distributed:
             return multihost_utils.reached_preemption_sync_point(dispatch)
         return self._received is not None

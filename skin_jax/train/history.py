@@ -17,25 +17,20 @@ HISTORY = "metrics.jsonl"
 
 
 class History:
-    """Appends scalars to `metrics.jsonl` and, if asked, to a TensorBoard event file.
+    """Appends scalars to `metrics.jsonl` of a work folder and, if asked, to TensorBoard's events.
 
-    The event file is written with TensorBoard's own record writer, which needs no TensorFlow.
-
-    Args:
-      workdir: where to.
-      tensorboard: whether to write an event file.
-      enabled: False writes nothing at all: of several processes one reports.
+    The event file is written with TensorBoard's own record writer, which needs no TensorFlow. Where
+    not `enabled`, nothing is written at all: of several processes one reports.
     """
 
     def __init__(self, workdir: Path, tensorboard: bool, *, enabled: bool = True):
         path = workdir / HISTORY if enabled else Path(os.devnull)
-        tensorboard = tensorboard and enabled
         cut = path.is_file() and path.read_bytes()[-1:] not in (b"", b"\n")  # by a kill
         self._history = path.open("a", encoding="utf-8")
         if cut:
             self._history.write("\n")
         self._events: RecordWriter | None = None
-        if tensorboard:
+        if tensorboard and enabled:
             folder = workdir / "tensorboard"
             folder.mkdir(exist_ok=True)
             name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
@@ -48,16 +43,10 @@ class History:
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Scalars after `step` steps; values that are not finite become null in the JSON."""
-        self._line(
-            {"step": step}
-            | {key: value if math.isfinite(value) else None for key, value in values.items()}
-        )
-        summary = summary_pb2.Summary(
-            value=[
-                summary_pb2.Summary.Value(tag=key, simple_value=value)
-                for key, value in values.items()
-            ]
-        )
+        finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
+        self._line({"step": step, **finite})
+        shown = [summary_pb2.Summary.Value(tag=k, simple_value=v) for k, v in values.items()]
+        summary = summary_pb2.Summary(value=shown)
         self._event(event_pb2.Event(wall_time=time.time(), step=step, summary=summary))
 
     def close(self) -> None:
@@ -80,7 +69,7 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     """Reads the rows of a `metrics.jsonl` that still count, in order, without the start lines.
 
     A run that is killed and resumed at step N writes again what came after N: rows of later steps
-    above a start line are superseded. A line cut off by the kill is left out.
+    above a start line are superseded.
 
     Returns:
       Dicts with "step" and values, float or None (not finite); none where there is no such file.

@@ -50,8 +50,8 @@ class Experiment:
       training_labels: their classes, int32 [n].
       pipeline: batches of the examples and, after them, of the generated images.
       num_steps: length of the run, a multiple of the steps per dispatch.
-      steps_per_epoch: batches in one pass over the training split: as many with generated images
-        and repeated examples as without.
+      steps_per_epoch: batches in one pass over the training split, without generated images and
+        repeated examples.
     """
 
     config: ConfigDict
@@ -100,16 +100,14 @@ class Experiment:
 def session(workdir: Path) -> Iterator[checkpoint_lib.Preemption]:
     """A work folder for as long as a run trains in it; all processes of the run enter it.
 
-    Only the first process prints. Errors of the disk and of other processes end in a sentence.
-
-    Yields:
-      What SIGTERM and Ctrl-C do meanwhile.
+    Only the first process prints. Yields what SIGTERM and Ctrl-C do meanwhile.
 
     Raises:
-      UserError: another run is training in the folder, or it cannot be written.
+      UserError: another run is training in the folder, it cannot be written, or another process of
+        the run has died.
       Ended: by SIGTERM (status 143) or Ctrl-C (130); everything is saved.
     """
-    first = devices.is_first()
+    first, whole = devices.is_first(), "what is saved is whole"
     with contextlib.ExitStack() as stack:
         if not first:
             nowhere = stack.enter_context(open(os.devnull, "w"))
@@ -121,17 +119,14 @@ def session(workdir: Path) -> Iterator[checkpoint_lib.Preemption]:
         try:
             yield preemption
         except OSError as error:
-            raise UserError(
-                f"{workdir}: {error}; what is saved is whole: mend that and run the same command "
-                "again",
-                errors.FAILURE,
-            ) from error
+            said = f"{workdir}: {error}; {whole}: mend that and run the same command again"
+            raise UserError(said, errors.FAILURE) from error
         except jax.errors.JaxRuntimeError as error:
-            if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
+            if not devices.several() or "RESOURCE_EXHAUSTED" in str(error):
                 raise
             raise UserError(
-                f"another process of this run does not answer ({errors.first_line(error)}); what "
-                "is saved is whole: run the same command again in all of them",
+                f"another process of this run does not answer ({errors.first_line(error)}); "
+                f"{whole}: run the same command again in all of them",
                 errors.PEER_DIED,
             ) from error
 
@@ -313,16 +308,15 @@ def _load_synthetic(
 
 
 def fitted_on(workdir: Path) -> str:
-    """What the networks of a run were fitted on, for the manifest of the images that they generate.
+    """`generated.train_split_digest` of a run, for the manifest of the images that it generates.
 
-    Returns:
-      `generated.train_split_digest` of its training split. Where foreign generated images were
-      among them, their digest counts too: nobody knows what their generator had seen, so that no
-      run may take the result for a generator of its own training split.
+    Where foreign generated images were among its training images, their digest counts too: nobody
+    knows what their generator had seen, so that no run may take the result for a generator of its
+    own training split.
     """
     members = splits.members(workdir / SPLITS_FILE, "train")
     data = config_lib.read(workdir).data
-    if data.get("synthetic") is not None and data.get("synthetic_allow_foreign"):
+    if data.synthetic is not None and data.synthetic_allow_foreign:
         members = [*members, ((workdir / _SYNTHETIC_DIGEST_FILE).read_text().strip(), "foreign")]
     return generated_lib.train_split_digest(members)
 
@@ -338,7 +332,6 @@ def read_split(examples: Examples, workdir: Path) -> np.ndarray:
 
 
 def _check_digest(path: Path, found: str, what: str, key: str) -> None:
-    """Compares a digest with that in a file of a work folder."""
     try:
         digest = path.read_text().strip()
     except OSError as error:
@@ -387,7 +380,7 @@ def _assemble(
 
 
 def _repeated(indices: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
-    """The examples class by class, those of a class that has fewer than `count` repeated to it."""
+    """The examples class by class, those of smaller classes repeated up to `count`."""
     groups = [indices[labels == c] for c in np.unique(labels)]
     if all(len(group) >= count for group in groups):
         raise UserError(
@@ -439,28 +432,16 @@ class Trained:
         return splits.class_counts(self.workdir / SPLITS_FILE, "train", self.classes)
 
     def best_state(self, mesh: Mesh) -> tuple[PyTree, int]:
-        """The best checkpoint's state, on every device of a mesh, and its step.
-
-        Raises:
-          UserError: the run has no checkpoint, or only damaged ones.
-        """
+        """The best checkpoint's state, on every device of a mesh, and its step."""
         with self._checkpoints() as checkpoints:
             return best_state(self.task, checkpoints, mesh)
 
     def state_at(self, mesh: Mesh, step: int) -> PyTree:
-        """The state of the checkpoint of a step.
-
-        Raises:
-          UserError: there is none, or it is damaged.
-        """
+        """The state of the checkpoint of a step; refuses one that is missing or damaged."""
         return self._restored(step, "checkpoint", {CHECKPOINTS: _template(self.task, mesh)})[1]
 
     def drawn_from(self, mesh: Mesh, step: int | None) -> tasks.Drawn:
-        """The best generators of the run, or those of a step: kept alone, or in a checkpoint.
-
-        Raises:
-          UserError: there are none, or they are damaged.
-        """
+        """The best generators of the run, or those of a step: kept alone, or in a checkpoint."""
         num_classes = len(self.classes)
         if step is None:
             return self.task.drawn_from(*self.best_state(mesh), num_classes)
@@ -484,21 +465,15 @@ class Trained:
         known = f"those of {', '.join(map(str, sorted(there)))}" if there else "none"
         raise UserError(f"{self.workdir} has no {what} of step {step}; there are {known}")
 
-    def _checkpoints(
-        self, name: str = CHECKPOINTS
-    ) -> "contextlib.closing[checkpoint_lib.Checkpoints]":
-        folder = self.workdir / name
-        return contextlib.closing(
-            checkpoint_lib.Checkpoints(folder, self.task.score, read_only=True)
-        )
+    @contextlib.contextmanager
+    def _checkpoints(self, name: str = CHECKPOINTS) -> Iterator[checkpoint_lib.Checkpoints]:
+        opened = checkpoint_lib.Checkpoints(self.workdir / name, self.task.score, read_only=True)
+        with contextlib.closing(opened):
+            yield opened
 
 
 def trained(workdir: Path) -> Trained:
-    """Opens a work folder to look at it, without its images.
-
-    Raises:
-      UserError: it is not the folder of a run, or damaged.
-    """
+    """Opens a work folder without its images; refuses one that is none of a run, or damaged."""
     config, classes = config_lib.read(workdir), classes_lib.read(workdir)
     counts = splits.class_counts(workdir / SPLITS_FILE, "train", classes)
     return Trained(workdir, config, classes, _build_task(config, classes.names, counts, counts)[0])
@@ -507,7 +482,7 @@ def trained(workdir: Path) -> Trained:
 def reopen(workdir: Path) -> Experiment:
     """Opens the experiment of a work folder to look at it, on whatever devices are here.
 
-    Generated images that it was trained with are not needed, and left out.
+    Generated images that it was trained with are left out.
 
     Raises:
       UserError: the folder is not one of a run, or its images are gone or others.
