@@ -26,21 +26,13 @@ WALK_COLUMNS = 8
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """An image and the class that it may be taken for.
-
-    Attributes:
-      label: name of the class.
-      index: of the image.
-      confidence: that it shows this class, in [0, 1].
-      step: that its generator was taken at.
-      pixels: uint8 [S, S, 3].
-    """
+    """An image and the class that it may be taken for."""
 
     label: str
     index: int
-    confidence: float
-    step: int
-    pixels: np.ndarray
+    confidence: float  # that it shows this class, in [0, 1]
+    step: int  # that its generator was taken at
+    pixels: np.ndarray  # uint8 [S, S, 3]
 
 
 Candidates = Callable[[int], Iterator[Candidate | None]]

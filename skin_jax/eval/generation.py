@@ -73,8 +73,8 @@ class Source:
       settings: what makes these images and no others: `seed`, `run` and `train_split`, as in the
         manifest, and what else decides which of them come. A folder is resumed with the same only.
       max_tries: how much of the stream to look at.
-      walks: class name -> walks through its noise, uint8 [N, S, S, 3], WALK_COLUMNS images each;
-        None where the generator is not told a class.
+      walks: a class -> walks through its noise, see `Sampler.walks`; None where the generator is
+        not told a class.
     """
 
     stream: candidates.Candidates
@@ -124,7 +124,7 @@ def generate(
                 f"{', '.join(known)}"
             )
     run.ability("images_of")
-    real = dict(zip(run.classes.names, run.train_counts().tolist(), strict=True))
+    real = dict(zip(run.classes.names, run.train_counts.tolist(), strict=True))
     chosen = [name for name in known if classes is None or name in classes]
     wanted = amount.of({name: real[name] for name in chosen})
     if not wanted:
@@ -272,11 +272,7 @@ def _summary(rows: Sequence[Generated], wanted: Mapping[str, int]) -> str:
 
 
 def _resumed(out: Path, settings: Mapping[str, Any]) -> tuple[int, list[Generated]]:
-    """How many images were drawn before, and which were kept; tidies up after a kill.
-
-    Raises:
-      UserError: the folder is one of other settings, or its progress is damaged.
-    """
+    """How many images were drawn before, and which were kept; tidies up after a kill."""
     tried, rows = 0, []
     with contextlib.suppress(FileNotFoundError):  # a new folder
         before, tried, rows = folder.read_record(

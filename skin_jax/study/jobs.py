@@ -39,17 +39,11 @@ class Result:
 
 
 class Attempt(NamedTuple):
-    """A part of a job that was made in one go.
+    """A part of a job that was made in one go."""
 
-    Attributes:
-      seconds: from its start to its end, or to the last line of its metrics.jsonl.
-      units: steps, or folders of images, that were made.
-      code: `Plan.code` of the study that started it.
-    """
-
-    seconds: float
-    units: int
-    code: str
+    seconds: float  # to its end, or to the last line of its metrics.jsonl
+    units: int  # steps, or folders of images, that were made
+    code: str  # `Plan.code` of the study that started it
 
 
 def folder_of(workdir: Path, name: str) -> Path:

@@ -60,19 +60,6 @@ def read(workdir: Path, record: Record) -> tuple[Classes, list[Outcome]]:
     return next(iter(classes), classes_lib.HAM10000), found
 
 
-def ratios(record: Record) -> dict[str, float | None]:
-    """Arm -> generated images for each real one, where it is given by that."""
-    return {
-        name: arm["settings"]["data"]["synthetic_ratio"] for name, arm in record["arms"].items()
-    }
-
-
-def with_generated_images(record: Record) -> list[str]:
-    """Arms that a GAN has a part in."""
-    settings = {name: arm["settings"] for name, arm in record["arms"].items()}
-    return [name for name, s in settings.items() if s["needs"] or s["task"] != "classifier"]
-
-
 def facts(workdir: Path, record: Record) -> dict[str, Any]:
     """What was run: what all arms share, the control's and the steps' own, hardware and time."""
     arms = {name: _shown(arm["settings"]) for name, arm in record["arms"].items()}

@@ -150,23 +150,15 @@ def _update(config: ConfigDict, changes: Mapping[str, Any], where: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One command of a study, whose results are in the folder of its name in the work folder.
+    """One command of a study."""
 
-    Attributes:
-      needs: names of the jobs whose results it takes.
-      command: that makes the result, or resumes making it.
-      proofs: files of the folder that are there once it is finished, and not before.
-      steps: of the optimiser; 0 where images are generated.
-      images: that go through these steps.
-    """
-
-    name: str
-    needs: tuple[str, ...]
-    folder: Path
-    command: tuple[str, ...]
-    proofs: tuple[str, ...]
-    steps: int = 0
-    images: int = 0
+    name: str  # also of its folders in the work folder
+    needs: tuple[str, ...]  # names of the jobs whose results it takes
+    folder: Path  # where its result goes
+    command: tuple[str, ...]  # that makes the result, or resumes making it
+    proofs: tuple[str, ...]  # files of the folder that are there once it is finished, not before
+    steps: int = 0  # of the optimiser; none where images are generated
+    images: int = 0  # that go through these steps
 
     @property
     def group(self) -> str:
@@ -199,21 +191,13 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The jobs of a study.
-
-    Attributes:
-      workdir: of the study.
-      record: what `plan.json` keeps of it.
-      code: SHA-256 of the package's sources, which a run may depend on.
-      jobs: name -> job; each after those that it needs.
-      runs: names of the arms' runs, seed by seed, fold by fold, so that early results are paired.
-    """
+    """The jobs of a study."""
 
     workdir: Path
-    record: dict[str, Any]
-    code: str
-    jobs: Mapping[str, Job]
-    runs: tuple[str, ...]
+    record: dict[str, Any]  # what `plan.json` keeps of it
+    code: str  # SHA-256 of the package's sources, which a run may depend on
+    jobs: Mapping[str, Job]  # by name, each after those that it needs
+    runs: tuple[str, ...]  # seed by seed, fold by fold, so that early results are paired
 
     def with_needs(self, names: Sequence[str]) -> list[Job]:
         """Jobs of these names, each after those that it needs."""

@@ -108,7 +108,7 @@ class Checkpoints:
         return score if self._score.higher_is_better else -score
 
     def _goodness(self, metrics: PyTree) -> float:
-        """What `_as_goodness` gave; a checkpoint with NaN, of an earlier version, is the worst."""
+        """What `_as_goodness` gave; NaN, which has no place in an order, counts as the worst."""
         value = float(metrics.get(self._score.name, _UNKNOWN))
         return -math.inf if math.isnan(value) else value
 
@@ -132,10 +132,6 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """Steps with a checkpoint, in order, as the first of several processes sees them."""
         return devices.first_lists(sorted(self._manager.all_steps()))
-
-    def best_step(self) -> int | None:
-        """The step with the highest score, the later one of equals; the last where none has one."""
-        return next(iter(self._best_first()), None)
 
     def restore_latest(self, template: PyTree) -> tuple[PyTree, int] | None:
         """The newest undamaged state and its step, or None where there is no checkpoint.

@@ -39,32 +39,22 @@ Check = Callable[[ConfigDict, tasks.Task, Mesh], None]
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """A configuration with everything that it names in hand.
-
-    Attributes:
-      examples: all real ones; splits and evaluation know no others.
-      assignment: "train" | "val" | "test" [N].
-      synthetic: generated images that are trained with; None in a reopened run, too.
-      training_indices: what the training stream goes through, int64 [n]: places among the examples
-        and, from `len(examples.records)` on, among the generated images. An example may repeat.
-      training_labels: their classes, int32 [n].
-      pipeline: batches of the examples and, after them, of the generated images.
-      num_steps: length of the run, a multiple of the steps per dispatch.
-      steps_per_epoch: batches in one pass over the training split, without generated images and
-        repeated examples.
-    """
+    """A configuration with everything that it names in hand."""
 
     config: ConfigDict
-    examples: Examples
-    assignment: np.ndarray
-    synthetic: Examples | None
+    examples: Examples  # all real ones; splits and evaluation know no others
+    assignment: np.ndarray  # "train" | "val" | "test" [N]
+    synthetic: Examples | None  # generated ones that are trained with; a reopened run has none
     training_indices: np.ndarray
-    training_labels: np.ndarray
+    """What the training stream goes through, int64 [n]: places among the examples and, from
+    `len(examples.records)` on, among the generated images. An example may repeat."""
+    training_labels: np.ndarray  # their classes, int32 [n]
     mesh: Mesh
-    pipeline: pipelines.Pipeline
+    pipeline: pipelines.Pipeline  # of the examples and, after them, of the generated images
     task: tasks.Task
-    num_steps: int
+    num_steps: int  # length of the run, a multiple of the steps per dispatch
     steps_per_epoch: float
+    """Batches in one pass over the training split, without generated and repeated images."""
 
     @property
     def classes(self) -> Classes:
@@ -84,11 +74,6 @@ class Experiment:
     def indices(self, split: str) -> np.ndarray:
         """Indices of the examples of a split, int64 [n]."""
         return np.flatnonzero(self.assignment == split)
-
-    @property
-    def is_demo(self) -> bool:
-        """Whether the examples are procedural lesions."""
-        return self.examples.records[0].path is None
 
     def class_counts(self, split: str) -> np.ndarray:
         """Images of each class in a split, int64 [n]."""
@@ -261,19 +246,17 @@ def _check(config: ConfigDict, workdir: Path, resumed: bool, check: Check | None
 
 
 def _write(experiment: Experiment, workdir: Path, resumed: bool) -> None:
-    examples = experiment.examples
+    examples, synthetic = experiment.examples, experiment.synthetic
     if examples.skipped:
         write_skipped(workdir / "skipped.csv", examples.skipped)
         warn(f"{len(examples.skipped)} unreadable images are left out: {workdir}/skipped.csv")
     if not resumed:
         classes_lib.write(examples.classes, workdir)
-        splits.write(
-            workdir / SPLITS_FILE, examples.records, experiment.assignment, examples.classes
-        )
+        members = examples.records, experiment.assignment, examples.classes
+        splits.write(workdir / SPLITS_FILE, *members)
         write_atomically(workdir / DIGEST_FILE, examples.digest + "\n")
-        if experiment.synthetic is not None:
-            digest = experiment.synthetic.digest
-            write_atomically(workdir / _SYNTHETIC_DIGEST_FILE, digest + "\n")
+        if synthetic is not None:
+            write_atomically(workdir / _SYNTHETIC_DIGEST_FILE, synthetic.digest + "\n")
     config_lib.write(experiment.config, workdir)  # last: it is what makes the folder a run
 
 
@@ -284,10 +267,9 @@ def _load_synthetic(
     assignment: np.ndarray,
 ) -> Examples:
     """The generated images to train with; refuses those of a generator that saw other lesions."""
-    source = Path(config.data.synthetic)
-    own = generated_lib.train_split_digest(
-        splits.members_of(examples.records, assignment, "train", examples.classes)
-    )
+    source, classes = Path(config.data.synthetic), examples.classes
+    members = splits.members_of(examples.records, assignment, "train", classes)
+    own = generated_lib.train_split_digest(members)
     if foreign := sum(row.train_split != own for row in rows):
         found = (
             f"{foreign} of the {len(rows)} images in {source} are of a generator that was fitted "
@@ -301,7 +283,6 @@ def _load_synthetic(
                 "or take them all the same with --config.data.synthetic_allow_foreign=True"
             )
         warn(f"{found}: scores of this run may be too high")
-    classes = examples.classes
     counts = np.bincount(examples.labels[assignment == "train"], minlength=len(classes))
     taken = generated_lib.at_most(rows, counts, config.data.synthetic_ratio, classes)
     return generated_lib.load(source, taken, config.data.image_size, classes)
@@ -416,6 +397,7 @@ class Trained:
     workdir: Path
     config: ConfigDict
     classes: Classes
+    train_counts: np.ndarray  # training images of each class, int [n]
     task: tasks.Task
 
     @property
@@ -426,10 +408,6 @@ class Trained:
     def ability(self, name: str) -> Callable[..., Any]:
         """One of the task's abilities; see `tasks.require`."""
         return tasks.require(self.task, name, self.workdir)
-
-    def train_counts(self) -> np.ndarray:
-        """Training images of each class, int64 [n]."""
-        return splits.class_counts(self.workdir / SPLITS_FILE, "train", self.classes)
 
     def best_state(self, mesh: Mesh) -> tuple[PyTree, int]:
         """The best checkpoint's state, on every device of a mesh, and its step."""
@@ -476,7 +454,8 @@ def trained(workdir: Path) -> Trained:
     """Opens a work folder without its images; refuses one that is none of a run, or damaged."""
     config, classes = config_lib.read(workdir), classes_lib.read(workdir)
     counts = splits.class_counts(workdir / SPLITS_FILE, "train", classes)
-    return Trained(workdir, config, classes, _build_task(config, classes.names, counts, counts)[0])
+    task, _, _ = _build_task(config, classes.names, counts, counts)
+    return Trained(workdir, config, classes, counts, task)
 
 
 def reopen(workdir: Path) -> Experiment:
