@@ -50,8 +50,7 @@ class Sampler:
     ):
         """Closes over `generators`, on one device, as `Task.generators` gives them.
 
-        Raises:
-          UserError: the task of the run, `whose` it is, does not generate images.
+        A task that does not generate images is refused, with the run, `whose` it is.
         """
         images_of = tasks.require(task, "images_of", whose)
         key = jax.random.key(seed)
@@ -129,8 +128,7 @@ def judged(
 def predictor(task: tasks.Task, state: PyTree, whose: object) -> Callable[[np.ndarray], np.ndarray]:
     """The task's probabilities float32 [64, n] of images uint8 [64, S, S, 3], on one device.
 
-    Raises:
-      UserError: the task does not classify.
+    A task that does not classify is refused.
     """
     jitted = _jit(tasks.require(task, "predict", whose))
     return lambda images: np.asarray(jitted(state, images))

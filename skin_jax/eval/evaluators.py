@@ -122,11 +122,7 @@ class Generators(Evaluator):
     """
 
     def __init__(self, experiment: Experiment, pictures: Pictures):
-        """Reads the network that describes images, if any.
-
-        Raises:
-          UserError: the weights cannot be read, or do not fit.
-        """
+        """Reads the network that describes images, if any; refuses weights that do not fit it."""
         task, config = experiment.task, experiment.config
         self._task, self._placement = task, experiment.placement
         self._draw = pictures.by_class
@@ -166,7 +162,7 @@ class Generators(Evaluator):
     def _described(self) -> list[tuple[np.ndarray, float]]:
         """Description of each class's real images, and how far apart they are.
 
-        Seconds to a minute on a CPU, which a run that is finished already does not need.
+        It takes seconds to a minute on a CPU, and a run that is finished does not need it.
         """
         described = [self._describe(real) for real in self._real]
         return [(each, quality.mean_distance(each)) for each in described]
@@ -262,11 +258,7 @@ def make(experiment: Experiment, pictures: Pictures) -> list[Evaluator]:
 
 
 def check(config: ConfigDict, task: tasks.Task, mesh: Mesh) -> None:
-    """Refuses what the evaluators of a task could not work with, before anything is written.
-
-    Raises:
-      UserError: the weights of a judge cannot be read, or do not fit.
-    """
+    """Refuses what the evaluators of a task could not work with: weights that do not fit."""
     for name in task.evaluators:
         EVALUATORS[name].check(config, mesh)
 

@@ -8,7 +8,7 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -249,7 +249,7 @@ def fill(out: Path, source: Source, wanted: Mapping[str, int], draw_grid: DrawGr
                 save()
                 saved = time.monotonic()
     save()
-    _write_grids(out, rows, list(wanted), source.walks, draw_grid)
+    _write_grids(out, rows, wanted, source, draw_grid)
     generated_lib.write(out, rows)
     if not full():
         raise UserError(
@@ -304,16 +304,13 @@ def _resumed(out: Path, settings: Mapping[str, Any]) -> tuple[int, list[Generate
 
 
 def _write_grids(
-    out: Path,
-    rows: Sequence[Generated],
-    names: Sequence[str],
-    walks: Callable[[str], np.ndarray] | None,
-    draw_grid: DrawGrid,
+    out: Path, rows: Sequence[Generated], names: Iterable[str], source: Source, draw_grid: DrawGrid
 ) -> None:
     for name in names:
         shown = [out / row.image for row in rows if row.label == name][:_GRID]
         if shown:
             images = np.stack([np.asarray(Image.open(path)) for path in shown])
             draw_grid(out / GRIDS / f"{name}.png", images, _GRID_COLUMNS)
-            if walks:
-                draw_grid(out / GRIDS / f"{name}_walk.png", walks(name), candidates.WALK_COLUMNS)
+            if source.walks:
+                walks = source.walks(name)
+                draw_grid(out / GRIDS / f"{name}_walk.png", walks, candidates.WALK_COLUMNS)

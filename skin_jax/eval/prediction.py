@@ -140,7 +140,7 @@ def find_images(inputs: Sequence[str]) -> tuple[list[str], Skipped]:
     followed, once each, but not those that lead back to where they are.
 
     Raises:
-      UserError: a path that does not exist, or a folder without images; all of them.
+      UserError: paths that do not exist, or folders without images.
     """
     found: list[str] = []
     unreadable: Skipped = []

@@ -220,8 +220,7 @@ class Runner:
         return job.name in self._result.failed
 
     def _make(self, job: Job, lock: int | None) -> None:
-        log = folder_of(self._plan.workdir, job.name) / "log.txt"
-        self._say(job, f"begins; it prints to {log}")
+        self._say(job, f"begins; it prints to {self._log(job)}")
         began = time.monotonic()
         status, failure = self._attempt(job, lock, began)
         if failure and (status == errors.STANDS_STILL or status < 0):
@@ -238,13 +237,12 @@ class Runner:
 
     def _attempt(self, job: Job, lock: int | None, began: float) -> tuple[int, str]:
         """Starts a job's process and waits for it: its status, and why it failed if it did."""
-        folder = folder_of(self._plan.workdir, job.name)
-        log = folder / "log.txt"
-        _append(folder, "start", units=steps_done(job), code=self._plan.code)
+        log = self._log(job)
+        _append(log.parent, "start", units=steps_done(job), code=self._plan.code)
         with log.open("ab") as output:
             output.write(f"$ {shlex.join(job.command)}\n".encode())
             output.flush()
-            self._child = subprocess.Popen(
+            child = self._child = subprocess.Popen(
                 job.command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -256,19 +254,22 @@ class Runner:
             )
         try:
             if self._asked is not None:  # while it was started
-                self._child.send_signal(self._asked)
-            self._watch(job, self._child, log, began)
+                child.send_signal(self._asked)
+            self._watch(job, child, log, began)
         finally:
-            if self._child.poll() is None:
-                self._child.terminate()
-                self._child.wait()
-        status, self._child = self._child.returncode, None
-        missing = job.missing()
+            if child.poll() is None:
+                child.terminate()
+                child.wait()
+            self._child = None
+        status, missing = child.returncode, job.missing()
         failure = "" if self._asked is not None else _failure(status, missing, log)
         units = steps_done(job) if missing else job.units
-        _append(folder, "end", units=units, status=status, failure=failure)
+        _append(log.parent, "end", units=units, status=status, failure=failure)
         self._end_if_asked(f"{job.name} ended with status {status}")
         return status, failure
+
+    def _log(self, job: Job) -> Path:
+        return folder_of(self._plan.workdir, job.name) / "log.txt"
 
     def _watch(self, job: Job, child: "subprocess.Popen[bytes]", log: Path, began: float) -> None:
         said, said_at = "", time.monotonic()

@@ -136,8 +136,7 @@ class Checkpoints:
     def restore_latest(self, template: PyTree) -> tuple[PyTree, int] | None:
         """The newest undamaged state and its step, or None where there is no checkpoint.
 
-        Args:
-          template: pytree of `jax.ShapeDtypeStruct` with shardings.
+        The template is a pytree of `jax.ShapeDtypeStruct` with shardings.
 
         Raises:
           UserError: there are checkpoints, and every one is damaged.
@@ -249,8 +248,7 @@ class Preemption:
     """What SIGTERM and Ctrl-C do: they end the process, with status 143 or 130, after saving.
 
     Within `deferred` the signal is only remembered, for the loop to look at between dispatches;
-    elsewhere (loading, restoring, evaluating) it raises at once, because everything is saved there.
-    A second Ctrl-C interrupts at once everywhere.
+    elsewhere it raises at once, because everything is saved. So does a second Ctrl-C everywhere.
 
     Among several processes SIGTERM is JAX's own: a signal to any of them ends all of them at the
     same dispatch, and outside the loop it is kept until there is one.

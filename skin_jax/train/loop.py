@@ -69,8 +69,8 @@ def train(
     progress = Progress(
         step, experiment.num_steps, experiment.steps_per_epoch, experiment.rows, task.headline
     )
-    drawn = task.classes_drawn(len(experiment.classes))
-    names = [experiment.classes.names[label] for label in drawn]
+    classes = experiment.classes
+    names = [classes.names[label] for label in task.classes_drawn(len(classes))]
     dispatch = make_dispatch(experiment)
     watchdog = Watchdog(config.watchdog_seconds)
     profile = Profile(
@@ -131,8 +131,7 @@ def make_dispatch(
 ) -> Callable[[PyTree, PyTree, dict[str, jax.Array], jax.Array], tuple[PyTree, PyTree]]:
     """The jitted function (state, resident, feed, rng) -> (state, metrics) of K steps.
 
-    The state is donated; metrics are means over the K steps, but for the count of non-finite steps
-    in a row, which is that of the last one.
+    The state is donated; metrics are means over the K steps, but for counts, which are the last.
     """
     pipeline, train_step = experiment.pipeline, experiment.task.step_on(experiment.mesh)
     per_dispatch = experiment.config.steps_per_dispatch

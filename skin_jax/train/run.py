@@ -23,6 +23,7 @@ from skin_jax.data import generated as generated_lib
 from skin_jax.data import pipeline as pipelines
 from skin_jax.data.classes import Classes
 from skin_jax.data.examples import Examples, Joined, write_skipped
+from skin_jax.data.generated import Generated
 from skin_jax.train import checkpoints as checkpoint_lib
 
 PyTree = Any
@@ -117,11 +118,7 @@ def session(workdir: Path) -> Iterator[checkpoint_lib.Preemption]:
 
 
 def load_examples(config: ConfigDict) -> Examples:
-    """The examples that `config.data` names, at `config.data.image_size`.
-
-    Raises:
-      UserError: no folder is given where one is needed, or its contents are wrong.
-    """
+    """The examples that `config.data` names, at its `image_size`; refuses wrong contents."""
     data = config.data
     told = reading.Reading.of(data)
     if config_lib.is_procedural(data):
@@ -261,10 +258,7 @@ def _write(experiment: Experiment, workdir: Path, resumed: bool) -> None:
 
 
 def _load_synthetic(
-    config: ConfigDict,
-    rows: Sequence[generated_lib.Generated],
-    examples: Examples,
-    assignment: np.ndarray,
+    config: ConfigDict, rows: Sequence[Generated], examples: Examples, assignment: np.ndarray
 ) -> Examples:
     """The generated images to train with; refuses those of a generator that saw other lesions."""
     source, classes = Path(config.data.synthetic), examples.classes
@@ -305,8 +299,7 @@ def fitted_on(workdir: Path) -> str:
 def read_split(examples: Examples, workdir: Path) -> np.ndarray:
     """The split of a run, "train" | "val" | "test" [N]; it is never drawn twice.
 
-    Raises:
-      UserError: its files are gone, or the examples are not those that it was drawn from.
+    Examples that are not those that it was drawn from are refused.
     """
     _check_digest(workdir / DIGEST_FILE, examples.digest, "images", "data.dir")
     return splits.read(workdir / SPLITS_FILE, examples.records, examples.classes)
@@ -475,11 +468,7 @@ def reopen(workdir: Path) -> Experiment:
 def best_state(
     task: tasks.Task, checkpoints: checkpoint_lib.Checkpoints, mesh: Mesh
 ) -> tuple[PyTree, int]:
-    """The best checkpoint's state and its step.
-
-    Raises:
-      UserError: the run has no checkpoint, or only damaged ones.
-    """
+    """The best checkpoint's state and its step; refuses a run without any that can be read."""
     restored = checkpoints.restore_best(_template(task, mesh))
     if restored is None:
         raise UserError("this run has no checkpoint yet; train it first with skin_jax.main")
