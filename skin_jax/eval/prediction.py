@@ -7,7 +7,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
@@ -38,12 +37,25 @@ Skipped = list[tuple[str, str]]
 Decoded = tuple[np.ndarray, ...] | images.UnreadableImage
 
 
-class _Member(NamedTuple):
-    """A trained run: the size of its images, uint8 [B, S, S, 3], and what it says about them."""
+class _Member:
+    """What a trained run says about images uint8 [B, S, S, 3] of its size S."""
 
-    image_size: int
-    probabilities: Callable[[np.ndarray], np.ndarray]  # -> float64 [B, n]
-    heat_maps: Callable[[np.ndarray, np.ndarray], np.ndarray] | None  # and labels -> [B, h, w]
+    def __init__(self, run: Trained, mesh: Mesh, *, explained: bool):
+        self.image_size = run.config.data.image_size
+        self._state, _ = run.best_state(mesh)
+        abilities = ("predict", "explain") if explained else ("predict",)
+        self._call = {name: inference.over_devices(run.ability(name), mesh) for name in abilities}
+
+    def probabilities(self, batch: np.ndarray, *, tta: bool) -> np.ndarray:
+        """Probabilities float64 [B, n], with `tta` averaged over 8 orientations."""
+        views = inference.orientations(batch) if tta else [batch]
+        # All are under way before the first is waited for.
+        found = [self._call["predict"](self._state, view) for view in views]
+        return np.mean([np.asarray(each, np.float64) for each in found], axis=0)
+
+    def heat_maps(self, batch: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """What speaks for the classes with these labels, [B, h, w]."""
+        return np.asarray(self._call["explain"](self._state, batch, labels))
 
 
 def predict_files(
@@ -83,7 +95,7 @@ def predict_files(
     mesh = devices.make_mesh(None)
     runs = [trained(workdir) for workdir in workdirs]
     classes = _same_classes(runs)
-    members = [_open(run, mesh, tta=tta, explained=bool(explain_dir)) for run in runs]
+    members = [_Member(run, mesh, explained=bool(explain_dir)) for run in runs]
     batch_size = -(-min(batch_size, len(files)) // mesh.size) * mesh.size
     sizes = list(dict.fromkeys(member.image_size for member in members))
     probabilities = np.empty((len(files), len(classes)))
@@ -99,11 +111,13 @@ def predict_files(
             stacks = {
                 size: np.stack([pixels[k] for _, pixels in padded]) for k, size in enumerate(sizes)
             }
-            values = np.mean([m.probabilities(stacks[m.image_size]) for m in members], axis=0)
+            values = np.mean(
+                [m.probabilities(stacks[m.image_size], tta=tta) for m in members], axis=0
+            )
             probabilities[places] = values[: len(places)]
             if explain_dir and overlay:
                 labels = values.argmax(axis=1).astype(np.int32)
-                maps = [m.heat_maps(stacks[m.image_size], labels) for m in members if m.heat_maps]
+                maps = [m.heat_maps(stacks[m.image_size], labels) for m in members]
                 captions = [
                     f"{classes.titled(label)}  {share:.1%}"
                     for label, share in zip(labels, values.max(axis=1), strict=True)
@@ -253,29 +267,10 @@ def _check_targets(
             raise UserError(f"{folder}: cannot be written to ({error.strerror})") from None
 
 
-def _open(run: Trained, mesh: Mesh, *, tta: bool, explained: bool) -> _Member:
-    state, _ = run.best_state(mesh)
-    predict = inference.over_devices(run.ability("predict"), mesh)
-
-    def probabilities(batch: np.ndarray) -> np.ndarray:
-        views = inference.orientations(batch) if tta else [batch]
-        # All are under way before the first is waited for.
-        return np.mean([np.asarray(p, np.float64) for p in [predict(state, v) for v in views]], 0)
-
-    heat_maps = None
-    if explained:
-        show = inference.over_devices(run.ability("explain"), mesh)
-
-        def heat_maps(batch: np.ndarray, labels: np.ndarray) -> np.ndarray:
-            return np.asarray(show(state, batch, labels))
-
-    return _Member(run.config.data.image_size, probabilities, heat_maps)
-
-
 def _same_classes(runs: Sequence[Trained]) -> Classes:
     """The classes that all runs have; refuses runs of different ones, which have no average."""
-    first, *others = runs
-    for other in others:
+    first = runs[0]
+    for other in runs:
         if other.classes.names != first.classes.names:
             raise UserError(
                 f"{first.workdir} and {other.workdir} have different classes "
