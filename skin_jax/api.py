@@ -1,6 +1,5 @@
 """What commands and users of Python do with runs, over all rooms."""
 
-import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +34,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
     with run_lib.session(workdir) as preemption:
         experiment = run_lib.start(config, workdir, evaluators.check)
         folder, score = workdir / run_lib.CHECKPOINTS, experiment.task.score
-        with contextlib.closing(checkpoint_lib.Checkpoints(folder, score)) as checkpoints:
+        with checkpoint_lib.Checkpoints(folder, score) as checkpoints:
             try:
                 _train(experiment, checkpoints, workdir, preemption)
             except (OSError, checkpoint_lib.SaveError) as error:

@@ -39,7 +39,7 @@ class _Manager(ocp.CheckpointManager):
         return False
 
 
-class Checkpoints:
+class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
     """The checkpoints of one run: the last two, and the best by the task's score; or all.
 
     Each holds the whole state and its digest. Saving is asynchronous; an error of a save is raised
@@ -222,6 +222,9 @@ class Checkpoints:
         except Exception:
             return -math.inf
         return self._goodness(metrics) if metrics else -math.inf
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Waits for the last save and ends Orbax's threads."""

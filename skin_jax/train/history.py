@@ -1,6 +1,7 @@
 """Where training reports to: metrics.jsonl, TensorBoard, and one progress line at a time."""
 
 import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -97,6 +98,7 @@ def json_lines(path: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line[max(start, 0) :])
 
 
+@dataclasses.dataclass
 class Progress:
     """One line for each report: step, epoch, rate, losses, and the time that is left.
 
@@ -104,21 +106,15 @@ class Progress:
     those named in `headline` are shown.
     """
 
-    def __init__(
-        self,
-        first_step: int,
-        num_steps: int,
-        steps_per_epoch: float,
-        batch_size: int,
-        headline: Sequence[str],
-    ):
-        self._headline = headline
-        self._step = first_step
-        self._num_steps = num_steps
-        self._steps_per_epoch = steps_per_epoch
-        self._batch_size = batch_size
+    step: int  # of the last report
+    num_steps: int
+    steps_per_epoch: float
+    batch_size: int
+    headline: Sequence[str]
+
+    def __post_init__(self) -> None:
         self._first: tuple[int, float] | None = None
-        self._mark = time.perf_counter()
+        self.resume_clock()
 
     def resume_clock(self) -> None:
         """Leaves out of the rate what passed since the last report."""
@@ -127,19 +123,19 @@ class Progress:
     def report(self, step: int, values: Mapping[str, float]) -> float:
         """Prints the line and returns the rate since the last one, in images a second."""
         now = time.perf_counter()
-        rate = (step - self._step) * self._batch_size / max(now - self._mark, 1e-9)
+        rate = (step - self.step) * self.batch_size / max(now - self._mark, 1e-9)
         left = ""
         if self._first is None:
             self._first = (step, now)  # the first report holds the compilation: no estimate yet
         elif step > self._first[0]:
             per_step = (now - self._first[1]) / (step - self._first[0])
-            left = f"  {duration(per_step * (self._num_steps - step))} left"
-        self._step, self._mark = step, now
+            left = f"  {duration(per_step * (self.num_steps - step))} left"
+        self.step, self._mark = step, now
         if values.get("nonfinite"):
             left += f"  ({values['nonfinite']:.0f} steps undone: not finite)"
-        shown = "  ".join(f"{key} {values[key]:.3f}" for key in self._headline if key in values)
+        shown = "  ".join(f"{key} {values[key]:.3f}" for key in self.headline if key in values)
         print(
-            f"step {step}/{self._num_steps}  epoch {step / self._steps_per_epoch:.1f}  "
+            f"step {step}/{self.num_steps}  epoch {step / self.steps_per_epoch:.1f}  "
             f"{rate:.0f} images/s  {shown}{left}",
             flush=True,
         )

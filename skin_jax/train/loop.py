@@ -219,8 +219,8 @@ def _due(experiment: Experiment, before: int, step: int) -> _Due:
 
 def _keep_generators(generators: PyTree, step: int, workdir: Path) -> None:
     """Saves the generators next to the checkpoints, where none is ever deleted."""
-    kept = checkpoint_lib.Checkpoints(workdir / checkpoint_lib.GENERATORS, keep_all=True)
-    with contextlib.closing(kept):
+    folder = workdir / checkpoint_lib.GENERATORS
+    with checkpoint_lib.Checkpoints(folder, keep_all=True) as kept:
         kept.save(step, generators, None)
 
 

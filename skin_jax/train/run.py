@@ -436,11 +436,8 @@ class Trained:
         known = f"those of {', '.join(map(str, sorted(there)))}" if there else "none"
         raise UserError(f"{self.workdir} has no {what} of step {step}; there are {known}")
 
-    @contextlib.contextmanager
-    def _checkpoints(self, name: str = CHECKPOINTS) -> Iterator[checkpoint_lib.Checkpoints]:
-        opened = checkpoint_lib.Checkpoints(self.workdir / name, self.task.score, read_only=True)
-        with contextlib.closing(opened):
-            yield opened
+    def _checkpoints(self, name: str = CHECKPOINTS) -> checkpoint_lib.Checkpoints:
+        return checkpoint_lib.Checkpoints(self.workdir / name, self.task.score, read_only=True)
 
 
 def trained(workdir: Path) -> Trained:
