@@ -159,10 +159,17 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
 
     def _best_first(self) -> list[int]:
         """Steps by score, the later of equals first."""
+
+        def score(step: int) -> float:
+            try:
+                metrics = self._manager.metrics(step)
+            except Exception:
+                return -math.inf
+            return self._goodness(metrics) if metrics else -math.inf
+
         steps = self._manager.all_steps()
-        return devices.first_lists(
-            sorted(steps, key=lambda step: (self._read_score(step), step), reverse=True)
-        )
+        steps = sorted(steps, key=lambda step: (score(step), step), reverse=True)
+        return devices.first_lists(steps)
 
     def _restore_first(self, steps: list[int], template: PyTree) -> tuple[PyTree, int] | None:
         damaged: list[str] = []
@@ -215,13 +222,6 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         if later:
             devices.wait_for_all("damaged checkpoints are set aside")
             self._manager.reload()
-
-    def _read_score(self, step: int) -> float:
-        try:
-            metrics = self._manager.metrics(step)
-        except Exception:
-            return -math.inf
-        return self._goodness(metrics) if metrics else -math.inf
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
