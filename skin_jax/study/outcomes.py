@@ -7,6 +7,7 @@ import numpy as np
 
 from skin_jax import config as config_lib
 from skin_jax.base.errors import UserError
+from skin_jax.base.folder import read_record
 from skin_jax.data import classes as classes_lib
 from skin_jax.data import splits
 from skin_jax.data.classes import Classes
@@ -118,7 +119,8 @@ def _finished(workdir: Path, record: Record) -> list[tuple[str, int, int, Path]]
 
 def _check_settings(folder: Path, planned: Record, fold: int, seed: int) -> None:
     """Refuses a run with other settings than the plan's: the folder may have been put there."""
-    actual = config_lib.flatten(config_lib.read(folder))
+    path, mend = folder / config_lib.FILE_NAME, "delete the folder to create it again"
+    actual = read_record(path, config_lib.flatten, mend)
     wanted = config_lib.flatten(planned) | {"data.fold": fold, "seed": seed}
     del wanted["needs"]
     if differing := config_lib.differences(wanted, actual):
