@@ -50,15 +50,14 @@ class Extractor:
         """Compiles on the first call, and again for images of another size.
 
         Args:
-          features: `tasks.Describes.features`, or another function of a state and uint8
-            [B, H, W, 3] that gives float32 [B, D].
+          features: a function of a state and uint8 [B, H, W, 3] that gives float32 [B, D].
           state: on the mesh, replicated.
           image_size: H = W of what `features` gets.
+          mesh: the devices.
           network: its name, for `description`.
         """
-        self.description = (
-            f"{network}, of images at {image_size}x{image_size} (bilinear with antialiasing)"
-        )
+        size = f"{image_size}x{image_size}"
+        self.description = f"{network}, of images at {size} (bilinear with antialiasing)"
 
         def resized(state: PyTree, images: jax.Array) -> jax.Array:
             return features(state, _resized(images, image_size))
@@ -90,13 +89,9 @@ class Extractor:
 def efficientnet_lite(weights: str, mesh: Mesh, flag: str = "--weights") -> Extractor:
     """Pooled features, D = 1280, of the EfficientNet-Lite that the weights are of, at 128x128.
 
-    Args:
-      weights: a .safetensors file or an hf: name, see `models.pretrained.load`.
-      mesh: the devices.
-      flag: that named the weights, for messages.
-
     Raises:
-      UserError: the weights cannot be read, or do not fit the network.
+      UserError: the weights, of a .safetensors file or an hf: name, cannot be read, or do not fit
+        the network; it calls them by `flag`.
     """
     network, variables = pretrained.efficientnet_lite(weights, flag)
 
