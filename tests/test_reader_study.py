@@ -434,6 +434,8 @@ def test_a_damaged_image_is_named(make, small_gan, common, tmp_path):
     [
         ([], {}, "give one of --make and --score"),
         (["make", "score"], {}, "give one of --make and --score"),
+        (["score"], {"images": 5}, "--images does not go with --score"),
+        (["make"], {"answers": "a.csv"}, "--answers does not go with --make"),
         (["make"], {"workdir": "w", "out": "o.html"}, "--make needs --workdir=DIR, --generated"),
         (["make"], {"workdir": "w", "generated": "g", "out": "o"}, "a name that ends in .html"),
         (["score"], {"key": "k"}, "--score needs --key=FILE, --answers=FILE.csv and --out=DIR"),
