@@ -28,8 +28,6 @@ _KEY = command.define_path("key", None, "The .key.json of a study; --score.")
 _ANSWERS = command.define_paths("answers", "Tables of readers, comma-separated; --score.")
 _OUT = command.define_path("out", None, "The page to make, or the folder for the scores.")
 
-_LARGE = 20e6  # bytes: more than mail servers commonly pass on
-
 
 def main(argv: list[str]) -> None:
     """The command line's work; see the module's docstring."""
@@ -37,6 +35,9 @@ def main(argv: list[str]) -> None:
         raise UserError(f"unexpected argument {argv[1]!r}; several files are separated by commas")
     if _MAKE.value == _SCORE.value:
         raise UserError("give one of --make and --score; see --help")
+    others = (_KEY, _ANSWERS) if _MAKE.value else (_WORKDIR, _GENERATED, _IMAGES, _SEED, _DIAGNOSIS)
+    if given := [f"--{flag.name}" for flag in others if flag.present]:
+        raise UserError(f"{given[0]} does not go with --{'make' if _MAKE.value else 'score'}")
     if _MAKE.value:
         if not (_WORKDIR.value and _GENERATED.value and _OUT.value):
             raise UserError("--make needs --workdir=DIR, --generated=DIR and --out=FILE.html")
@@ -63,7 +64,7 @@ def _make(workdir: Path, folder: Path, out: Path) -> None:
     page = reader_page.html(key.study, list(key.items), images, classes if key.diagnosis else None)
     write_atomically(out, page)
     size = out.stat().st_size
-    if size > _LARGE:
+    if size > 20e6:  # more than mail servers commonly pass on
         warn(f"{out} has {size / 1e6:.0f} MB, too much for many mail servers; --images says less")
     print(f"{len(images)} images, half of them real: {out} ({size / 1e6:.1f} MB), for the readers")
     print(f"the key, which no reader may see: {key_file}")

@@ -238,6 +238,7 @@ def test_answers_round_trip(make, study_with, tmp_path, capsys):
     page = (out / "report.html").read_text()
     assert "A; &quot;the first&quot;" in page
     assert "Experience of the readers" in page
+    assert "procedural lesions of the demo, no photographs" in page
 
 
 def test_a_diagnosis_is_asked_for_and_scored(make, study_with, tmp_path):
@@ -416,8 +417,16 @@ def test_images_of_other_sizes_and_other_splits_are_warned_of(
     assert "fitted on other images than the training split" in said
     assert "16x16 pixels and are resized to 32x32" in said
     assert content["size"] == 32
-    assert key["facts"]["generator fitted on the run's training split"] is False
+    assert key["facts"]["same_training_split"] is False
     assert len({b64decode(picture)[16:24] for _, picture in content["items"]}) == 1
+
+
+def test_a_damaged_image_is_named(make, small_gan, common, tmp_path):
+    name = next(iter(common))
+    folder = fill(tmp_path / "damaged", small_gan, {name: 1})
+    (folder / name / f"{name}_0_0.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=f"{name}_0_0.png: not an image"):
+        make(generated=folder, images=1)
 
 
 @pytest.mark.parametrize(
@@ -425,6 +434,8 @@ def test_images_of_other_sizes_and_other_splits_are_warned_of(
     [
         ([], {}, "give one of --make and --score"),
         (["make", "score"], {}, "give one of --make and --score"),
+        (["score"], {"images": 5}, "--images does not go with --score"),
+        (["make"], {"answers": "a.csv"}, "--answers does not go with --make"),
         (["make"], {"workdir": "w", "out": "o.html"}, "--make needs --workdir=DIR, --generated"),
         (["make"], {"workdir": "w", "generated": "g", "out": "o"}, "a name that ends in .html"),
         (["score"], {"key": "k"}, "--score needs --key=FILE, --answers=FILE.csv and --out=DIR"),

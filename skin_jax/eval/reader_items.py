@@ -119,8 +119,6 @@ def make(
     experiment = reopen(workdir)
     classes, size = experiment.classes, experiment.config.data.image_size
     rows = generated_lib.read(folder, classes)
-    if not rows:
-        raise UserError(f"{folder} holds no images")
     rng = np.random.default_rng(seed)
     rows = [rows[i] for i in rng.permutation(len(rows))]
     real = _of_different_lesions(experiment, rng)
@@ -132,13 +130,9 @@ def make(
         for name, n in zip(classes.names, counts, strict=True)
         for row in [row for row in rows if row.label == name][:n]
     ]
+    made = generated_lib.load(folder, chosen, size, classes)
+    images = np.concatenate([experiment.examples.images[real], made.images[np.arange(len(chosen))]])
     fitted = _warned(workdir, folder, chosen, size)
-    images = np.concatenate(
-        [
-            experiment.examples.images[real],
-            generated_lib.load(folder, chosen, size, classes).images[np.arange(len(chosen))],
-        ]
-    )
     records = [experiment.examples.records[i] for i in real]
     items = [Item(False, classes.names[r.label], r.image_id) for r in records]
     items += [Item(True, row.label, row.image) for row in chosen]
@@ -152,10 +146,11 @@ def make(
         items={codes[i]: items[i] for i in order},
         facts={
             "run": workdir.resolve().name,
-            "generated images": folder.resolve().name,
-            "image size": size,
+            "generated_images": folder.resolve().name,
+            "image_size": size,
             "seed": seed,
-            "generator fitted on the run's training split": fitted,
+            "same_training_split": fitted,
+            "demo": experiment.is_demo,
         },
     )
     return key, classes, images[order]

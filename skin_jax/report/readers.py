@@ -88,7 +88,8 @@ def write(
                 "Experience of the readers", [kit.Table(("reader", "experience"), who, True)]
             )
         )
-    facts = {"study": key.study, "images of each kind": found.real, **key.facts}
+    facts = {"study": key.study, "images of each kind": found.real}
+    facts |= {name.replace("_", " "): fact for name, fact in key.facts.items()}
     sections.append(kit.Section("What was shown", [kit.facts(facts, ("what", "which"))]))
     write_atomically(folder / "report.md", kit.markdown(_TITLE, sections, folder))
     write_atomically(folder / "report.html", kit.html(_TITLE, sections))
@@ -190,14 +191,21 @@ def _readers(found: Scores, answers: Answers) -> kit.Table:
 
 def _classes(by_class: Mapping[str, Scores]) -> kit.Table:
     scores = list(by_class.values())
-    return kit.by_columns(
-        "class",
-        by_class,
+
+    def values(name: str) -> list[str]:
+        return [kit.number(each.overall[name].value, 2) for each in scores]
+
+    columns = [
         ("images", [f"2 x {each.real}" for each in scores]),
-        ("accuracy", [_estimate(each.overall["accuracy"]) for each in scores]),
-        ("d'", [_estimate(each.overall["d_prime"]) for each in scores]),
-        ("sensitivity", [kit.number(each.overall["sensitivity"].value, 2) for each in scores]),
-    )
+        ("accuracy", values("accuracy")),
+        ("sensitivity", values("sensitivity")),
+        ("d'", values("d_prime")),
+        ("95% interval", [kit.span(each.overall["d_prime"].ci95, 2) for each in scores]),
+    ]
+    if len(scores[0].readers) > 1:
+        these = [kit.span(each.these["d_prime"].ci95, 2) for each in scores]
+        columns.append(("these readers", these))
+    return kit.by_columns("class", by_class, *columns)
 
 
 def _notes(
@@ -232,7 +240,9 @@ def _notes(
             "A diagnosis is right if it is the class that the image is labelled with or was "
             f"generated as; guessing is right for {1 / len(key.classes):.2f}."
         )
-    if not key.facts.get("generator fitted on the run's training split", True):
+    if key.facts.get("demo"):
+        notes.append("The real images are procedural lesions of the demo, no photographs.")
+    if not key.facts.get("same_training_split", True):
         notes.append(
             "The generator was fitted on other images than the run's training split: it may have "
             "seen the real images of this study."
