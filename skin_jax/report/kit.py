@@ -9,6 +9,7 @@ import os
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,40 +87,9 @@ def markdown(title: str, sections: Sequence[Section], folder: Path) -> str:
 
 def html(title: str, sections: Sequence[Section]) -> str:
     """Render sections as one HTML page that needs no other file and no network."""
-    heading, body = escape(title), "\n".join(map(_html_section, sections))
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{heading}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
-        f"<h1>{heading}</h1>\n{body}\n</main>\n</body>\n</html>\n"
-    )
-
-
-_STYLE = """
-:root { color-scheme: light; }
-body { margin: 0; background: #fff; color: #1a1a1a;
-  font: 1rem/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif; }
-main { max-width: 60rem; margin: 0 auto; padding: 1rem; }
-h1 { font-size: 1.6rem; line-height: 1.25; margin: .5rem 0 1rem; }
-h2 { font-size: 1.2rem; margin: 2rem 0 .5rem; padding-bottom: .25rem;
-  border-bottom: 1px solid #ccc; }
-p { max-width: 45rem; }
-.scroll { overflow-x: auto; margin: 1rem 0; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
-th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid #e0e0e0;
-  white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-table.prose th, table.prose td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
-table.prose td:first-child { font-weight: 600; overflow-wrap: normal; }
-thead th { border-bottom: 2px solid #555; }
-@media (max-width: 40rem) { main { padding: .6rem; } table { font-size: .72rem; }
-  th, td { padding: .25rem .22rem; } th, td:first-child { white-space: normal; } }
-.pictures { display: flex; flex-wrap: wrap; gap: 1rem; }
-figure { margin: 1rem 0; flex: 1 1 20rem; min-width: 0; max-width: 34rem; }
-figure.wide { flex-basis: 100%; max-width: none; }
-img { max-width: 100%; height: auto; display: block; }
-figcaption { font-size: .9rem; color: #444; margin-top: .3rem; }
-"""
+    page = resources.files(__package__).joinpath("page.html").read_text("utf-8")
+    page = page.replace("<!--TITLE-->", escape(title))
+    return page.replace("<!--SECTIONS-->", "\n".join(map(_html_section, sections)))
 
 
 def _html_section(section: Section) -> str:
