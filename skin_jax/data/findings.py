@@ -31,16 +31,16 @@ class Columns:
     image: str
     label: str | None = None
     one_hot: tuple[str, ...] = ()
-    groups: tuple[tuple[str, str], ...] = ()
-    """(kind, column) of what no split parts: of "lesion", "patient" or others."""
+    groups: Mapping[str, str] = field(default_factory=dict)
+    """kind -> column of what no split parts: of "lesion", "patient" or others."""
     split: str | None = None
-    described: tuple[tuple[str, str], ...] = ()
-    """(kind, column) of "age", "sex", "localization", "confirmation"; the table may lack them."""
+    described: Mapping[str, str] = field(default_factory=dict)
+    """kind -> column of "age", "sex", "localization", "confirmation"; the table may lack them."""
 
     @property
     def needed(self) -> tuple[str, ...]:
         """The columns without which the table cannot be read."""
-        named = (self.image, self.label, *self.one_hot, *dict(self.groups).values(), self.split)
+        named = (self.image, self.label, *self.one_hot, *self.groups.values(), self.split)
         return tuple(name for name in named if name)
 
 
@@ -114,23 +114,20 @@ class Findings:
         """
         self.named.add(folder)
         found = []
-        with os.scandir(folder) as entries:
-            listed = sorted(entries, key=lambda entry: entry.name)
-        for entry in listed:
-            path = folder / entry.name
-            if is_litter(entry.name):
+        for path in sorted(folder.iterdir()):
+            if is_litter(path.name):
                 continue
             if leads_back(path):
                 self.unread[path] = "links to a folder around them"
-            elif entry.is_dir():
+            elif path.is_dir():
                 found += self.scan(path) if deep else []
             elif path.suffix.lower() not in SUFFIXES:
                 self.unread[path] = kind_of(path)
-            elif not entry.is_file() and path.exists():
+            elif not path.is_file() and path.exists():
                 self.unread[path] = "devices or pipes"
             else:
                 # Of a dangling link, too; reading it will say so.
-                self.sizes[path] = entry.stat(follow_symlinks=entry.is_file()).st_size
+                self.sizes[path] = path.stat(follow_symlinks=path.exists()).st_size
                 found.append(path)
         self.found_images |= bool(found)
         return found
@@ -194,10 +191,12 @@ class Findings:
         return Facts(
             where,
             label=self._hot(where, cells, columns.one_hot) if columns.one_hot else label,
-            groups={kind: known(column) for kind, column in columns.groups if known(column)},
+            groups={kind: known(name) for kind, name in columns.groups.items() if known(name)},
             has_groups=bool(columns.groups),
             split=cells[columns.split] if columns.split else "",
-            described={kind: known(name) for kind, name in columns.described if known(name)},
+            described={
+                kind: known(name) for kind, name in columns.described.items() if known(name)
+            },
         )
 
     def _hot(self, where: str, cells: Mapping[str, str], columns: Sequence[str]) -> str | None:
@@ -230,12 +229,8 @@ class Findings:
     ) -> list[tuple[str, Facts, Path]]:
         """Finds the file of each row: by its path, its name, or its name without the ending.
 
-        Args:
-          rows: of `rows`; where the table could not be read there are none: that one problem is
-            enough.
-          files: of `scan`.
-          table: that has the rows.
-          complete: whether every file needs a row; where not, those without are counted aloud.
+        Of a table that could not be read there are no rows: that one problem is enough. Files
+        without a row are problems where the table is `complete`, and counted aloud elsewhere.
 
         Returns:
           (id, facts, file) of each row that has one file.
@@ -278,28 +273,26 @@ class Findings:
     ) -> None:
         """Rows without a file and files without a row; those that are nearly the same together."""
         nearly = {_folded(path.stem): path for path in files}
-        if near := {
-            image_id: nearly[key] for image_id in alone if (key := _folded(image_id)) in nearly
-        }:
+        near = {i: nearly[_folded(i)] for i in alone if _folded(i) in nearly}
+        if near:
             image_id, path = next(iter(near.items()))
             self.problems.append(
                 f"{len(near)} ids in {self.name(table)} differ from the names of their files only "
                 f"in upper and lower case or in the form of accents, such as {image_id} "
                 f"({alone[image_id].where}) and {self.name(path)}; spell them the same"
             )
-        for image_id, facts in alone.items():
-            if image_id not in near:
-                self.problems.append(f"{facts.where}: no image file for id {image_id}")
-        for path in files:
+        self.problems += [
+            f"{facts.where}: no image file for id {image_id}"
+            for image_id, facts in alone.items()
+            if image_id not in near
+        ]
+        for path in (path for path in files if path not in near.values()):
             mask = _MASK.fullmatch(path.stem)
-            if path in near.values():
-                continue
             if mask and mask[1] in rows:
                 self.leave(path, "masks of other images")
             elif complete:
-                self.problems.append(
-                    f"{self.name(path)}: no row for this image in {self.name(table)}"
-                )
+                missing = f"no row for this image in {self.name(table)}"
+                self.problems.append(f"{self.name(path)}: {missing}")
             else:
                 self.leave(path, f"images without a row in {self.name(table)}")
 
@@ -325,13 +318,6 @@ class Findings:
             described |= {kind: (cell, facts.where) for kind, cell in facts.described.items()}
         lacks = not groups and any(facts.has_groups for facts in told)
         self.images.append(Image(image_id, path, label, split, where, groups, lacks, described))
-
-    def leave_class(self, label: str) -> None:
-        """Leaves out the images of a label that is no class."""
-        kept = [image for image in self.images if image.label != label]
-        if len(kept) < len(self.images):
-            self.left_out[label] += len(self.images) - len(kept)
-            self.images = kept
 
 
 def kind_of(path: Path) -> str:

@@ -85,7 +85,8 @@ def read(data_dir: Path, reading: Reading | None = None, target: Classes | None 
 @dataclass(frozen=True)
 class _Layout:
     looks_for: str
-    matches: Callable[[Path], bool]
+    matches: Callable[[Path], object]
+    """True, or a file that was found, where a folder has the layout."""
     read: Callable[[Findings], Classes | None]
     """Fills the findings; returns the classes of the layout, None for those of the data."""
 
@@ -203,8 +204,8 @@ def _read_classes(findings: Findings, sides: Mapping[str, Path]) -> Classes | No
     seven = {name.casefold() for name in taken}
     plain = seven <= set(HAM10000.names)
     ids = _ids(findings, [path for _, path in found], plain)
-    table = archives.one(findings, archives.tables_named(findings.root, archives.HAM_METADATA))
-    metadata = findings.rows(table, archives.HAM_COLUMNS) if plain and table else {}
+    tables_there = archives.tables_named(findings.root, archives.HAM_METADATA) if plain else []
+    metadata = archives.rows_of(findings, tables_there, archives.HAM_COLUMNS)
     for (side, path), image_id in zip(found, ids, strict=True):
         name, facts = path.parent.name, metadata.get(path.stem)
         if facts and f"{facts.label}".casefold() != rename.get(name, name).casefold():
@@ -264,13 +265,13 @@ LAYOUTS: dict[str, _Layout] = {
     ),
     "ISIC 2020": _Layout(
         "train/ and train.csv or ISIC_2020_Training_GroundTruth.csv",
-        archives.is_isic_2020,
+        archives.tables_2020,
         archives.read_isic_2020,
     ),
     "PAD-UFES-20": _Layout(
-        "images/ and metadata.csv", archives.is_pad_ufes_20, archives.read_pad_ufes_20
+        "images/ and metadata.csv", archives.tables_pad, archives.read_pad_ufes_20
     ),
-    _DERMAMNIST: _Layout("dermamnist*.npz", archives.is_dermamnist, archives.read_dermamnist),
+    _DERMAMNIST: _Layout("dermamnist*.npz", archives.npz_files, archives.read_dermamnist),
     "split folders": _Layout(
         "train/, val/ and test/ with one folder per class in each",
         _is_split_folders,
