@@ -20,11 +20,7 @@ class Row(NamedTuple):
 
 
 def parse(
-    content: bytes,
-    problems: list[str],
-    *,
-    columns: Sequence[str] = (),
-    strip: bool = False,
+    content: bytes, problems: list[str], *, columns: Sequence[str] = (), strip: bool = False
 ) -> tuple[tuple[str, ...], list[Row]]:
     """Reads the header and the rows of a table; what is wrong is added to `problems`.
 

@@ -25,36 +25,25 @@ from skin_jax.data.classes import HAM10000, ISIC_2019, ISIC_2020, PAD_UFES_20, C
 from skin_jax.data.findings import Columns, Facts, Findings, is_litter, leads_back
 
 HAM_METADATA = "HAM10000_metadata"
+_HAM_FOLDERS = "ham10000_images.*|images"
+_SAME = {"age": "age", "sex": "sex", "localization": "localization"}
+_LESION = {"lesion": "lesion_id"}
 HAM_COLUMNS = Columns(
-    "image_id",
-    label="dx",
-    groups={"lesion": "lesion_id"},
-    described={
-        **{name: name for name in ("age", "sex", "localization")},
-        "confirmation": "dx_type",
-    },
+    "image_id", label="dx", groups=_LESION, described={**_SAME, "confirmation": "dx_type"}
 )
-_GROUPINGS = Columns(
-    "image",
-    groups={"lesion": "lesion_id"},
-    described={"confirmation": "diagnosis_confirm_type"},
-)
+_GROUPINGS = Columns("image", groups=_LESION, described={"confirmation": "diagnosis_confirm_type"})
 _METADATA_2019 = Columns(
-    "image",
-    described={"age": "age_approx", "sex": "sex", "localization": "anatom_site_general"},
+    "image", described={**_SAME, "age": "age_approx", "localization": "anatom_site_general"}
 )
 _TRUTH_2020 = Columns(
     "image_name",
     groups={"patient": "patient_id"},
-    described={
-        **_METADATA_2019.described,
-        "localization": "anatom_site_general_challenge",
-    },
+    described={**_SAME, "age": "age_approx", "localization": "anatom_site_general_challenge"},
 )
 _PAD = Columns(
     "img_id",
     label="diagnostic",
-    groups={"patient": "patient_id", "lesion": "lesion_id"},
+    groups={"patient": "patient_id", **_LESION},
     described={"age": "age", "sex": "gender", "localization": "region", "confirmation": "biopsed"},
 )
 _PARTS = {"Training": "train", "Validation": "val", "Test": "test"}
@@ -91,12 +80,13 @@ def tables_named(folder: Path, stem: str) -> list[Path]:
 
 def one(findings: Findings, found: Sequence[Path]) -> Path:
     """The first of the tables that were found, at least one; all must say the same."""
-    for other in found[1:]:
-        if findings.table(other) != findings.table(found[0]):
-            findings.problems.append(
-                f"{findings.name(found[0])} and {findings.name(other)} differ; remove one of them"
-            )
-    return found[0]
+    first, *others = found
+    findings.problems += [
+        f"{findings.name(first)} and {findings.name(other)} differ; remove one of them"
+        for other in others
+        if findings.table(other) != findings.table(first)
+    ]
+    return first
 
 
 def rows_of(findings: Findings, found: Sequence[Path], columns: Columns) -> dict[str, Facts]:
@@ -124,20 +114,16 @@ class _Challenge:
     folder: str
     columns: Columns
 
-    def truth(self, root: Path, part: str) -> list[Path]:
-        return tables_named(root, self.table.format(part))
-
-    def inputs(self, root: Path, part: str) -> list[Path]:
-        return _folders(root, self.folder.format(part))
-
-    def has(self, root: Path, part: str) -> bool:
-        return bool(self.inputs(root, part) and self.truth(root, part))
+    def parts(self, root: Path, part: str) -> tuple[list[Path], list[Path]]:
+        """The folders of images of a part, and the tables that label them."""
+        folders = _folders(root, self.folder.format(part))
+        return folders, tables_named(root, self.table.format(part))
 
     def read(
         self, findings: Findings, part: str, *more: Mapping[str, Facts]
     ) -> list[tuple[str, Facts]]:
         """Adds the images of a part, with what more tables say; tells what is left out, and why."""
-        folders, found = self.inputs(findings.root, part), self.truth(findings.root, part)
+        folders, found = self.parts(findings.root, part)
         findings.named.update(folders)
         if not (folders and found):
             findings.notes += [
@@ -150,16 +136,15 @@ class _Challenge:
                     f"{findings.name(path)} is left out: its images are not there"
                 )
             return []
-        truth = one(findings, found)
         # Dataverse's own test set has HAM10000's columns.
-        columns = HAM_COLUMNS if "dx" in findings.table(truth)[0] else self.columns
-        return _add(findings, folders, truth, columns, _PARTS[part], *more)
+        columns = HAM_COLUMNS if "dx" in findings.table(found[0])[0] else self.columns
+        return _add(findings, folders, found, columns, _PARTS[part], *more)
 
 
 def _add(
     findings: Findings,
     folders: Sequence[Path],
-    table: Path,
+    tables: Sequence[Path],
     columns: Columns,
     split: str,
     *more: Mapping[str, Facts],
@@ -167,13 +152,12 @@ def _add(
 ) -> list[tuple[str, Facts]]:
     """Adds the images in folders, and loose ones, that a table labels; returns its rows of them."""
     files = [*loose, *(path for folder in folders for path in findings.scan(folder))]
-    files = _without_twins(findings, files)
-    added = []
-    for image_id, facts, path in findings.match(findings.rows(table, columns), files, table):
+    files, table = _without_twins(findings, files), one(findings, tables)
+    added = findings.match(findings.rows(table, columns), files, table)
+    for image_id, facts, path in added:
         told = [rows[image_id] for rows in more if image_id in rows]
         findings.add(image_id, path, facts.label, split, facts.where, facts, *told)
-        added.append((image_id, facts))
-    return added
+    return [(image_id, facts) for image_id, facts, _ in added]
 
 
 def _without_twins(findings: Findings, paths: Sequence[Path]) -> list[Path]:
@@ -197,7 +181,7 @@ _ISIC_2018 = _Challenge(
 
 def is_isic_2018(root: Path) -> bool:
     """Any part of the challenge, with its truth, but not the test set beside HAM10000."""
-    parts = [part for part in _PARTS if _ISIC_2018.has(root, part)]
+    parts = [part for part in _PARTS if all(_ISIC_2018.parts(root, part))]
     return "Training" in parts or bool(parts and not is_ham10000(root))
 
 
@@ -218,15 +202,11 @@ def read_isic_2018(findings: Findings) -> Classes:
     return HAM10000
 
 
-def _ham_folders(root: Path) -> list[Path]:
-    return _folders(root, "ham10000_images.*|images")
-
-
 def is_ham10000(root: Path) -> bool:
     """The metadata; they may also lie beside the challenge's folders, or beside class folders."""
-    if not tables_named(root, HAM_METADATA) or _ISIC_2018.has(root, "Training"):
+    if not tables_named(root, HAM_METADATA) or all(_ISIC_2018.parts(root, "Training")):
         return False
-    return bool(_ham_folders(root)) or not has_ham10000_classes(root)
+    return bool(_folders(root, _HAM_FOLDERS)) or not has_ham10000_classes(root)
 
 
 def has_ham10000_classes(root: Path) -> bool:
@@ -236,9 +216,9 @@ def has_ham10000_classes(root: Path) -> bool:
 
 def read_ham10000(findings: Findings) -> Classes:
     """The images lie in the archives' folders, in `images` or beside the metadata."""
-    root = findings.root
-    table, loose = one(findings, tables_named(root, HAM_METADATA)), findings.scan(root, deep=False)
-    _add(findings, _ham_folders(root), table, HAM_COLUMNS, "train", loose=loose)
+    root, loose = findings.root, findings.scan(findings.root, deep=False)
+    tables = tables_named(root, HAM_METADATA)
+    _add(findings, _folders(root, _HAM_FOLDERS), tables, HAM_COLUMNS, "train", loose=loose)
     for part in ("Validation", "Test"):
         _ISIC_2018.read(findings, part)
     return HAM10000
@@ -255,7 +235,7 @@ _ISIC_2019 = _Challenge(
 
 def is_isic_2019(root: Path) -> bool:
     """The training part, or the test part."""
-    return any(_ISIC_2019.has(root, part) for part in _PARTS)
+    return any(all(_ISIC_2019.parts(root, part)) for part in _PARTS)
 
 
 def read_isic_2019(findings: Findings) -> Classes:
@@ -283,21 +263,20 @@ def tables_2020(root: Path) -> list[Path]:
 def read_isic_2020(findings: Findings) -> Classes:
     """The class is `target`, with which `benign_malignant` has to agree."""
     root, found = findings.root, tables_2020(findings.root)
-    table, columns = one(findings, found), _with_lesions(findings, found, _TRUTH_2020)
-    header, rows = findings.table(table)
+    (header, rows), columns = findings.table(found[0]), _with_lesions(findings, found, _TRUTH_2020)
     label = "benign_malignant" if "benign_malignant" in header else "target"
     for row in rows if label == "benign_malignant" else ():
         target, name = row.values["target"].removesuffix(".0"), row.values[label]
-        if name not in ("benign", "malignant") or target != str(int(name == "malignant")):
+        if (target, name) not in (("0", "benign"), ("1", "malignant")):
             findings.problems.append(
-                f"{findings.name(table)}, row {row.number}: {label} is {name!r}, but target is "
+                f"{findings.name(found[0])}, row {row.number}: {label} is {name!r}, but target is "
                 f"{target!r}"
             )
     folders = _folders(root, "train|ISIC_2020_Training_(JPEG|Input)")
     for outer in _folders(root, "jpeg"):
         findings.named.add(outer)
         folders += _folders(outer, "train")
-    _add(findings, folders, table, replace(columns, label=label), "train")
+    _add(findings, folders, found, replace(columns, label=label), "train")
     if label == "target":
         numbers = {"0": "benign", "1": "malignant"}
         findings.images = [
@@ -315,15 +294,9 @@ def tables_pad(root: Path) -> list[Path]:
 
 def read_pad_ufes_20(findings: Findings) -> Classes:
     """The images lie in `images`, in the archives' folders or beside the metadata."""
-    root = findings.root
-    table = one(findings, tables_pad(root))
+    root, loose = findings.root, findings.scan(findings.root, deep=False)
     folders = _folders(root, r"images|imgs_part_\d+")
-    _add(findings, folders, table, _PAD, "train", loose=findings.scan(root, deep=False))
-    words = {"true": "histo", "false": "consensus"}  # of dermatologists, says the paper
-    for image in findings.images:
-        if "confirmation" in image.described:
-            cell, where = image.described["confirmation"]
-            image.described["confirmation"] = words.get(cell.casefold(), cell), where
+    _add(findings, folders, tables_pad(root), _PAD, "train", loose=loose)
     return PAD_UFES_20
 
 

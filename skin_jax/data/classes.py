@@ -5,17 +5,15 @@ the ground truth files of the ISIC challenges of 2018 (task 3), 2019 and 2020; P
 "PAD-UFES-20", Data in Brief 32, 106221 (2020).
 """
 
-import json
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from skin_jax.base import csvs
-from skin_jax.base.errors import UserError
+from skin_jax.base import csvs, folder
 from skin_jax.base.files import write_json
 
 FILE_NAME = "classes.json"
@@ -94,16 +92,6 @@ class Classes:
         """Whether these are the seven classes of papers A and B, whose figures may stand beside."""
         return self.names == HAM10000.names
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, as `classes.json` and reports hold them."""
-        return {
-            "names": list(self.names),
-            "titles": list(self.titles),
-            "groups": list(self.groups),
-            "focus": self.focus,
-            "columns": list(self.columns),
-        }
-
 
 HAM10000 = Classes(
     names=("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"),
@@ -138,11 +126,11 @@ ISIC_2019 = Classes(
 """Of the ISIC 2019 challenge, without its UNK: no training image is of that."""
 
 ISIC_2020 = Classes(
-    names=("benign", "malignant"),
-    titles=("benign", "malignant"),
+    names=(BENIGN, MALIGNANT),
+    titles=(BENIGN, MALIGNANT),
     groups=(BENIGN, MALIGNANT),
-    focus="malignant",
-    columns=("benign", "malignant"),
+    focus=MALIGNANT,
+    columns=(BENIGN, MALIGNANT),
 )
 """Of the ISIC 2020 challenge (SIIM-ISIC), where malignant means melanoma."""
 
@@ -171,15 +159,9 @@ _FOCUS = ("malignant", "melanoma", "mel")
 _RESERVED = ("grids", "image", "overall")
 """Names that files have beside those of the classes: folders, columns and rows of reports."""
 
-HAM10000_COUNTS: dict[str, int] = {
-    "akiec": 327,
-    "bcc": 514,
-    "bkl": 1099,
-    "df": 115,
-    "mel": 1113,
-    "nv": 6705,
-    "vasc": 142,
-}
+HAM10000_COUNTS: dict[str, int] = dict(
+    zip(HAM10000.names, (327, 514, 1099, 115, 1113, 6705, 142), strict=True)
+)
 """Images of each class in the full training set (papers A and B)."""
 
 
@@ -191,12 +173,8 @@ def arranged(
 ) -> Classes:
     """The classes of a data set in the order of their labels.
 
-    Args:
-      found: names of the images' classes, in any order and number.
-      known: the classes of the layout, which are there even without images; None: those found, by
-        name, whole numbers in their order.
-      wanted: names to take, in this order; empty: all.
-      rename: pairs (name of `known`, new name).
+    Those wanted; else those of the layout that are `known`, renamed, which are there even without
+    images; else those found, by name, whole numbers in their order.
     """
     names = tuple(wanted)
     if not names and known:
@@ -217,15 +195,9 @@ def name_problems(names: Sequence[str]) -> list[str]:
         if key in folded:
             problems.append(f"the classes {folded[key]!r} and {name!r} differ only in case")
         folded[key] = name
-        if (
-            name != name.strip()
-            or name.startswith(".")
-            or not name
-            or len(name.encode(errors="replace")) > 100
-            or not {"/", "\\"}.isdisjoint(name)
-            or csvs.is_odd(name)
-            or key in _RESERVED
-        ):
+        unfit = name != name.strip() or name.startswith(".") or not name or csvs.is_odd(name)
+        unfit |= len(name.encode(errors="replace")) > 100 or not {"/", "\\"}.isdisjoint(name)
+        if unfit or key in _RESERVED:
             problems.append(
                 f"{name!r} cannot be the name of a class: files and folders are named after it"
             )
@@ -241,7 +213,7 @@ def _natural(name: str) -> list[tuple[int, int, str]]:
 
 def write(classes: Classes, workdir: Path) -> None:
     """Writes `classes.json` into a work folder, whole or not at all."""
-    write_json(workdir / FILE_NAME, classes.to_json())
+    write_json(workdir / FILE_NAME, asdict(classes))
 
 
 def read(workdir: Path) -> Classes:
@@ -250,21 +222,15 @@ def read(workdir: Path) -> Classes:
     Raises:
       UserError: `classes.json` is damaged.
     """
-    path = workdir / FILE_NAME
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        found = Classes(
-            names=tuple(content["names"]),
-            titles=tuple(content["titles"]),
-            groups=tuple(content["groups"]),
-            focus=content["focus"],
-            columns=tuple(content["columns"]),
-        )
-        lengths = {len(part) for part in (found.names, found.titles, found.groups, found.columns)}
-        if len(lengths) != 1 or sorted(found.column_order) != list(range(len(found))):
+
+    def parse(content: dict[str, Any]) -> Classes:
+        lists = {key: tuple(content[key]) for key in ("names", "titles", "groups", "columns")}
+        found = Classes(**lists, focus=content["focus"])
+        if len(set(map(len, lists.values()))) != 1 or {*found.column_order} != {*range(len(found))}:
             raise ValueError("its lists do not fit each other")
         return found
+
+    try:
+        return folder.read_record(workdir / FILE_NAME, parse, "restore it from a copy")
     except FileNotFoundError:
         return HAM10000
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error!r}); restore it from a copy") from None

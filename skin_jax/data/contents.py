@@ -52,12 +52,10 @@ def digests(
         try:
             file = images.file_of(path)
             status = file.stat()
-            identity = (
-                f"{status.st_dev} {status.st_ino} {status.st_size} "
-                f"{status.st_mtime_ns} {status.st_ctime_ns}"
-            )
-            if file is not path:
-                identity += f" {path.parent.name} {path.name}"
+            facts = [status.st_dev, status.st_ino, status.st_size]
+            facts += [status.st_mtime_ns, status.st_ctime_ns]
+            row = [] if file is path else [path.parent.name, path.name]
+            identity = " ".join(map(str, [*facts, *row]))
             found = before.get(identity) or digest(images.read(path))
         except OSError as error:
             return images.PassingTrouble(error.strerror)

@@ -16,7 +16,6 @@ to the neighbouring value.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -101,17 +100,17 @@ def _records(plan: np.ndarray, seed: int) -> tuple[Record, ...]:
     lesions, number = np.unique(plan[:, :2], axis=0, return_inverse=True)
     # Numbered at random: a lesion's id says nothing about its class.
     names = np.random.default_rng((seed, len(lesions))).permutation(len(lesions))
-    people: list[tuple[Any, ...]] = []
+    people = []
     for label, lesion in lesions:
         draw = np.random.default_rng((seed, label, lesion, 0, 1))
         age = float(np.clip(5 * round(draw.normal(52, 17) / 5), 5, 85))
         words = (("male", "female"), LOCALIZATIONS, CONFIRMATIONS)
-        people.append((age, *(choices[draw.integers(len(choices))] for choices in words)))
+        sex, place, confirmation = (choices[draw.integers(len(choices))] for choices in words)
+        people.append((age, sex, place, confirmation))
+    rows = zip(plan[:, 0].tolist(), number.reshape(-1), strict=True)
     return tuple(
-        Record(f"DEMO_{i:07d}", label, f"DEMO_L{names[which]:05d}", *people[which], "train")
-        for i, (label, which) in enumerate(
-            zip(plan[:, 0].tolist(), number.reshape(-1), strict=True)
-        )
+        Record(f"DEMO_{i:07d}", label, f"DEMO_L{names[n]:05d}", *people[n], "train")
+        for i, (label, n) in enumerate(rows)
     )
 
 

@@ -23,11 +23,7 @@ ARCHIVES = (
 
 
 def fetch(folder: Path, *, progress: bool = True) -> Path:
-    """Downloads what is missing of the archives (about 3 GB) and unpacks it.
-
-    Args:
-      folder: where archives and the data folder are kept; created where missing.
-      progress: shows progress bars on stderr.
+    """Downloads what is missing of the archives (about 3 GB) into a folder and unpacks it.
 
     Returns:
       The data folder, in the layout "ISIC 2018 Task 3".

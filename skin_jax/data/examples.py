@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -28,15 +29,15 @@ class Record:
     lesion_id: str
     """What no split divides: images with the same value show the same lesion or patient, as far as
     the data say, or are copies; the image id where nothing is known."""
-    age: float
+    age: float = math.nan
     """Years; nan where unknown."""
-    sex: str
+    sex: str = ""
     """"female", "male", or "" where unknown."""
-    localization: str
+    localization: str = ""
     """Body site, "" where unknown."""
-    confirmation: str
+    confirmation: str = ""
     """"histo", "follow_up", "consensus", "confocal", or "" where unknown."""
-    official_split: str
+    official_split: str = "train"
     """"train", "val" or "test": the challenge's folder; "train" where the layout has no splits."""
     path: Path | None = None
     """The image file, or `FILE.npz/ARRAY/ROW`; None for images that were generated."""
@@ -111,9 +112,6 @@ def write_skipped(path: Path, skipped: Iterable[tuple[str, str]]) -> None:
     """Writes (file, reason) of what was left out as a CSV, whole or not at all.
 
     Bytes of file names that are no UTF-8 are escaped.
-
-    Raises:
-      UserError: the folder cannot be written.
     """
     text = csvs.text([("file", "reason"), *skipped])
     write_atomically(path, text.encode(errors="backslashreplace"))
@@ -173,12 +171,8 @@ def join_copies(
     first: dict[str, str] = {}
     for name, representative in part.items():
         first[representative] = min(first.get(representative, name), name)
-    joined = tuple(
-        replace(record, lesion_id=first[part[record.lesion_id]])
-        if record.lesion_id in part
-        else record
-        for record in records
-    )
+    units = (first.get(part.get(record.lesion_id, ""), record.lesion_id) for record in records)
+    joined = tuple(replace(r, lesion_id=unit) for r, unit in zip(records, units, strict=True))
     extra = sum(map(len, copies)) - len(copies)
     notes = [f"exact copies of other images: {extra}; data.split=lesion keeps them together"]
     found = [[records[place] for place in places] for places in copies]
@@ -189,10 +183,10 @@ def join_copies(
         )
     if odd := [own for own in found if len({record.label for record in own}) > 1]:
         told = [_named(own, [classes.names[record.label] for record in own]) for own in odd[:10]]
+        told += [f"and {len(odd) - 10} more"] * (len(odd) > 10)
         notes.append(
-            f"images with copies of another class, one of which is wrong: {len(odd)}: "
-            + "; ".join(told)
-            + f"; and {len(odd) - 10} more" * (len(odd) > 10)
+            "images with copies of another class, one of which is wrong: "
+            f"{len(odd)}: {'; '.join(told)}"
         )
     return joined, notes
 
@@ -203,7 +197,7 @@ def _named(records: Sequence[Record], words: Sequence[str]) -> str:
 
 
 class Digest:
-    """SHA-256 over the images, then over what identifies them; images are added one by one."""
+    """SHA-256 over the pixels, then over ids, labels, lesion ids and official splits."""
 
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
@@ -220,7 +214,7 @@ class Digest:
 
 
 def digest_of(records: Sequence[Record], images: Iterable[np.ndarray]) -> str:
-    """SHA-256 over ids, labels, lesion ids, official splits and pixels, as 64 hex digits."""
+    """The `Digest` of records and their images, as 64 hexadecimal digits."""
     digest = Digest()
     for image in images:
         digest.add(image)

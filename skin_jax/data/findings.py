@@ -37,12 +37,6 @@ class Columns:
     described: Mapping[str, str] = field(default_factory=dict)
     """kind -> column of "age", "sex", "localization", "confirmation"; the table may lack them."""
 
-    @property
-    def needed(self) -> tuple[str, ...]:
-        """The columns without which the table cannot be read."""
-        named = (self.image, self.label, *self.one_hot, *self.groups.values(), self.split)
-        return tuple(name for name in named if name)
-
 
 @dataclass(frozen=True)
 class Facts:
@@ -157,7 +151,8 @@ class Findings:
         Ids have no image's ending, unless two would become one.
         """
         header, rows = self.table(path)
-        missing = [column for column in columns.needed if column not in header]
+        needed = (columns.image, columns.label, *columns.one_hot, *columns.groups.values())
+        missing = [name for name in (*needed, columns.split) if name and name not in header]
         if missing and header:
             self.problems.append(
                 f"{self.name(path)}, row 1: missing column{'s' * (len(missing) > 1)} "
@@ -183,38 +178,35 @@ class Findings:
         return found
 
     def _facts(self, where: str, cells: Mapping[str, str], columns: Columns) -> Facts:
-        def known(column: str | None) -> str:
-            cell = cells.get(column or "", "")
-            return "" if csvs.is_missing(cell) else cell
+        def known(named: Mapping[str, str]) -> dict[str, str]:
+            found = {kind: cells.get(column, "") for kind, column in named.items()}
+            return {kind: cell for kind, cell in found.items() if not csvs.is_missing(cell)}
 
-        label = cells[columns.label] if columns.label else ""
+        hot = self._hot(where, cells, columns.one_hot) if columns.one_hot else ""
         return Facts(
             where,
-            label=self._hot(where, cells, columns.one_hot) if columns.one_hot else label,
-            groups={kind: known(name) for kind, name in columns.groups.items() if known(name)},
+            label=cells[columns.label] if columns.label else hot,
+            groups=known(columns.groups),
             has_groups=bool(columns.groups),
             split=cells[columns.split] if columns.split else "",
-            described={
-                kind: known(name) for kind, name in columns.described.items() if known(name)
-            },
+            described=known(columns.described),
         )
 
     def _hot(self, where: str, cells: Mapping[str, str], columns: Sequence[str]) -> str | None:
         """The column with the one 1; None where there is none, which is reported."""
         values = [_number(cells[column]) for column in columns]
-        for column, value in zip(columns, values, strict=True):
-            if not math.isfinite(value):
-                self.problems.append(f"{where}, column {column}: {cells[column]!r} is not a number")
-                return None
-        total = math.fsum(values)
-        if total == 0 and self.reading.classes:  # of a class in another column
+        total = math.fsum(filter(math.isfinite, values))
+        if odd := [c for c, v in zip(columns, values, strict=True) if not math.isfinite(v)]:
+            fault = f", column {odd[0]}: {cells[odd[0]]!r} is not a number"
+        elif total == 0 and self.reading.classes:  # of a class in another column
             return ""
-        if abs(total - 1) > 1e-6:
-            self.problems.append(f"{where}: the class columns sum to {total:g}, not to 1")
+        elif abs(total - 1) > 1e-6:
+            fault = f": the class columns sum to {total:g}, not to 1"
         elif abs(max(values) - 1) > 1e-6 or min(values) < -1e-6:
-            self.problems.append(f"{where}: the class columns are not one 1 and zeros")
+            fault = ": the class columns are not one 1 and zeros"
         else:
             return columns[values.index(max(values))]
+        self.problems.append(f"{where}{fault}")
         return None
 
     # Images
@@ -235,8 +227,6 @@ class Findings:
         Returns:
           (id, facts, file) of each row that has one file.
         """
-        if not rows:
-            return []
         by_name: dict[str, list[Path]] = defaultdict(list)
         for path in files:
             name = self.name(path)
@@ -260,22 +250,9 @@ class Findings:
             else:
                 matched[found[0]] = image_id, facts
         rest = [path for path in files if path not in matched and path not in doubtful]
-        self._report(alone, rest, rows, table, complete)
-        return [(image_id, facts, path) for path, (image_id, facts) in matched.items()]
-
-    def _report(
-        self,
-        alone: dict[str, Facts],
-        files: Sequence[Path],
-        rows: Mapping[str, Facts],
-        table: Path,
-        complete: bool,
-    ) -> None:
-        """Rows without a file and files without a row; those that are nearly the same together."""
-        nearly = {_folded(path.stem): path for path in files}
+        nearly = {_folded(path.stem): path for path in rest}
         near = {i: nearly[_folded(i)] for i in alone if _folded(i) in nearly}
-        if near:
-            image_id, path = next(iter(near.items()))
+        for image_id, path in list(near.items())[:1]:
             self.problems.append(
                 f"{len(near)} ids in {self.name(table)} differ from the names of their files only "
                 f"in upper and lower case or in the form of accents, such as {image_id} "
@@ -286,15 +263,18 @@ class Findings:
             for image_id, facts in alone.items()
             if image_id not in near
         ]
-        for path in (path for path in files if path not in near.values()):
+        for path in rest if rows else ():
             mask = _MASK.fullmatch(path.stem)
+            if path in near.values():
+                continue
             if mask and mask[1] in rows:
                 self.leave(path, "masks of other images")
             elif complete:
-                missing = f"no row for this image in {self.name(table)}"
-                self.problems.append(f"{self.name(path)}: {missing}")
+                where = self.name(path)
+                self.problems.append(f"{where}: no row for this image in {self.name(table)}")
             else:
                 self.leave(path, f"images without a row in {self.name(table)}")
+        return [(image_id, facts, path) for path, (image_id, facts) in matched.items()]
 
     def masks(self, folder: Path, files: Sequence[Path]) -> list[Path]:
         """Refuses files that are named like masks of others of the folder; returns the others."""

@@ -4,7 +4,6 @@ import contextlib
 import functools
 import io
 import math
-import os
 import stat
 import threading
 import warnings
@@ -15,13 +14,15 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from skin_jax.base.threads import workers
+
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".jp2"}
     | {".avif", ".ppm", ".pgm", ".tga"}
 )
 """File name endings, in lower case, that are taken for images."""
 
-THREADS = max(1, min(8, os.cpu_count() or 1))
+THREADS = workers(8)
 """Threads that read and decode image files side by side."""
 
 _LARGEST_FILE = 2**30
@@ -125,14 +126,8 @@ def decode(source: Path | bytes, size: int) -> np.ndarray:
 class Rows:
     """The rows of an array in an `.npz`, read one after the other: it may be larger than memory.
 
-    May be called from several threads, in an order that is nearly that of the rows.
-
-    Args:
-      path: of the file.
-      array: name of the array in it.
-
-    Raises:
-      ValueError: there is no such array, or it is damaged.
+    May be called from several threads, in an order that is nearly that of the rows. A ValueError
+    where there is no such array, or it is damaged.
     """
 
     _KEPT = 256

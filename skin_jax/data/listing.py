@@ -18,8 +18,11 @@ _CONFIRMATIONS = {
     "serial imaging showing no change": "follow_up",
     "single image expert consensus": "consensus",
     "confocal microscopy with consensus dermoscopy": "confocal",
+    "true": "histo",
+    "false": "consensus",
 }
-"""The challenge's words for what HAM10000's `dx_type` abbreviates."""
+"""The challenge's words for what HAM10000's `dx_type` abbreviates; PAD-UFES-20 says whether there
+was a biopsy: where not, dermatologists agreed (its paper)."""
 _AGE = re.compile(r"(?:[<>]=?|[≤≥])?\s*(\d+(?:\.\d*)?)\s*\+?")
 _OLDEST = 130
 
@@ -43,12 +46,9 @@ class Listing:
 
 
 def make(findings: Findings, layout: str, known: Classes | None) -> Listing:
-    """Makes records of what was found, once everything is read.
+    """Makes records of what was found, once everything is read; adds problems and notes.
 
-    Args:
-      findings: get further problems and notes.
-      layout: its name.
-      known: the classes of the layout; None where the data say what there is.
+    `known` are the classes of the layout; None where the data say what there is.
     """
     reading = findings.reading
     named = _named(findings, known)
@@ -99,11 +99,8 @@ def make(findings: Findings, layout: str, known: Classes | None) -> Listing:
 
 def _named(findings: Findings, known: Classes | None) -> list[tuple[Image, str]]:
     """The images that are taken, each with the name of its class."""
-    target, wanted, rename = (
-        findings.target,
-        findings.reading.classes,
-        dict(findings.reading.rename),
-    )
+    target, wanted = findings.target, findings.reading.classes
+    rename = dict(findings.reading.rename)
     spelled = {name.casefold(): name for name in known.names} if known else {}
     allowed = wanted or (target.names if target else ())
     if known and not allowed:
@@ -145,27 +142,25 @@ def _named(findings: Findings, known: Classes | None) -> list[tuple[Image, str]]
 def _record(findings: Findings, image: Image, label: int, unit: str) -> Record:
     told = {kind: cell for kind, (cell, _) in image.described.items()}
     sex, confirmation = told.get("sex", "").casefold(), told.get("confirmation", "")
+    age = math.nan
+    if "age" in told:
+        found = _AGE.fullmatch(told["age"])
+        if found and float(found[1]) <= _OLDEST:
+            age = float(found[1])
+        else:
+            where = image.described["age"][1]
+            findings.problems.append(f"{where}: {told['age']!r} is not an age in years")
     return Record(
-        image_id=image.image_id,
-        label=label,
+        image.image_id,
+        label,
         lesion_id=unit,
-        age=_age(findings, *image.described.get("age", ("", ""))),
+        age=age,
         sex={"f": "female", "m": "male"}.get(sex, sex),
         localization=told.get("localization", ""),
-        confirmation=_CONFIRMATIONS.get(confirmation, confirmation),
+        confirmation=_CONFIRMATIONS.get(confirmation.casefold(), confirmation),
         official_split=image.split,
         path=image.path,
     )
-
-
-def _age(findings: Findings, text: str, where: str) -> float:
-    if not text:
-        return math.nan
-    found = _AGE.fullmatch(text)
-    if found is None or float(found[1]) > _OLDEST:
-        findings.problems.append(f"{where}: {text!r} is not an age in years")
-        return math.nan
-    return float(found[1])
 
 
 def _units(found: Sequence[Image]) -> tuple[list[str], str]:

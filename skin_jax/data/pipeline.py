@@ -111,9 +111,8 @@ class TfPipeline(Pipeline):
 
         for kind in ("GPU", "TPU"):  # the accelerator is JAX's
             tf.config.set_visible_devices([], kind)
-        try:
-            first = next(blocks)
-        except StopIteration:
+        first = next(blocks, None)
+        if first is None:
             return
         shape = (*first["index"].shape, *self._images.shape[1:])
         signature = {key: tf.TensorSpec(value.shape, value.dtype) for key, value in first.items()}
@@ -141,23 +140,14 @@ class TfPipeline(Pipeline):
             yield block
 
 
-PIPELINES: dict[str, type[Pipeline]] = {
-    "tf": TfPipeline,
-    "device": DevicePipeline,
-}
+PIPELINES: dict[str, type[Pipeline]] = {"tf": TfPipeline, "device": DevicePipeline}
 
 
 def make(name: str, images: Images, labels: np.ndarray, mesh: Mesh) -> Pipeline:
     """The pipeline of `config.data.pipeline`: "tf", "device", or "auto".
 
-    auto takes `device` when the images, once for each local device that shares the memory, need
-    less than a quarter of it; it takes `device` too where TensorFlow is not installed.
-
-    Args:
-      name: the setting.
-      images: uint8 [N, H, W, 3].
-      labels: int32 [N].
-      mesh: where batches go.
+    auto takes `device` when the images (uint8 [N, H, W, 3]), once for each local device that shares
+    the memory, need less than a quarter of it; also where TensorFlow is not installed.
     """
     if name == "auto":
         has_tf = importlib.util.find_spec("tensorflow") is not None

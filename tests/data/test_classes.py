@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -46,7 +47,7 @@ def test_written_classes_are_read_back(tmp_path):
     [{"names": ["a"]}, {"columns": ["a", "x"]}, {"titles": 3}, {"focus": None, "groups": None}],
 )
 def test_damaged_classes(tmp_path, change):
-    content = Classes.of(["a", "b"]).to_json() | change
+    content = dataclasses.asdict(Classes.of(["a", "b"])) | change
     (tmp_path / "classes.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"classes\.json is damaged"):
         classes.read(tmp_path)
