@@ -152,11 +152,7 @@ settings.declare(None, COMMON)
 
 
 def base(task: Any = None) -> ConfigDict:
-    """The settings of a task at their defaults.
-
-    Args:
-      task: a name; None, or a task of one's own (see `tasks.Kind`): the settings of all tasks.
-    """
+    """A task's settings at their defaults; of None or a task of one's own, those of all tasks."""
     config = settings.defaults(settings.DECLARED.get(task, COMMON))
     with config.ignore_type():
         config.task = task
@@ -183,11 +179,8 @@ def for_variant(
 def load(file: str) -> ConfigDict:
     """The configuration of a file, or the package's own of that name, with its variant.
 
-    Args:
-      file: such as "demo", "configs/demo.py:smoke", "/home/me/mine.py".
-
-    Raises:
-      UserError: there is no such file, or it fails: it is a program.
+    Such as "demo", "configs/demo.py:smoke", "/home/me/mine.py". UserError: there is no such file,
+    or it fails: it is a program.
     """
     name, _, variant = file.partition(":")
     path = Path(name).expanduser()
@@ -230,10 +223,7 @@ def without_folders(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def normalize(config: ConfigDict) -> None:
-    """Writes settings that mean the same in the same way, in place.
-
-    Paths become absolute, so that a run can be resumed and looked at from any folder.
-    """
+    """Makes paths absolute, in place: a run can be resumed and looked at from any folder."""
     for key in ("dir", "synthetic"):
         if config.data[key] is not None:
             config.data[key] = str(Path(config.data[key]).expanduser().absolute())
@@ -258,8 +248,7 @@ def write(config: ConfigDict, workdir: Path) -> None:
 def read(workdir: Path) -> ConfigDict:
     """The configuration of a work folder; what it does not say has the declared default.
 
-    Raises:
-      UserError: there is none, or it is damaged.
+    UserError: there is none, or it is damaged.
     """
     path = workdir / FILE_NAME
     try:
@@ -284,11 +273,7 @@ def read(workdir: Path) -> ConfigDict:
 
 
 def validate(config: ConfigDict) -> None:
-    """Refuses settings that are outside of their ranges, or do not fit each other.
-
-    Raises:
-      UserError: names the key, the value and what it can be.
-    """
+    """Refuses settings outside of their ranges, or that do not fit: names key, value and choice."""
     settings.check(config)
     data = config.data
     without_tf = data.pipeline == "tf" and not importlib.util.find_spec("tensorflow")
@@ -311,12 +296,9 @@ def validate(config: ConfigDict) -> None:
 
 
 def check_resumable(old: ConfigDict, new: ConfigDict, workdir: Path) -> None:
-    """Refuses to resume a run under a configuration that would change its result.
+    """Refuses to resume a run with settings that change its result, and names all that differ.
 
     Under a constant learning rate the run may become longer.
-
-    Raises:
-      UserError: names every key that differs, with both values.
     """
     before, after = flatten(old), flatten(new)
     if after.get("optimizer.schedule") == "constant":
@@ -331,10 +313,7 @@ def check_resumable(old: ConfigDict, new: ConfigDict, workdir: Path) -> None:
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """What differs between two flat configurations and can change a result, one phrase a key.
-
-    A setting that one of them lacks has its default there.
-    """
+    """What differs and can change a result, one phrase a key; what is not said is the default."""
     kept = [
         {f"config.{key}": v for key, v in settings.completed(flat).items() if not is_neutral(key)}
         for flat in (before, after)

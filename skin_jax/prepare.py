@@ -30,7 +30,7 @@ command.define_path("out", ".", "Folder for skipped.csv.")
 flags.DEFINE_enum("split", "lesion", ["lesion", "paper", "official"], "Which split to show.")
 flags.DEFINE_list("split_fractions", ["0.7", "0.1", "0.2"], "Shares of train, val and test.")
 flags.DEFINE_integer("split_seed", 0, "Seed of the split.", 0, MAX_SEED)
-flags.DEFINE_integer("fold", None, "0 to 4: show a fold of the cross-validation.")
+flags.DEFINE_integer("fold", None, "0 to 4: show a fold of the cross-validation.", 0, 4)
 
 _BAR = 40
 

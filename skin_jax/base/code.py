@@ -16,11 +16,7 @@ def name_of(own: Callable[..., Any]) -> str:
 
 
 def record(own: Callable[..., Any]) -> dict[str, str]:
-    """Says where a class or a function is defined, for `load`: file, name, the SHA-256 of the file.
-
-    Raises:
-      UserError: no later command could find it: it is defined in no file, or inside a function.
-    """
+    """Says for `load` where code is defined: file, name, SHA-256; a UserError if in no file."""
     name = name_of(own)
     try:
         file = inspect.getsourcefile(own)
@@ -37,12 +33,9 @@ def record(own: Callable[..., Any]) -> dict[str, str]:
 
 
 def load(recorded: dict[str, Any], where: Path) -> Any:
-    """Runs the file of a `record` and returns what it defines under the name.
+    """Runs the file of a `record` and returns what it defines; other objects as they are.
 
-    Any other object is returned as it is; `where` says in messages what it comes from.
-
-    Raises:
-      UserError: the file is gone, changed, or fails.
+    UserError, with `where` it was recorded: the file is gone, changed, or fails.
     """
     if recorded.keys() != {"file", "name", "sha256"}:
         return recorded

@@ -36,8 +36,7 @@ def start_distributed(
       coordinator_address: "host:port", where process 0 listens; the same in all processes.
       num_processes: how many there are.
       process_id: which one this is, from 0.
-      heartbeat_timeout_seconds: a process that was not heard of for so long counts as dead, and the
-        others end.
+      heartbeat_timeout_seconds: silence after which a process counts as dead, and the others end.
 
     Raises:
       UserError: some are named and others not, they don't fit, or the others cannot be reached.
@@ -142,9 +141,7 @@ def leave(message: str, status: int) -> NoReturn:
 def together() -> Iterator[None]:
     """A block that fails in all processes if it fails in one; nothing in it may wait for others.
 
-    Raises:
-      Exception: this process's own.
-      UserError: another process has failed.
+    Where it fails is this process's own exception; elsewhere a UserError.
     """
     try:
         yield
@@ -158,9 +155,7 @@ def together() -> Iterator[None]:
 def make_mesh(num_devices: int | None) -> Mesh:
     """One `data` axis over the first `num_devices` devices (all where None).
 
-    Raises:
-      UserError: more than there are, or fewer where there are several processes: some of them
-        would be left without.
+    UserError: more than there are, or fewer, where some of several processes would have none.
     """
     devices = jax.devices()
     if num_devices not in (None, len(devices)) and jax.process_count() > 1:
@@ -193,9 +188,7 @@ def compiler_options(platform: str) -> dict[str, str | bool] | None:
     """On a CPU what makes steps faster, on a GPU always the same bits.
 
     A CPU's single convolutions are Eigen's, not YNNPACK's, and its optimisation barriers last until
-    operations are fused, where they would be taken away before.
-
-    An option that a version of jaxlib does not know is an error: only versions that were tried.
+    operations are fused. Only for versions of jaxlib that were tried: unknown options are errors.
     """
     if platform == "gpu":
         return {"xla_gpu_deterministic_ops": True}

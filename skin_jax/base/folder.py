@@ -14,13 +14,8 @@ from skin_jax.base.files import locked
 def claimed(folder: Path, busy: str, *, lock: bool = True) -> Iterator[None]:
     """Creates a folder where it is missing and keeps other processes out of it.
 
-    Args:
-      folder: of the work.
-      busy: what is said where another process is in.
-      lock: False only creates the folder: of several processes that share it one has the lock.
-
-    Raises:
-      UserError: another process is in, or the folder cannot be written.
+    `busy` is said where another is in. Without `lock` the folder is only created: of several
+    processes that share it one has the lock. UserError also where it cannot be written.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -48,10 +43,8 @@ def check_own(folder: Path, record: str, flag: str) -> None:
 def read_record(path: Path, parse: Callable[[dict[str, Any]], Any], mend: str) -> Any:
     """Reads a JSON object that this program wrote, and parses it.
 
-    Raises:
-      FileNotFoundError: there is no such file.
-      UserError: it is damaged: `parse` raises a KeyError, TypeError, ValueError or AttributeError;
-        `mend` says what to do about it.
+    FileNotFoundError where it is missing; a UserError that ends with `mend` where it is damaged:
+    `parse` may raise a KeyError, TypeError, ValueError or AttributeError.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -67,11 +60,7 @@ def read_record(path: Path, parse: Callable[[dict[str, Any]], Any], mend: str) -
 def check_same(
     folder: Path, what: str, before: Mapping[str, Any], after: Mapping[str, Any], flag: str
 ) -> None:
-    """Refuses to resume `what` is in a folder, such as "a run", under other settings.
-
-    Raises:
-      UserError: names every setting that differs, with both values, and the folder's flag.
-    """
+    """Refuses to resume `what` is in a folder, such as "a run", under settings that differ."""
     if differing := differences(before, after):
         raise UserError(
             f"{folder} holds {what} with other settings; give them as they were, or a new folder "

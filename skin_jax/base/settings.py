@@ -195,8 +195,7 @@ def _wrong(key: str, value: Any, fault: str) -> UserError:
 def override(config: ConfigDict, key: str, text: str) -> None:
     """Sets a setting to the value that a text stands for.
 
-    Raises:
-      UserError: an unknown key, whose neighbours are named, or a value that does not fit.
+    UserError: an unknown key, whose neighbours are named, or a value that does not fit.
     """
     if key not in flatten(config):
         raise _unknown(config, key)

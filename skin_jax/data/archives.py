@@ -309,11 +309,7 @@ def npz_files(root: Path) -> list[Path]:
 
 
 def read_dermamnist(findings: Findings, file: Path | None = None) -> Classes:
-    """Reads the file that is given, or the one in the folder.
-
-    Raises:
-      UserError: the folder has several.
-    """
+    """Reads the file that is given, or the one in the folder: a UserError if there are several."""
     first, *others = [file] if file else npz_files(findings.root)
     if others:
         raise UserError(

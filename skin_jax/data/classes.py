@@ -217,11 +217,7 @@ def write(classes: Classes, workdir: Path) -> None:
 
 
 def read(workdir: Path) -> Classes:
-    """The classes of a run; the seven of HAM10000 in a work folder from before there was a choice.
-
-    Raises:
-      UserError: `classes.json` is damaged.
-    """
+    """The classes of a run; HAM10000's in a work folder that is older than the choice."""
 
     def parse(content: dict[str, Any]) -> Classes:
         lists = {key: tuple(content[key]) for key in ("names", "titles", "groups", "columns")}

@@ -32,13 +32,8 @@ def digests(
     """Identifies what image files hold.
 
     Hashes are remembered under what no program can give to other contents: device, inode, size, and
-    the times of the last change of contents and of the inode.
-
-    Args:
-      paths: image files.
-      known: JSON file in which hashes are kept from one start to the next; rewritten where some are
-        new, left as it is where it cannot be written.
-      progress: shows a progress bar on stderr.
+    the times of the last change of contents and of the inode. They are kept in the JSON file
+    `known` from one start to the next, where it can be written.
 
     Returns:
       For each file its `digest`; the reason where it holds no image of a size that is read, such as

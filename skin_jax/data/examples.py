@@ -109,10 +109,7 @@ class Examples:
 
 
 def write_skipped(path: Path, skipped: Iterable[tuple[str, str]]) -> None:
-    """Writes (file, reason) of what was left out as a CSV, whole or not at all.
-
-    Bytes of file names that are no UTF-8 are escaped.
-    """
+    """Writes a CSV of what was left out; bytes of file names that are no UTF-8 are escaped."""
     text = csvs.text([("file", "reason"), *skipped])
     write_atomically(path, text.encode(errors="backslashreplace"))
 
@@ -154,12 +151,7 @@ class Copies:
 def join_copies(
     records: Sequence[Record], copies: Sequence[Sequence[int]], classes: Classes
 ) -> tuple[tuple[Record, ...], list[str]]:
-    """Keeps copies of an image on one side of any split: their groups become one.
-
-    Args:
-      records: in the order of the images.
-      copies: of `Copies.groups`.
-      classes: of the labels.
+    """Keeps copies of an image (`Copies.groups`) on one side of any split: their groups become one.
 
     Returns:
       The records, of which those in a joined group have the first of its ids; and what is to be

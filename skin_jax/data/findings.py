@@ -102,10 +102,7 @@ class Findings:
     # Files
 
     def scan(self, folder: Path, *, deep: bool = True) -> list[Path]:
-        """Image files of a folder and, if `deep`, of those below it, sorted.
-
-        Links to folders are followed, but not to one that they lie in.
-        """
+        """Image files of a folder and, if `deep`, below it, sorted; links up are not followed."""
         self.named.add(folder)
         found = []
         for path in sorted(folder.iterdir()):

@@ -60,14 +60,8 @@ COLUMNS = tuple(field.name for field in fields(Generated))
 def train_split_digest(members: Iterable[tuple[str, str]]) -> str:
     """Identifies what a model was fitted on, wherever the images lie and in whatever order.
 
-    Two runs with equal digests share their training split; images of a generator with another
-    digest may show lesions of this run's validation or test split.
-
-    Args:
-      members: (image id, class name) of each training image, as `splits.members` gives them.
-
-    Returns:
-      SHA-256 over the sorted lines `<image id>,<class name>`, 64 hexadecimal digits.
+    SHA-256 over the sorted lines `<image id>,<class name>` of `splits.members`. Images of a
+    generator with another digest may show lesions of this run's validation or test split.
     """
     lines = sorted(f"{image_id},{name}\n" for image_id, name in members)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
@@ -129,12 +123,8 @@ def at_most(
 ) -> list[Generated]:
     """Those of the rows that a run is trained with, sorted by name of the file.
 
-    Args:
-      rows: of `read`.
-      real_counts: int [n], real training images of each class.
-      ratio: times the real images of a class, rounded to the nearest, halves up, as
-        `skin_jax.generate --ratio` has it; the images with the lowest index are taken. None: all.
-      classes: of the counts.
+    Where there is a ratio, of each class those with the lowest index: as many as that times the
+    real images (real_counts, int [n]), rounded, halves up, as `skin_jax.generate --ratio` has it.
     """
     if ratio is None:
         return sorted(rows, key=lambda row: row.image)
@@ -150,10 +140,9 @@ def at_most(
 
 
 def load(folder: Path, rows: Sequence[Generated], size: int, classes: Classes) -> Examples:
-    """The images of rows of `read`, at `size` pixels, as examples, each a lesion of its own.
+    """The images of rows at `size` pixels as examples, each a lesion of its own.
 
-    Raises:
-      UserError: names every image that cannot be decoded.
+    A UserError names every image that cannot be decoded.
     """
     pixels = np.empty((len(rows), size, size, 3), np.uint8)
 

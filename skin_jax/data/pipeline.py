@@ -11,9 +11,11 @@ in the list), `mask` is 0 for the padding of the last evaluation batch and 1 els
 """
 
 import collections
+import contextlib
 import importlib.util
 import itertools
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -158,20 +160,20 @@ def make(name: str, images: Images, labels: np.ndarray, mesh: Mesh) -> Pipeline:
 
 def _fits(num_bytes: int) -> bool:
     device = jax.local_devices()[0]
-    if device.platform == "cpu":
-        # The devices of a CPU share its memory, and a replicated array costs its size on each.
-        return num_bytes * jax.local_device_count() < _available_memory() / 4
-    stats = device.memory_stats() or {}
-    return num_bytes < stats.get("bytes_limit", 0) / 4
+    if device.platform != "cpu":
+        return num_bytes < (device.memory_stats() or {}).get("bytes_limit", 0) / 4
+    # The devices of a CPU share its memory, and a replicated array costs its size on each.
+    return num_bytes * jax.local_device_count() < _available_memory() / 4
 
 
 def _available_memory() -> int:
     """Bytes of RAM that can be had; all of it where the system does not say."""
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
+    with contextlib.suppress(OSError):
+        found = re.search(
+            r"^MemAvailable:\s*(\d+)", Path("/proc/meminfo").read_text(), re.MULTILINE
+        )
+        if found:
+            return int(found[1]) * 1024
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -204,11 +206,8 @@ def _local(block: _Block, labels: np.ndarray, mesh: Mesh, batch_axis: int) -> _B
     """This process's rows of a block, with labels; indices in the int32 that devices use."""
     rows = devices.local_rows(mesh, block["index"].shape[batch_axis])
     local = {k: v.take(rows, axis=batch_axis) for k, v in block.items()}
-    return {
-        **local,
-        "index": local["index"].astype(np.int32),
-        "label": labels[local["index"]].astype(np.int32),
-    }
+    index, label = local["index"], labels[local["index"]]
+    return {**local, "index": index.astype(np.int32), "label": label.astype(np.int32)}
 
 
 def _ahead(feeds: Iterator[Feed]) -> Iterator[Feed]:

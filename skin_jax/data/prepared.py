@@ -104,8 +104,8 @@ def write(
     Args:
       entry: folder of the store.
       size: side S of the images in pixels.
-      examples: records and their images uint8 [S, S, 3], sorted by image id.
-      most: as many may come.
+      examples: records and their images uint8 [S, S, 3], sorted by image id; at most `most`.
+      most: bound of their number.
       facts: kept as the metadata; looked at when the examples have ended.
 
     Raises:
@@ -154,17 +154,10 @@ def _without_chatter() -> Iterator[None]:
 
 
 class PreparedImages:
-    """The images of a store, uint8 [N, S, S, 3], read when they are asked for.
+    """The images of a store, uint8 [N, S, S, 3], by ids in their order, read when asked for.
 
-    Several threads may read at once; the files stay open.
-
-    Args:
-      builder: of the store.
-      ids: of the images, in their order.
-
-    Raises:
-      OSError: a file cannot be opened.
-      ValueError: the files do not hold that many images.
+    Several threads may read at once; the files stay open. An OSError where one cannot be opened; a
+    ValueError where they do not hold that many images.
     """
 
     def __init__(self, builder: LesionImages, ids: Sequence[str]):

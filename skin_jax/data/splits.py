@@ -42,14 +42,14 @@ def draw(
     split_seed: int,
     fold: int | None,
 ) -> np.ndarray:
-    """Assigns every record to train, val or test.
+    """Assigns every record, in any order, to train, val or test; impossible values are UserErrors.
 
     Each class is apportioned on its own by largest remainder; one with at least three units gets
     at least one of them in every split that is not empty. A lesion whose images carry different
     labels counts for the most frequent one.
 
     Args:
-      records: in any order.
+      records: that are to be assigned.
       split: "lesion" (by lesion, over all records), "paper" (by image, `PAPER_FRACTIONS`) or
         "official" (the challenge's folders; without a validation folder, val is drawn from train
         by lesion in the ratio of the first two fractions).
@@ -60,9 +60,6 @@ def draw(
 
     Returns:
       [N] strings "train", "val" or "test".
-
-    Raises:
-      UserError: an impossible value; the message names its configuration key.
     """
     _check(split, fractions, split_seed, fold)
     assignment = np.full(len(records), "train")
@@ -98,13 +95,9 @@ def write(path: Path, records: Sequence[Record], assignment: np.ndarray, classes
 
 
 def read(path: Path, records: Sequence[Record], classes: Classes) -> np.ndarray:
-    """Reads what `write` wrote.
+    """Reads what `write` wrote: [N] strings "train", "val" or "test", in the order of `records`.
 
-    Returns:
-      [N] strings "train", "val" or "test", in the order of `records`.
-
-    Raises:
-      UserError: the file is missing or damaged, or speaks of other images than `records`.
+    UserError: the file is missing or damaged, or speaks of other images than `records`.
     """
     rows = _rows(path)
     sides = {(row["image"], row["lesion_id"], row["label"]): row["split"] for row in rows}
@@ -125,8 +118,7 @@ def read(path: Path, records: Sequence[Record], classes: Classes) -> np.ndarray:
 def class_counts(path: Path, side: str, classes: Classes) -> np.ndarray:
     """Counts the images of each class on one side of what `write` wrote, int64 [n].
 
-    Raises:
-      UserError: the file is missing or damaged, or has other classes.
+    UserError: the file is missing or damaged, or has other classes.
     """
     rows = _rows(path)
     if strange := {row["label"] for row in rows} - set(classes.names):

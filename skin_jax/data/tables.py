@@ -50,10 +50,8 @@ def read(findings: Findings) -> None:
     """Reads the table of `findings.reading` and adds the images that it names.
 
     The columns are those that the reading names, else those with usual names, which are noted.
-    Several columns are separated by commas: one-hot classes, or groups of several kinds.
-
-    Raises:
-      UserError: there is no such table, or two.
+    Several are separated by commas: one-hot classes, or groups of several kinds. A UserError where
+    there is no such table, or two.
     """
     path, files = _placed(findings), findings.scan(findings.root)
     header, _ = findings.table(path)
