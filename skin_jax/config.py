@@ -37,21 +37,14 @@ COMMON = {
         24, "Length in passes over the training split.", low=1, grows=True, also=("epochs",)
     ),
     "num_steps": Setting(
-        None,
-        "Length in steps of the optimizer; overrides num_epochs.",
-        int,
-        low=1,
-        grows=True,
-        also=("steps",),
+        None, "Length in steps; overrides num_epochs.", int, low=1, grows=True, also=("steps",)
     ),
     "batch_size": Setting(64, "Images in a training step.", low=1, also=("bs", "batch")),
     "eval_batch_size": Neutral(128, "Images in a batch of evaluation.", low=1),
     "eval_every_steps": Setting(None, "Steps between evaluations; None: an epoch.", int, low=1),
     "steps_per_dispatch": Setting(1, "Steps in one call of the device; 1 is best on a CPU.", low=1),
     "precision": Setting(
-        "float32",
-        "Precision of activations; parameters and losses stay float32.",
-        choices=("float32", "bf16"),
+        "float32", "Type of activations; all else stays float32.", choices=("float32", "bf16")
     ),
     "watchdog_seconds": Neutral(
         600, "End a run that makes no step for so long, with status 75; 0: never.", low=0
@@ -62,9 +55,7 @@ COMMON = {
         dir=Neutral(None, "Folder of the images.", str, also=("data_dir", "root", "path")),
         table=Setting(None, "CSV or TSV with images and labels; data.dir holds the images.", str),
         image_column=Setting(None, "Column with the images; None: guessed from known names.", str),
-        label_column=Setting(
-            None, "Column with the labels; None: guessed, one-hot columns too.", str
-        ),
+        label_column=Setting(None, "Column with the labels; None: guessed, also one-hot.", str),
         group_column=Setting(
             None, "Column with what no split divides (lesion, patient); None: guessed.", str
         ),
@@ -89,11 +80,7 @@ COMMON = {
         ),
         split_seed=Setting(0, "Seed of the split, and of nothing else.", low=0, high=MAX_SEED),
         fold=Setting(
-            None,
-            "Fold of a five-fold cross-validation by lesion; None: no folds.",
-            int,
-            low=0,
-            high=4,
+            None, "Fold of five of a cross-validation by lesion; None: none.", int, low=0, high=4
         ),
         sampling=Setting(
             "natural",
@@ -103,9 +90,7 @@ COMMON = {
         oversample_to=Setting(
             None, "Repeat the training images of rarer classes up to this number.", int, low=1
         ),
-        synthetic=Neutral(
-            None, "Folder of generated images (skin_jax.generate) to train with.", str
-        ),
+        synthetic=Neutral(None, "Folder of images of skin_jax.generate to train with.", str),
         synthetic_ratio=Setting(
             None, "Largest number of generated images for each real one of a class.", float, low=0
         ),
@@ -113,9 +98,7 @@ COMMON = {
             False, "Accept images of a generator that was trained on another split."
         ),
         on_bad_image=Neutral(
-            "error",
-            "End at an unreadable image, or leave it out and list it.",
-            choices=("error", "skip"),
+            "error", "End at an unreadable image, or skip and list it.", choices=("error", "skip")
         ),
         cache_dir=Neutral(CACHE_ROOT, "Folder in which prepared images are kept."),
         pipeline=Neutral(

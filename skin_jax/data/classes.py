@@ -5,9 +5,10 @@ the ground truth files of the ISIC challenges of 2018 (task 3), 2019 and 2020; P
 "PAD-UFES-20", Data in Brief 32, 106221 (2020).
 """
 
+import itertools
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -81,11 +82,8 @@ class Classes:
 
     @property
     def colours(self) -> tuple[str, ...]:
-        """A colour for each class, #RRGGBB; from the ninth class on they repeat.
-
-        They stay apart for colour-blind readers; what is drawn differs in dashes or markers, too.
-        """
-        return tuple(_COLOURS[label % len(_COLOURS)] for label in range(len(self)))
+        """A colour for each class, #RRGGBB, which colour-blind readers tell apart up to eight."""
+        return tuple(itertools.islice(itertools.cycle(_COLOURS), len(self)))
 
     @property
     def is_ham10000(self) -> bool:
@@ -93,68 +91,57 @@ class Classes:
         return self.names == HAM10000.names
 
 
-HAM10000 = Classes(
-    names=("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"),
-    titles=(
-        "actinic keratosis / Bowen's disease",
-        "basal cell carcinoma",
-        "benign keratosis",
-        "dermatofibroma",
-        "melanoma",
-        "melanocytic nevus",
-        "vascular lesion",
-    ),
-    groups=(MALIGNANT, MALIGNANT, BENIGN, BENIGN, MALIGNANT, BENIGN, BENIGN),
-    focus="mel",
-    columns=("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"),
-)
+_Known = dict[str, tuple[str, str]]
+"""Name -> title and group."""
+
+_HAM10000: _Known = {
+    "akiec": ("actinic keratosis / Bowen's disease", MALIGNANT),
+    "bcc": ("basal cell carcinoma", MALIGNANT),
+    "bkl": ("benign keratosis", BENIGN),
+    "df": ("dermatofibroma", BENIGN),
+    "mel": ("melanoma", MALIGNANT),
+    "nv": ("melanocytic nevus", BENIGN),
+    "vasc": ("vascular lesion", BENIGN),
+}
+_ISIC_2019: _Known = {
+    "ak": ("actinic keratosis", ""),  # the challenge does not say what it takes them for
+    **{name: _HAM10000[name] for name in ("bcc", "bkl", "df", "mel", "nv")},
+    "scc": ("squamous cell carcinoma", MALIGNANT),
+    "vasc": _HAM10000["vasc"],
+}
+_ISIC_2020: _Known = {BENIGN: (BENIGN, BENIGN), MALIGNANT: (MALIGNANT, MALIGNANT)}
+_PAD_UFES_20: _Known = {
+    "ack": ("actinic keratosis", BENIGN),
+    "bcc": ("basal cell carcinoma", MALIGNANT),
+    "mel": ("melanoma", MALIGNANT),
+    "nev": ("nevus", BENIGN),
+    "scc": ("squamous cell carcinoma", MALIGNANT),
+    "sek": ("seborrheic keratosis", BENIGN),
+}
+_KNOWN = {
+    **(_PAD_UFES_20 | _ISIC_2019 | _HAM10000 | _ISIC_2020),
+    "melanoma": ("melanoma", MALIGNANT),
+    "unk": ("none of the others", ""),
+}
+
+
+def _classes(known: _Known, focus: str, columns: str) -> Classes:
+    titles, groups = zip(*known.values(), strict=True)
+    return Classes(tuple(known), titles, groups, focus, tuple(columns.split()))
+
+
+HAM10000 = _classes(_HAM10000, "mel", "MEL NV BCC AKIEC BKL DF VASC")
 """Of HAM10000 and of the ISIC 2018 challenge, task 3; the columns are the challenge's."""
 
-ISIC_2019 = Classes(
-    names=("ak", "bcc", "bkl", "df", "mel", "nv", "scc", "vasc"),
-    titles=(
-        "actinic keratosis",
-        *HAM10000.titles[1:6],
-        "squamous cell carcinoma",
-        "vascular lesion",
-    ),
-    # The challenge does not say what it takes actinic keratoses for.
-    groups=("", MALIGNANT, BENIGN, BENIGN, MALIGNANT, BENIGN, MALIGNANT, BENIGN),
-    focus="mel",
-    columns=("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC"),
-)
+ISIC_2019 = _classes(_ISIC_2019, "mel", "MEL NV BCC AK BKL DF VASC SCC")
 """Of the ISIC 2019 challenge, without its UNK: no training image is of that."""
 
-ISIC_2020 = Classes(
-    names=(BENIGN, MALIGNANT),
-    titles=(BENIGN, MALIGNANT),
-    groups=(BENIGN, MALIGNANT),
-    focus=MALIGNANT,
-    columns=(BENIGN, MALIGNANT),
-)
+ISIC_2020 = _classes(_ISIC_2020, MALIGNANT, f"{BENIGN} {MALIGNANT}")
 """Of the ISIC 2020 challenge (SIIM-ISIC), where malignant means melanoma."""
 
-PAD_UFES_20 = Classes(
-    names=("ack", "bcc", "mel", "nev", "scc", "sek"),
-    titles=(
-        "actinic keratosis",
-        "basal cell carcinoma",
-        "melanoma",
-        "nevus",
-        "squamous cell carcinoma",
-        "seborrheic keratosis",
-    ),
-    groups=(BENIGN, MALIGNANT, MALIGNANT, BENIGN, MALIGNANT, BENIGN),
-    focus="mel",
-    columns=("ACK", "BCC", "MEL", "NEV", "SCC", "SEK"),
-)
+PAD_UFES_20 = _classes(_PAD_UFES_20, "mel", "ACK BCC MEL NEV SCC SEK")
 """Of PAD-UFES-20, whose authors call the first group skin cancer and the second skin disease."""
 
-_KNOWN: dict[str, tuple[str, str]] = {
-    name: (title, group)
-    for known in (PAD_UFES_20, ISIC_2019, HAM10000, ISIC_2020)
-    for name, title, group in zip(known.names, known.titles, known.groups, strict=True)
-} | {"melanoma": ("melanoma", MALIGNANT), "unk": ("none of the others", "")}
 _FOCUS = ("malignant", "melanoma", "mel")
 _RESERVED = ("grids", "image", "overall")
 """Names that files have beside those of the classes: folders, columns and rows of reports."""
@@ -165,22 +152,12 @@ HAM10000_COUNTS: dict[str, int] = dict(
 """Images of each class in the full training set (papers A and B)."""
 
 
-def arranged(
-    found: Sequence[str],
-    known: Classes | None,
-    wanted: Sequence[str],
-    rename: Sequence[tuple[str, str]],
-) -> Classes:
-    """The classes of a data set in the order of their labels.
+def arranged(found: Iterable[str], allowed: Sequence[str], known: Classes | None) -> Classes:
+    """The classes in the order of their labels: those allowed, else those found, by name.
 
-    Those wanted; else those of the layout that are `known`, renamed, which are there even without
-    images; else those found, by name, whole numbers in their order.
+    Whole numbers in names are in their order. `known` are the classes of the layout.
     """
-    names = tuple(wanted)
-    if not names and known:
-        names = tuple(dict.fromkeys(dict(rename).get(name, name) for name in known.names))
-    elif not names:
-        names = tuple(sorted(set(found), key=_natural))
+    names = tuple(allowed) or tuple(sorted(set(found), key=_natural))
     if known and names == known.names:
         return known
     return HAM10000 if names == HAM10000.names else Classes.of(names)

@@ -1,6 +1,7 @@
 """What every later step works on: records of images, and the images themselves."""
 
 import hashlib
+import itertools
 import json
 import math
 from collections import defaultdict
@@ -130,28 +131,10 @@ def components(links: Iterable[Sequence[_Node]]) -> dict[_Node, _Node]:
     return {node: root(node) for node in parent}
 
 
-class Copies:
-    """Finds images with equal pixels while they pass by."""
-
-    def __init__(self) -> None:
-        self._places: dict[bytes, list[int]] = defaultdict(list)
-        self._count = 0
-
-    def add(self, image: np.ndarray) -> None:
-        """Adds one image, uint8 [S, S, 3], in the order of the records."""
-        pixels = np.ascontiguousarray(image).data
-        self._places[hashlib.blake2b(pixels, digest_size=16).digest()].append(self._count)
-        self._count += 1
-
-    def groups(self) -> list[list[int]]:
-        """The places of images that are equal, two or more in each list."""
-        return [places for places in self._places.values() if len(places) > 1]
-
-
 def join_copies(
     records: Sequence[Record], copies: Sequence[Sequence[int]], classes: Classes
 ) -> tuple[tuple[Record, ...], list[str]]:
-    """Keeps copies of an image (`Copies.groups`) on one side of any split: their groups become one.
+    """Keeps copies of an image (`Digest.copies`) on one side of any split: their groups become one.
 
     Returns:
       The records, of which those in a joined group have the first of its ids; and what is to be
@@ -193,10 +176,19 @@ class Digest:
 
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
+        self._places: dict[bytes, list[int]] = defaultdict(list)
+        self._count = itertools.count()
 
     def add(self, image: np.ndarray) -> None:
         """Adds one image, uint8 [S, S, 3], in the order of the records."""
-        self._hash.update(np.ascontiguousarray(image).data)
+        pixels = np.ascontiguousarray(image).data
+        self._hash.update(pixels)
+        equal = hashlib.blake2b(pixels, digest_size=16).digest()
+        self._places[equal].append(next(self._count))
+
+    def copies(self) -> list[list[int]]:
+        """The places of images that are equal, two or more in each list."""
+        return [places for places in self._places.values() if len(places) > 1]
 
     def close(self, records: Sequence[Record]) -> str:
         """The hexadecimal digest; the Digest takes no more images afterwards."""

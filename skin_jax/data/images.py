@@ -184,13 +184,11 @@ def _row(path: Path, array: str, number: int, time: int) -> bytes:
 
 def _loaded(image: Image.Image) -> Image.Image:
     """Decodes and turns upright."""
-    if image.format in _SILENT_FORMATS:
+    with contextlib.nullcontext() if image.format in _SILENT_FORMATS else _quiet():
         image.load()
-    else:
-        with _quiet():
-            image.load()
-    with _quiet():
-        turn = _TURNS.get(_orientation(image))
+    turn = None
+    with _quiet(), contextlib.suppress(Exception):  # damaged metadata say nothing about the pixels
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     return image if turn is None else image.transpose(turn)
 
 
@@ -204,13 +202,6 @@ def _quiet() -> Iterator[None]:
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         yield
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        return image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # damaged metadata say nothing about the pixels
-        return 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -50,27 +50,27 @@ def make(findings: Findings, layout: str, known: Classes | None) -> Listing:
 
     `known` are the classes of the layout; None where the data say what there is.
     """
-    reading = findings.reading
-    named = _named(findings, known)
-    classes = findings.target or classes_lib.arranged(
-        [name for _, name in named], known, reading.classes, reading.rename
-    )
-    if classes is not known and classes is not findings.target:
+    target, rename = findings.target, dict(findings.reading.rename)
+    allowed = findings.reading.classes or (target.names if target else ())
+    if known and not allowed:  # they are there even without images
+        allowed = tuple(dict.fromkeys(rename.get(name, name) for name in known.names))
+    named = _named(findings, known, allowed)
+    classes = target or classes_lib.arranged((name for _, name in named), allowed, known)
+    if classes is not known and classes is not target:
         findings.problems += classes_lib.name_problems(classes.names)
     kept: dict[str, tuple[Image, str]] = {}
     for image, name in sorted(named, key=lambda pair: pair[0].image_id):
-        if image.image_id in kept:
-            first = findings.name(kept[image.image_id][0].path)
+        image_id = image.image_id
+        if image_id in kept:
+            where, first = (findings.name(path) for path in (image.path, kept[image_id][0].path))
+            findings.problems.append(f"{where}: duplicate image id {image_id}, also {first}")
+        elif image_id != image_id.strip() or csvs.is_odd(image_id):
             findings.problems.append(
-                f"{findings.name(image.path)}: duplicate image id {image.image_id}, also {first}"
-            )
-        elif image.image_id != image.image_id.strip() or csvs.is_odd(image.image_id):
-            findings.problems.append(
-                f"{image.image_id!r}: the image's name has spaces at its ends, control characters, "
-                "or bytes that are not UTF-8; rename it"
+                f"{image_id!r}: the image's name has spaces at its ends, control characters, or "
+                "bytes that are not UTF-8; rename it"
             )
         else:
-            kept[image.image_id] = image, name
+            kept[image_id] = image, name
     found = [image for image, _ in kept.values()]
     units, unit = _units(found)
     records = tuple(
@@ -82,29 +82,27 @@ def make(findings: Findings, layout: str, known: Classes | None) -> Listing:
             f"{alone} of {len(found)} images have no lesion, patient or group in their table: each "
             "of them is a group of its own"
         )
-    if known and not findings.target and not findings.problems:
+    if known and not target and not findings.problems:
         present = {record.label for record in records}
         if empty := [name for i, name in enumerate(classes.names) if i not in present]:
             findings.notes.append(f"no images of the class {', '.join(empty)}")
     return Listing(
-        root=findings.root,
-        layout=layout,
-        records=records,
-        problems=tuple(dict.fromkeys(findings.problems)),
-        classes=classes,
-        unit=unit,
-        notes=(*findings.notes, *_left_out(findings)),
+        findings.root,
+        layout,
+        records,
+        tuple(dict.fromkeys(findings.problems)),
+        classes,
+        unit,
+        (*findings.notes, *_left_out(findings)),
     )
 
 
-def _named(findings: Findings, known: Classes | None) -> list[tuple[Image, str]]:
+def _named(
+    findings: Findings, known: Classes | None, allowed: Sequence[str]
+) -> list[tuple[Image, str]]:
     """The images that are taken, each with the name of its class."""
-    target, wanted = findings.target, findings.reading.classes
-    rename = dict(findings.reading.rename)
+    wanted, rename = findings.reading.classes, dict(findings.reading.rename)
     spelled = {name.casefold(): name for name in known.names} if known else {}
-    allowed = wanted or (target.names if target else ())
-    if known and not allowed:
-        allowed = tuple(dict.fromkeys(rename.get(name, name) for name in known.names))
     named, labels = [], set()
     unknown: dict[str, list[str]] = defaultdict(list)
     for image in findings.images:
@@ -120,14 +118,13 @@ def _named(findings: Findings, known: Classes | None) -> list[tuple[Image, str]]
             findings.left_out["" if csvs.is_missing(name) else name] += 1
         else:
             unknown[name].append(image.where)
-    for name, places in unknown.items():
+    for name, (first, *others) in unknown.items():
         which = "no class" if csvs.is_missing(name) else "unknown class"
+        more = f" (and in {len(others)} more)" if others else ""
+        among = f" (known: {', '.join(allowed)})" if allowed else ""
         findings.problems.append(
-            f"{places[0]}: {which} {name!r}"
-            + f" (and in {len(places) - 1} more)" * (len(places) > 1)
-            + (f" (known: {', '.join(allowed)})" if allowed else "")
-            + "; rename it with data.rename (--rename) or name the classes to take with "
-            "data.classes (--classes)"
+            f"{first}: {which} {name!r}{more}{among}; rename it with data.rename (--rename) or "
+            "name the classes to take with data.classes (--classes)"
         )
     if lost := [old for old in rename if old not in labels]:
         found = ", ".join(sorted(labels)) or "none"

@@ -21,7 +21,7 @@ from skin_jax.base.files import locked
 from skin_jax.data import contents, images, layouts, prepared
 from skin_jax.data import download as download_lib
 from skin_jax.data.classes import Classes
-from skin_jax.data.examples import Copies, Digest, Examples, Record, join_copies
+from skin_jax.data.examples import Digest, Examples, Record, join_copies
 from skin_jax.data.listing import Listing
 from skin_jax.data.reading import Reading
 
@@ -205,7 +205,7 @@ def _decode(path: Path, size: int, digest: str | None) -> np.ndarray | images.Un
 
 
 def _build(wanted: _Wanted) -> None:
-    digest, copies = Digest(), Copies()
+    digest = Digest()
     good: list[Record] = []
     skipped: list[tuple[Record, str]] = []
     facts: dict[str, Any] = {}
@@ -220,15 +220,14 @@ def _build(wanted: _Wanted) -> None:
                 skipped.append((record, str(image)))
             elif wanted.on_bad_image == "skip" or not skipped:
                 digest.add(image)
-                copies.add(image)
                 good.append(record)
                 yield record, image
         if skipped and (wanted.on_bad_image == "error" or not good):
             raise wanted.refused(skipped)
-        groups = copies.groups()
-        records, _ = join_copies(good, groups, wanted.listing.classes)
+        copies = digest.copies()
+        records, _ = join_copies(good, copies, wanted.listing.classes)
         reasons = {record.image_id: reason for record, reason in skipped}
-        facts.update(digest=digest.close(records), copies=groups, skipped=reasons)
+        facts.update(digest=digest.close(records), copies=copies, skipped=reasons)
 
     prepared.write(wanted.entry, wanted.size, readable(), len(wanted.listing.records), facts)
 
