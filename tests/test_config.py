@@ -120,6 +120,7 @@ def test_a_folder_without_a_run_and_a_damaged_one_are_told_apart(tmp_path):
         ({"seed": 2**32}, r"config\.seed is 4294967296; .* at most 4294967295"),
         ({"data__split_seed": 2**32}, r"config\.data\.split_seed is 4294967296"),
         ({"data__fold": 5}, r"config\.data\.fold is 5; .* at most 4"),
+        ({"data__fold": -1}, r"config\.data\.fold is -1; it must be at least 0"),
         (
             {"optimizer__schedule": "linear"},
             r"schedule is .linear.; it can be .constant",

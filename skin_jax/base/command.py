@@ -131,8 +131,7 @@ def run(main: Callable[..., int | None], load: Callable[[str], ConfigDict] | Non
         return main(*arguments)
 
     app.run(
-        lambda arguments: _guarded(lambda: work(arguments)),
-        flags_parser=lambda argv: _guarded(lambda: parse(argv)),
+        lambda arguments: _guarded(work, arguments), flags_parser=lambda argv: _guarded(parse, argv)
     )
 
 
@@ -178,7 +177,7 @@ def _help(main: Callable[..., Any], config: ConfigDict | None, takes_config: boo
     if takes_config:
         lines += [
             "  --config",
-            "      Name of a configuration, or a file; with ':smoke' a short try.",
+            "      Name of a configuration, or file; with ':smoke' a short try.",
         ]
     for flag in sorted(own, key=lambda flag: flag.name):
         default = f" ({flag.default})" if flag.default else ""
@@ -206,8 +205,8 @@ def _keep_compiled() -> None:
             f"compiled programs cannot be kept for the next start ({error}); set {_CACHE} to a "
             "folder that can be written, or to nothing for none"
         )
-        return
-    os.environ[_CACHE] = str(folder)
+    else:
+        os.environ[_CACHE] = str(folder)
 
 
 def _say(text: str) -> NoReturn:
@@ -215,10 +214,10 @@ def _say(text: str) -> NoReturn:
     sys.exit(0)
 
 
-def _guarded(action: Callable[[], _T]) -> _T:
+def _guarded(action: Callable[[list[Any]], _T], given: list[Any]) -> _T:
     """Turns whatever ends an action into a line on stderr and an exit status."""
     try:
-        return action()
+        return action(given)
     except (errors.UserError, errors.Ended) as end:
         prefix = "error: " if isinstance(end, errors.UserError) else ""
         print(f"{prefix}{end}", file=sys.stderr)

@@ -49,8 +49,6 @@ def generate(num_images: int, image_size: int, seed: int) -> Examples:
     """
     if image_size < MIN_IMAGE_SIZE:
         raise UserError(f"the demo images need at least {MIN_IMAGE_SIZE} pixels, not {image_size}")
-    if seed < 0:
-        raise UserError(f"the seed of the demo data must not be negative, but it is {seed}")
     plan = _plan(class_counts(num_images))
     images = np.empty((num_images, image_size, image_size, 3), np.uint8)
     order = np.random.default_rng((seed, num_images)).permutation(num_images)

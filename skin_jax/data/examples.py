@@ -143,9 +143,7 @@ def join_copies(
     if not copies:
         return tuple(records), []
     part = components([[records[place].lesion_id for place in places] for places in copies])
-    first: dict[str, str] = {}
-    for name, representative in part.items():
-        first[representative] = min(first.get(representative, name), name)
+    first = {part[name]: name for name in sorted(part, reverse=True)}
     units = (first.get(part.get(record.lesion_id, ""), record.lesion_id) for record in records)
     joined = tuple(replace(r, lesion_id=unit) for r, unit in zip(records, units, strict=True))
     extra = sum(map(len, copies)) - len(copies)

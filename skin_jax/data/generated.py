@@ -9,7 +9,6 @@ FOLDER/grids/<class>_walk.png               in straight lines from one of its im
 import hashlib
 import math
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, fields
@@ -73,10 +72,7 @@ def write(folder: Path, rows: Iterable[Generated]) -> None:
 
 
 def read(folder: Path, classes: Classes) -> list[Generated]:
-    """Reads the manifest of a folder and compares it with the files there.
-
-    Returns:
-      One row an image, in the order of the manifest; every file exists.
+    """Reads the manifest of a folder, one row an image, and compares it with the files there.
 
     Raises:
       UserError: no folder, no manifest, other columns; or, all of them in one list: rows that are
@@ -126,16 +122,13 @@ def at_most(
     Where there is a ratio, of each class those with the lowest index: as many as that times the
     real images (real_counts, int [n]), rounded, halves up, as `skin_jax.generate --ratio` has it.
     """
-    if ratio is None:
-        return sorted(rows, key=lambda row: row.image)
-    left = Counter(
-        {name: math.floor(ratio * real_counts[i] + 0.5) for i, name in enumerate(classes.names)}
-    )
-    taken = []
-    for row in sorted(rows, key=lambda row: (row.index, row.image)):
-        if left[row.label] > 0:
-            left[row.label] -= 1
-            taken.append(row)
+    taken = list(rows)
+    if ratio is not None:
+        taken = []
+        for name, real in zip(classes.names, real_counts, strict=True):
+            own = [row for row in rows if row.label == name]
+            own.sort(key=lambda row: (row.index, row.image))
+            taken += own[: math.floor(ratio * real + 0.5)]
     return sorted(taken, key=lambda row: row.image)
 
 
@@ -158,13 +151,7 @@ def load(folder: Path, rows: Sequence[Generated], size: int, classes: Classes) -
     if problems:
         raise listed(f"{folder} holds images that cannot be read", problems)
     records = tuple(
-        Record(
-            row.image,
-            classes.index(row.label),
-            lesion_id=row.image,
-            official_split="train",
-            path=folder / row.image,
-        )
+        Record(row.image, classes.index(row.label), row.image, path=folder / row.image)
         for row in rows
     )
     return Examples(records, pixels, digest_of(records, pixels), classes=classes, unit="image")

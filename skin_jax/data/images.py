@@ -48,7 +48,7 @@ class UnreadableImage(ValueError):  # noqa: N818 - says what it is; "error" woul
 class PassingTrouble(UnreadableImage):
     """A file that cannot be read at the moment: permission, a missing disk, memory.
 
-    It says nothing about the image, so nobody may remember the image as unreadable.
+    That says nothing about the image: nobody may remember it as unreadable.
     """
 
 
@@ -61,9 +61,8 @@ def file_of(path: Path) -> Path:
 def read(path: Path) -> bytes:
     """Reads an image file; a row of an array as if it were one.
 
-    Raises:
-      PassingTrouble: the system refuses it.
-      UnreadableImage: it is not a regular file, larger than 1 GiB, or no row that can be read.
+    PassingTrouble where the system refuses it; UnreadableImage where it is not a regular file,
+    larger than 1 GiB, or no row that can be read.
     """
     file = file_of(path)
     try:
@@ -82,17 +81,13 @@ def read(path: Path) -> bytes:
 
 
 def decode(source: Path | bytes, size: int) -> np.ndarray:
-    """Decodes one image and resizes it to a square; the aspect ratio is not kept.
+    """Decodes an image and resizes it to a square; the aspect ratio is not kept.
 
-    The EXIF orientation is applied, of several frames the first is taken, an alpha channel is
-    ignored, 16 bits are cut to the upper 8. Bilinear with antialiasing (Pillow widens the filter
-    when it shrinks); an RGB image that has the size already passes through unchanged. May be called
-    from several threads.
-
-    Args:
-      source: a file's path, its bytes, or `FILE.npz/ARRAY/ROW`: a row of uint8 [N, H, W, 3] or
-        [N, H, W].
-      size: side of the result in pixels.
+    The source is a file's path, its bytes, or `FILE.npz/ARRAY/ROW`: a row of uint8 [N, H, W, 3] or
+    [N, H, W]. The EXIF orientation is applied, of several frames the first is taken, an alpha
+    channel is ignored, 16 bits are cut to the upper 8. Bilinear with antialiasing (Pillow widens
+    the filter when it shrinks); an RGB image that has the size already passes through unchanged.
+    May be called from several threads.
 
     Returns:
       uint8 [size, size, 3], RGB, contiguous and writable.

@@ -169,15 +169,13 @@ def _units(found: Sequence[Image]) -> tuple[list[str], str]:
     nodes = [list(image.groups.items()) or [("lesion", image.image_id)] for image in found]
     part = components(nodes)
     ranks = {"patient": 0, "lesion": 2}  # the widest names the unit
-    names: dict[tuple[str, str], tuple[int, str, str]] = {}
-    for (kind, value), representative in part.items():
-        candidate = ranks.get(kind, 1), value, kind
-        names[representative] = min(names.get(representative, candidate), candidate)
-    uses = Counter(value for _, value, _ in names.values())
+    widest_last = sorted(part, key=lambda n: (ranks.get(n[0], 1), *n[::-1]), reverse=True)
+    names = {part[node]: node for node in widest_last}
+    uses = Counter(value for _, value in names.values())
     units = []
     for links in nodes:
-        rank, value, kind = names[part[links[0]]]
-        units.append(value if uses[value] == 1 or rank == 2 else f"{kind} {value}")
+        kind, value = names[part[links[0]]]
+        units.append(value if uses[value] == 1 or kind == "lesion" else f"{kind} {value}")
     kinds = {kind for image in found for kind in image.groups}
     if kinds <= {"lesion"}:
         return units, "lesion" if kinds else "image"

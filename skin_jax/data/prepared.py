@@ -101,15 +101,9 @@ def write(
 ) -> None:
     """Writes a store, whole or not at all, holding a file's share of images in memory.
 
-    Args:
-      entry: folder of the store.
-      size: side S of the images in pixels.
-      examples: records and their images uint8 [S, S, 3], sorted by image id; at most `most`.
-      most: bound of their number.
-      facts: kept as the metadata; looked at when the examples have ended.
-
-    Raises:
-      OSError: the folder cannot be written; the disk is full.
+    `examples` are at most `most` records and their images uint8 [size, size, 3], sorted by image
+    id; when they have ended, the facts are read, which are kept as the metadata. An OSError where
+    the folder cannot be written or the disk is full.
     """
 
     def last() -> Iterator[tuple[int, dict[str, Any]]]:

@@ -60,10 +60,6 @@ def prepare(
       UserError: no data folder; anything wrong in it (all problems together); files that cannot be
         read at the moment; a cache folder that cannot be written.
     """
-    if on_bad_image not in ("error", "skip"):
-        raise UserError(f"config.data.on_bad_image is 'error' or 'skip', not {on_bad_image!r}")
-    if image_size < 1:
-        raise UserError(f"config.data.image_size is a number of pixels, not {image_size}")
     cache = Path(cache_dir).expanduser()
     listing = layouts.read(_data_folder(data_dir, cache, download, progress), reading, classes)
     for note in listing.notes:
