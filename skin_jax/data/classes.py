@@ -146,9 +146,7 @@ _FOCUS = ("malignant", "melanoma", "mel")
 _RESERVED = ("grids", "image", "overall")
 """Names that files have beside those of the classes: folders, columns and rows of reports."""
 
-HAM10000_COUNTS: dict[str, int] = dict(
-    zip(HAM10000.names, (327, 514, 1099, 115, 1113, 6705, 142), strict=True)
-)
+HAM10000_COUNTS = dict(zip(HAM10000.names, (327, 514, 1099, 115, 1113, 6705, 142), strict=True))
 """Images of each class in the full training set (papers A and B)."""
 
 

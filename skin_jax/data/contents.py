@@ -54,10 +54,8 @@ def digests(
             found = before.get(identity) or digest(images.read(path))
         except OSError as error:
             return images.PassingTrouble(error.strerror)
-        except images.PassingTrouble as trouble:
-            return trouble
         except images.UnreadableImage as reason:
-            return str(reason)
+            return reason if isinstance(reason, images.PassingTrouble) else str(reason)
         if now - status.st_ctime_ns > _SETTLED_AFTER:
             after[identity] = found
         return found

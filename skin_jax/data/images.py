@@ -161,8 +161,7 @@ class Rows:
 
 
 @functools.lru_cache(maxsize=4)
-def _rows(path: Path, array: str, time: int) -> Rows:
-    del time  # another one is another file
+def _rows(path: Path, array: str, time: int) -> Rows:  # another time is another file
     return Rows(path, array)
 
 

@@ -96,8 +96,9 @@ def _recognise(findings: Findings) -> str:
     root, reading = findings.root, findings.reading
     found = _layouts_of(root)
     if len(found) > 1:
+        several = ", ".join(found)
         raise UserError(
-            f"{root} has several layouts ({', '.join(found)}); put each into a folder of its own"
+            f"{root} has several layouts ({several}); put each into a folder of its own"
         )
     if found:
         return found[0]

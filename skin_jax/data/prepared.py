@@ -171,11 +171,7 @@ class PreparedImages:
         return self.shape[0]
 
     def __getitem__(self, indices: np.ndarray) -> np.ndarray:
-        """The images at indices int [...]: uint8 [..., S, S, 3].
-
-        Raises:
-          UserError: what is stored is damaged, or cannot be read at the moment.
-        """
+        """The images at indices int [...]: uint8 [..., S, S, 3]; a UserError where damaged."""
         indices = np.asarray(indices)
         if indices.dtype.kind not in "iu":
             raise TypeError(f"images are indexed by integers, not by {indices.dtype}")
@@ -185,14 +181,13 @@ class PreparedImages:
         found = np.empty((len(flat), *self.shape[1:]), np.uint8)
         shards = np.searchsorted(self._ends, flat, side="right")
         at_once = max(1, _READ_BYTES // math.prod(self.shape[1:]))
-        pieces = [
-            (int(shard), places[start : start + at_once])
-            for shard in np.unique(shards)
-            for places in [np.flatnonzero(shards == shard)]
-            for start in range(0, len(places), at_once)
-        ]
-        for _ in self._pool.map(lambda piece: self._read(piece[0], piece[1], flat, found), pieces):
-            pass
+        jobs = []
+        for shard in np.unique(shards).tolist():
+            places = np.flatnonzero(shards == shard)
+            for piece in np.split(places, range(at_once, len(places), at_once)):
+                jobs.append(self._pool.submit(self._read, shard, piece, flat, found))
+        for job in jobs:
+            job.result()
         return found.reshape(*indices.shape, *self.shape[1:])
 
     def _read(self, shard: int, places: np.ndarray, indices: np.ndarray, found: np.ndarray) -> None:
@@ -202,12 +197,10 @@ class PreparedImages:
             records = self._readers[shard].read((indices[places] - first).tolist())
             for place, record in zip(places, records, strict=True):
                 features = tf_example_pb2.Example.FromString(record).features.feature
-                image_id, image = (
-                    b"".join(features[name].bytes_list.value) for name in ("image_id", "image")
-                )
-                wanted = self._ids[indices[place]]
-                if image_id.decode() != wanted:
-                    raise ValueError(f"image {image_id.decode()!r} in place of {wanted!r}")
+                image_id = b"".join(features["image_id"].bytes_list.value).decode()
+                if image_id != (wanted := self._ids[indices[place]]):
+                    raise ValueError(f"image {image_id!r} in place of {wanted!r}")
+                image = b"".join(features["image"].bytes_list.value)
                 found[place] = np.frombuffer(image, np.uint8).reshape(self.shape[1:])
         # As in _load: damage shows itself as anything.
         except Exception as error:
