@@ -34,7 +34,7 @@ types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 settings: $(VENV)/.installed  ## write the table of settings into docs/settings.md
-	$(BIN)/python .ci/settings
+	$(BIN)/python .ci/settings.py
 
 test-without-tensorflow: $(VENV)-without-tensorflow/.installed-plain
 	.ci/without_tensorflow $(VENV)-without-tensorflow/bin/python

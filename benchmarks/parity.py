@@ -287,7 +287,7 @@ def _expects(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
 def jax_network(name: str, tiny: bool) -> Any:
     """Our network of the same sizes."""
     from skin_jax.models.densenet import DenseNet
-    from skin_jax.models.efficientnet_lite import EfficientNetLite0, Stage
+    from skin_jax.models.efficientnet_lite import EfficientNetLite, Stage
     from skin_jax.models.resnet import ResNet
 
     sizes = SIZES[name][tiny]
@@ -297,7 +297,7 @@ def jax_network(name: str, tiny: bool) -> Any:
     if name == "densenet":
         multiplier = sizes["growth"] / 32
         return DenseNet(NUM_CLASSES, width_multiplier=multiplier, block_sizes=sizes["blocks"])
-    return EfficientNetLite0(
+    return EfficientNetLite(
         NUM_CLASSES,
         stages=tuple(Stage(*stage) for stage in sizes["stages"]),
         stem_features=sizes["stem"],

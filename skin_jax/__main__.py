@@ -6,7 +6,16 @@ from pathlib import Path
 from skin_jax.base import command
 from skin_jax.base.errors import UserError
 
-COMMANDS = ("prepare", "main", "predict", "generate", "eval", "eval.baselines", "study")
+COMMANDS = (
+    "prepare",
+    "main",
+    "predict",
+    "generate",
+    "eval",
+    "eval.baselines",
+    "reader_study",
+    "study",
+)
 
 
 def main(argv: list[str]) -> None:

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from skin_jax import tasks
 from skin_jax.base import devices, errors
-from skin_jax.config import flatten, without_folders
+from skin_jax.config import flatten, is_procedural, without_folders
 from skin_jax.data.splits import SPLITS
 from skin_jax.eval import evaluators, runs
 from skin_jax.report import figures, kit
@@ -33,17 +33,14 @@ def train(config: ConfigDict, workdir: Path) -> None:
     """
     with run_lib.session(workdir) as preemption:
         experiment = run_lib.start(config, workdir, evaluators.check)
-        checkpoints = checkpoint_lib.Checkpoints(
-            workdir / run_lib.CHECKPOINTS, experiment.task.score
-        )
-        try:
-            _train(experiment, checkpoints, workdir, preemption)
-        except (OSError, checkpoint_lib.SaveError) as error:
-            if devices.several():  # the others do not know of it
-                devices.leave(f"error: {workdir}: {error}", errors.FAILURE)
-            raise
-        finally:
-            checkpoints.close()
+        folder, score = workdir / run_lib.CHECKPOINTS, experiment.task.score
+        with checkpoint_lib.Checkpoints(folder, score) as checkpoints:
+            try:
+                _train(experiment, checkpoints, workdir, preemption)
+            except (OSError, checkpoint_lib.SaveError) as error:
+                if devices.several():  # the others do not know of it
+                    devices.leave(f"error: {workdir}: {error}", errors.FAILURE)
+                raise
 
 
 def _train(
@@ -52,10 +49,20 @@ def _train(
     workdir: Path,
     preemption: checkpoint_lib.Preemption,
 ) -> None:
-    watching = evaluators.make(experiment, _pictures(workdir))
+    samples = workdir / "samples"
+    pictures = evaluators.Pictures(
+        samples=lambda step, real, generated: figures.real_and_generated(
+            samples / f"step_{step}.png", real, generated, columns=8
+        ),
+        by_class=lambda step, shown: figures.real_and_generated_by_class(
+            samples / f"step_{step}.png", shown
+        ),
+    )
+    watching = evaluators.make(experiment, pictures)
     state = loop.train(experiment, checkpoints, workdir, preemption, watching)
     checkpoints.wait()
-    sections: list[kit.Section] = []
+    notes = [run_report.DEMO_NOTE] * is_procedural(experiment.config.data)
+    sections = [kit.Section("The demo", [kit.Text(note)]) for note in notes]
     for evaluator in watching:
         if (summary := evaluator.summary(state)) is not None:
             table = kit.Table(*summary)
@@ -69,9 +76,7 @@ def _train(
                 sections += run_report.write_evaluation(workdir / "eval" / "test", evaluation)
             score = experiment.task.score.name
             print(f"\nbest checkpoint by {score}: step {evaluation.step}; on test:\n")
-            print(run_report.table_one(evaluation))
-            if experiment.is_demo:
-                print(f"\n{run_report.DEMO_NOTE}")
+            print("\n\n".join([run_report.table_one(evaluation), *notes]))
     if devices.is_first():
         page = _write_page(experiment, sections, workdir)
         print(f"\nfull report: {page}", flush=True)
@@ -79,7 +84,7 @@ def _train(
 
 
 def _write_page(experiment: run_lib.Experiment, sections: list[kit.Section], workdir: Path) -> Path:
-    """Writes `report.html` of a run; the sections are those of its test set, or none."""
+    """Writes `report.html` of a run; the sections go before what is always there."""
     examples, train = experiment.examples, experiment.indices("train")
     classes, labels = examples.classes, examples.labels[train]
     counts = {split: experiment.class_counts(split) for split in SPLITS}
@@ -89,26 +94,14 @@ def _write_page(experiment: run_lib.Experiment, sections: list[kit.Section], wor
     shown = np.concatenate(
         [train[labels == c][: run_report.SAMPLES_PER_CLASS] for c in range(len(classes))]
     )
-    note = [kit.Section("The demo", [kit.Text(run_report.DEMO_NOTE)])] * experiment.is_demo
+    config = experiment.config
     return run_report.write_page(
         workdir,
         classes=classes,
-        title=f"skin_jax: {experiment.config.task}" + ", procedural lesions" * experiment.is_demo,
-        facts={"steps": experiment.num_steps, **without_folders(flatten(experiment.config))},
-        sections=[*note, *sections],
+        title=f"skin_jax: {config.task}" + ", procedural lesions" * is_procedural(config.data),
+        facts={"steps": experiment.num_steps, **without_folders(flatten(config))},
+        sections=sections,
         class_counts=counts,
         history=read_history(workdir / HISTORY),
         samples=(examples.images[shown], examples.labels[shown]),
-    )
-
-
-def _pictures(workdir: Path) -> evaluators.Pictures:
-    def grid(step: int) -> Path:
-        return workdir / "samples" / f"step_{step}.png"
-
-    return evaluators.Pictures(
-        samples=lambda step, real, generated: figures.real_and_generated(
-            grid(step), real, generated, columns=8
-        ),
-        by_class=lambda step, shown: figures.real_and_generated_by_class(grid(step), shown),
     )

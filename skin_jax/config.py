@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from ml_collections import ConfigDict
 
 from skin_jax.base import code, folder, settings
-from skin_jax.base.errors import UserError
+from skin_jax.base.errors import UserError, first_line
 from skin_jax.base.files import CACHE_ROOT, write_atomically
 from skin_jax.base.settings import MAX_SEED, Neutral, Setting, flatten, section
 from skin_jax.data import reading
@@ -33,9 +33,7 @@ if not FILES.is_dir():
 COMMON = {
     "task": Setting(None, "Name of the task that is trained.", object),
     "seed": Setting(0, "Seed of weights, order and augmentation.", low=0, high=MAX_SEED),
-    "num_epochs": Setting(
-        24, "Length in passes over the training split.", low=1, grows=True, also=("epochs",)
-    ),
+    "num_epochs": Setting(24, "Length in epochs.", low=1, grows=True, also=("epochs",)),
     "num_steps": Setting(
         None, "Length in steps; overrides num_epochs.", int, low=1, grows=True, also=("steps",)
     ),
@@ -44,21 +42,19 @@ COMMON = {
     "eval_every_steps": Setting(None, "Steps between evaluations; None: an epoch.", int, low=1),
     "steps_per_dispatch": Setting(1, "Steps in one call of the device; 1 is best on a CPU.", low=1),
     "precision": Setting(
-        "float32", "Type of activations; all else stays float32.", choices=("float32", "bf16")
+        "float32", "Precision of activations; all else is float32.", choices=("float32", "bf16")
     ),
     "watchdog_seconds": Neutral(
-        600, "End a run that makes no step for so long, with status 75; 0: never.", low=0
+        600, "End a run that stands still for so long (status 75); 0: never.", low=0
     ),
     "profile": Neutral(False, "Write a trace of ten steps into profile/ in the work folder."),
     **section(
         "data",
         dir=Neutral(None, "Folder of the images.", str, also=("data_dir", "root", "path")),
         table=Setting(None, "CSV or TSV with images and labels; data.dir holds the images.", str),
-        image_column=Setting(None, "Column with the images; None: guessed from known names.", str),
+        image_column=Setting(None, "Column with the images; None: guessed by its name.", str),
         label_column=Setting(None, "Column with the labels; None: guessed, also one-hot.", str),
-        group_column=Setting(
-            None, "Column with what no split divides (lesion, patient); None: guessed.", str
-        ),
+        group_column=Setting(None, "Column with what no split divides; None: guessed.", str),
         split_column=Setting(None, "Column with train, val or test; None: guessed.", str),
         classes=Setting((), "Classes to take, in this order; empty: all that there are.", str),
         rename=Setting((), "Classes to rename, as pairs (old name, new name).", tuple),
@@ -72,33 +68,25 @@ COMMON = {
             choices=("lesion", "paper", "official"),
         ),
         split_fractions=Setting(
-            (0.7, 0.1, 0.2),
-            "Shares of train, val and test; (0.9,0.1,0.0) leaves the test to other data.",
-            float,
-            low=0,
-            high=1,
+            (0.7, 0.1, 0.2), "Shares of train, val and test.", float, low=0, high=1
         ),
         split_seed=Setting(0, "Seed of the split, and of nothing else.", low=0, high=MAX_SEED),
-        fold=Setting(
-            None, "Fold of five of a cross-validation by lesion; None: none.", int, low=0, high=4
-        ),
+        fold=Setting(None, "Fold of a cross-validation by lesion.", int, low=0, high=4),
         sampling=Setting(
             "natural",
             "natural: each image once an epoch; balanced: all classes equally often.",
             choices=("natural", "balanced"),
         ),
         oversample_to=Setting(
-            None, "Repeat the training images of rarer classes up to this number.", int, low=1
+            None, "Repeat images of rarer classes up to this number.", int, low=1
         ),
-        synthetic=Neutral(None, "Folder of images of skin_jax.generate to train with.", str),
+        synthetic=Neutral(None, "Folder of skin_jax.generate to train with.", str),
         synthetic_ratio=Setting(
-            None, "Largest number of generated images for each real one of a class.", float, low=0
+            None, "Largest number of generated images per real one of a class.", float, low=0
         ),
-        synthetic_allow_foreign=Neutral(
-            False, "Accept images of a generator that was trained on another split."
-        ),
+        synthetic_allow_foreign=Neutral(False, "Accept generators trained on another split."),
         on_bad_image=Neutral(
-            "error", "End at an unreadable image, or skip and list it.", choices=("error", "skip")
+            "error", "End at an unreadable image, or leave it out.", choices=("error", "skip")
         ),
         cache_dir=Neutral(CACHE_ROOT, "Folder in which prepared images are kept."),
         pipeline=Neutral(
@@ -112,21 +100,17 @@ COMMON = {
     ),
     **section(
         "distributed",
-        coordinator_address=Neutral(
-            None, "host:port of process 0, in a cluster that JAX does not detect.", str
-        ),
-        num_processes=Neutral(
-            None, "Number of processes; 1: no others, whatever is detected.", int, low=1
-        ),
+        coordinator_address=Neutral(None, "host:port of process 0, where JAX detects none.", str),
+        num_processes=Neutral(None, "How many; 1: no others, whatever is detected.", int, low=1),
         process_id=Neutral(None, "Number of this process, from 0.", int, low=0),
         heartbeat_timeout_seconds=Neutral(
-            100, "Time without a sign of life after which a process is taken for dead.", low=1
+            100, "A process silent for so long is taken for dead.", low=1
         ),
     ),
     "log.every_steps": Neutral(20, "Steps between progress lines and logged losses.", low=1),
     "log.tensorboard": Neutral(True, "Write events for TensorBoard."),
     "checkpoint.every_steps": Neutral(
-        500, "Steps between checkpoints; each evaluation saves one, too.", low=1
+        500, "Steps between checkpoints, next to those of evaluations.", low=1
     ),
 }
 """The settings of every task; neutral ones change no result, as images have their own digests."""
@@ -186,7 +170,7 @@ def load(file: str) -> ConfigDict:
         lines = [f", line {frame.lineno}," for frame in frames if frame.filename == str(path)]
         where = f"{path}{lines[-1] if lines else ''}"
         raise UserError(
-            f"the configuration {where} failed: {type(error).__name__}: {error}"
+            f"the configuration {where} failed: {type(error).__name__}: {first_line(error)}"
         ) from None
 
 

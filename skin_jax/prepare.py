@@ -65,7 +65,7 @@ def main(argv: list[str]) -> int:
     )
     print(_classes(examples))
     print(_units(examples))
-    print(_sizes(examples, list(assignment), FLAGS.split, FLAGS.fold))
+    print(_sizes(examples, list(assignment)))
     if shared := splits.shared_lesions(examples.records, assignment):
         print(f"{shared} test images show a {examples.unit} that is also in train.")
     if examples.skipped:
@@ -92,18 +92,17 @@ def _units(examples: "Examples") -> str:
         return "no lesions or patients are known: every image, with its copies, counts for itself"
     sizes = Counter(Counter(record.lesion_id for record in examples.records).values())
     several = sum(count for images, count in sizes.items() if images > 1)
-    return f"{sizes.total()} {examples.unit}s, {several} of them with several images" + (
-        f" (at most {max(sizes)})" if several else ""
-    )
+    most = f" (at most {max(sizes)})" if several else ""
+    return f"{sizes.total()} {examples.unit}s, {several} of them with several images{most}"
 
 
-def _sizes(examples: "Examples", assignment: list[str], split: str, fold: int | None) -> str:
+def _sizes(examples: "Examples", assignment: list[str]) -> str:
     from skin_jax.data import splits
 
     counts = Counter(
         (side, record.label) for record, side in zip(examples.records, assignment, strict=True)
     )
-    which = f"split '{split}'" + (f", fold {fold}" if fold is not None else "")
+    which = f"split '{FLAGS.split}'" + (f", fold {FLAGS.fold}" if FLAGS.fold is not None else "")
     width = max(7, _width(examples) + 2)
     header = "".join(f"{name:>{width}}" for name in examples.classes.names)
     rows = [f"{which}, images per class", f"  {'':6}{header}{'all':>8}"]

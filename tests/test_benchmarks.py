@@ -44,15 +44,15 @@ def test_operations_are_those_of_the_plain_forms():
     import jax.numpy as jnp
 
     from benchmarks import counting
-    from skin_jax.models import layers
+    from skin_jax.models import ops
 
     x, kernel = jnp.zeros((2, 16, 16, 8)), jnp.zeros((4, 4, 8, 3))
-    forward = counting.count(layers.strided_conv_transpose, x, kernel)
+    forward = counting.count(ops.strided_conv_transpose, x, kernel)
     # Of the 16 taps of an output a quarter meets pixels, the others zeros between them.
     assert forward.flops == 2 * (2 * 32 * 32 * 3) * 4 * 8
     assert forward.bytes == 2 * 4 * (x.size + kernel.size + 2 * 32 * 32 * 3)
     depthwise = counting.count(
-        lambda x, k: layers.depthwise_conv(x, k, 1, ((1, 1), (1, 1))), x, jnp.zeros((3, 3, 1, 8))
+        lambda x, k: ops.depthwise_conv(x, k, 1, ((1, 1), (1, 1))), x, jnp.zeros((3, 3, 1, 8))
     )
     assert depthwise.flops == 2 * x.size * 9
     looped = counting.count(

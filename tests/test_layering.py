@@ -20,6 +20,7 @@ ENTRY_POINTS = {
     "skin_jax/prepare.py",
     "skin_jax/generate.py",
     "skin_jax/predict.py",
+    "skin_jax/reader_study.py",
     "skin_jax/study/__main__.py",
     "skin_jax/eval/__main__.py",
     "skin_jax/eval/baselines.py",
@@ -77,6 +78,7 @@ def test_tensorflow_is_imported_in_one_place_and_only_inside_a_function():
         "eval/metrics.py",
         "eval/comparison.py",
         "eval/quality.py",
+        "eval/readers.py",
     ],
     ids=lambda r: r.strip("/"),
 )

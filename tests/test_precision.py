@@ -13,7 +13,7 @@ from skin_jax import tasks
 from skin_jax.data.classes import HAM10000
 from skin_jax.models.cnn import Cnn
 from skin_jax.models.densenet import DenseNet
-from skin_jax.models.efficientnet_lite import LITE0, EfficientNetLite0
+from skin_jax.models.efficientnet_lite import LITE, EfficientNetLite
 from skin_jax.models.resnet import ResNet
 from skin_jax.tasks import classifier
 from skin_jax.tasks.state import digest
@@ -21,7 +21,7 @@ from skin_jax.tasks.state import digest
 # As few layers as have one of each kind.
 CLASSIFIERS = {
     "resnet": functools.partial(ResNet, stage_sizes=(1, 1)),
-    "efficientnet": functools.partial(EfficientNetLite0, stages=LITE0[:2], last_features=32),
+    "efficientnet": functools.partial(EfficientNetLite, stages=LITE[0][:2], last_features=32),
     "densenet": functools.partial(DenseNet, block_sizes=(1, 2)),
     "cnn": functools.partial(Cnn, widths=(32, 64)),
 }

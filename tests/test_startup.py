@@ -40,10 +40,22 @@ def python(*arguments, **environment):
 
 
 @pytest.mark.parametrize(
-    "module", ["main", "prepare", "generate", "predict", "study", "eval", "eval.baselines"]
+    "command_line",
+    [
+        "main",
+        "main --config=classifier:smoke",
+        "prepare",
+        "generate",
+        "predict",
+        "study",
+        "study --config=study_augmentation",
+        "eval",
+        "eval.baselines",
+    ],
 )
-def test_help_imports_nothing_slow(module):
-    out, imported = python("-X", "importtime", "-m", f"skin_jax.{module}", "--help")
+def test_help_imports_nothing_slow(command_line):
+    module, *more = command_line.split()
+    out, imported = python("-X", "importtime", "-m", f"skin_jax.{module}", "--help", *more)
     assert "flags:" in out
     names = {line.rpartition("|")[2].strip().partition(".")[0] for line in imported.splitlines()}
     assert "absl" in names

@@ -34,7 +34,7 @@ Feed = dict[str, jax.Array]
 _Block = dict[str, np.ndarray]
 _LOOKAHEAD = 2
 """Feeds that are on their way to the device while the step runs."""
-_READ_AHEAD = 4
+_READ_AHEAD = 8
 """Dispatches that tf.data reads side by side, before they are used: a number of its own choice
 would let the memory grow."""
 

@@ -10,7 +10,6 @@ import itertools
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,7 @@ from skin_jax.data.examples import Record
 _SPLIT = "images"  # TFDS keeps the name "all" for itself
 _SHARD_BYTES = 64 * 2**20
 _MOST_SHARDS = 256  # all are open while they are used
-_READ_BYTES = 4 * 2**20  # in one piece, by each thread
-_READ_THREADS = 8
+_READ_BYTES = 16 * 2**20  # in one piece, by as many threads as array_record likes
 _Shard = Callable[[], Iterator[tuple[int, dict[str, Any]]]]
 
 
@@ -164,7 +162,6 @@ class PreparedImages:
         self._ends = np.cumsum([shard.examples_in_shard for shard in shards])
         if self._ends[-1] != len(ids):
             raise ValueError(f"{self._ends[-1]} images for {len(ids)} records")
-        self._pool = ThreadPoolExecutor(_READ_THREADS)
 
     def __len__(self) -> int:
         """Number of images."""
@@ -181,13 +178,10 @@ class PreparedImages:
         found = np.empty((len(flat), *self.shape[1:]), np.uint8)
         shards = np.searchsorted(self._ends, flat, side="right")
         at_once = max(1, _READ_BYTES // math.prod(self.shape[1:]))
-        jobs = []
         for shard in np.unique(shards).tolist():
             places = np.flatnonzero(shards == shard)
             for piece in np.split(places, range(at_once, len(places), at_once)):
-                jobs.append(self._pool.submit(self._read, shard, piece, flat, found))
-        for job in jobs:
-            job.result()
+                self._read(shard, piece, flat, found)
         return found.reshape(*indices.shape, *self.shape[1:])
 
     def _read(self, shard: int, places: np.ndarray, indices: np.ndarray, found: np.ndarray) -> None:

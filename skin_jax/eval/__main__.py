@@ -9,7 +9,7 @@ Or compares generated images with a run's training images and looks for copies o
 python -m skin_jax.eval --quality GENERATED_DIR --workdir DIR [--out DIR2]
     [--weights FILE.safetensors | --features_from DIR3]
 
-GENERATED_DIR is a folder of skin_jax.generate. Features are those of EfficientNet-Lite0 with the
+GENERATED_DIR is a folder of skin_jax.generate. Features are those of the EfficientNet-Lite with the
 given weights, or of the run in DIR3; without either there is the sliced Wasserstein distance alone.
 The results go to DIR/eval/quality/<name of GENERATED_DIR>.
 
@@ -45,7 +45,7 @@ _PREDICTIONS = command.define_path("predictions", None, "CSV with a column for e
 _TRUTH = command.define_path("truth", None, "CSV with a column for each class, one-hot.")
 _QUALITY = command.define_path("quality", None, "Folder of generated images.")
 _WEIGHTS = command.define_path(
-    "weights", None, "EfficientNet-Lite0's, for --quality: a .safetensors or hf:OWNER/NAME."
+    "weights", None, "An EfficientNet-Lite's, for --quality: a .safetensors or hf:OWNER/NAME."
 )
 _FEATURES_FROM = command.define_path(
     "features_from", None, "Folder of the run whose features --quality takes."
@@ -115,13 +115,9 @@ def _evaluate_elsewhere(workdir: Path, data_dir: Path, out: Path) -> None:
     from skin_jax.train.run import trained
 
     run = trained(workdir)
+    settings = {key: run.config.data[key] for key in ("image_size", "cache_dir", "on_bad_image")}
     examples = store.prepare(
-        data_dir,
-        image_size=run.config.data.image_size,
-        cache_dir=run.config.data.cache_dir,
-        on_bad_image=run.config.data.on_bad_image,
-        reading=reading.from_flags(),
-        classes=run.classes,
+        data_dir, reading=reading.from_flags(), classes=run.classes, **settings
     )
     if examples.skipped:
         write_skipped(out / "skipped.csv", examples.skipped)
@@ -136,7 +132,7 @@ def _trained_on(workdir: Path, image_ids: Iterable[str]) -> int:
     """How many of the images a run was trained on, by their ids."""
     from skin_jax.train.run import SPLITS_FILE
 
-    trained = {image_id for image_id, _ in splits.members(workdir / SPLITS_FILE, "train")}
+    trained = dict(splits.members(workdir / SPLITS_FILE, "train"))
     return sum(image_id in trained for image_id in image_ids)
 
 
@@ -162,7 +158,7 @@ def _measure_quality(folder: Path, out: Path | None) -> None:
     mesh = devices.make_mesh(None)
     extractor = None
     if _WEIGHTS.value:
-        extractor = features.efficientnet_lite0(_WEIGHTS.value, mesh)
+        extractor = features.efficientnet_lite(_WEIGHTS.value, mesh)
     elif _FEATURES_FROM.value:
         other = Path(_FEATURES_FROM.value)
         extractor = _features_of(other, mesh)
@@ -198,8 +194,7 @@ def _features_of(workdir: Path, mesh: "Mesh") -> "Extractor":
     from skin_jax.train.run import trained
 
     run = trained(workdir)
-    describe = run.ability("features")
-    state, step = run.best_state(mesh)
+    describe, (state, step) = run.ability("features"), run.best_state(mesh)
     network = f"the run {run.name} ({run.config.task}) at step {step}"
     size = run.config.data.image_size
     return Extractor(describe, state, image_size=size, mesh=mesh, network=network)

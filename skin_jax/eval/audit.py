@@ -9,7 +9,6 @@ images of nothing get).
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +22,7 @@ from skin_jax.data import splits
 from skin_jax.data.classes import Classes
 from skin_jax.eval import inference, quality
 from skin_jax.eval.features import Extractor
-from skin_jax.eval.metrics import Spread
+from skin_jax.eval.metrics import Spread, nanmean
 from skin_jax.train.run import Experiment
 
 DRAWS = 20
@@ -59,10 +58,7 @@ class Generated:
 
 @dataclasses.dataclass(frozen=True)
 class Real:
-    """The real images of a run that generated ones are compared with: the training split.
-
-    The validation images are those of lesions that the training split does not show.
-    """
+    """A run's training split, and the validation images of lesions that it does not show."""
 
     classes: Classes
     images: np.ndarray  # uint8 [N, S, S, 3]
@@ -78,17 +74,13 @@ class Real:
 
 
 class Nearness(NamedTuple):
-    """How near generated images are to training images, next to val images of the same class.
+    """How near generated images are to training images, next to val images of the same class."""
 
-    Medians of the distances, and the share of the generated images under the threshold; NaN where
-    there are none.
-    """
-
-    generated: int
+    generated: int  # images
     val: int
-    median: float
+    median: float  # of the distances; NaN without images
     val_median: float
-    share: float
+    share: float  # of the generated images under the threshold
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,8 +112,7 @@ class Pair(NamedTuple):
 class Copies:
     """Distances of generated and of val images to their nearest training images.
 
-    The cosine distance between features, the smallest over all training images and the eight
-    orientations of the image in question.
+    Cosine distances between features, the smallest over the image's eight orientations.
     """
 
     distances: np.ndarray  # of the generated images, float64 [M]
@@ -132,11 +123,8 @@ class Copies:
     def nearness(self, members: Places, val_members: Places) -> Nearness:
         """That of some generated images, next to some val images."""
         own, val = self.distances[members], self.val_distances[val_members]
-        defined = len(own) and not np.isnan(self.threshold)
-        share = float((own < self.threshold).mean()) if defined else np.nan
-        median, val_median = (
-            float(np.median(each)) if len(each) else np.nan for each in (own, val)
-        )
+        median, val_median = (float(np.median(d)) if len(d) else np.nan for d in (own, val))
+        share = np.nan if np.isnan(self.threshold) else nanmean(own < self.threshold)
         return Nearness(len(own), len(val), median, val_median, share)
 
 
@@ -155,9 +143,9 @@ class Audit:
 def real_images(experiment: Experiment) -> Real:
     """The training split, and the validation images of lesions that are not in it."""
     examples, train = experiment.examples, experiment.indices("train")
-    trained = {examples.records[i].lesion_id for i in train}
+    lesions = np.array([record.lesion_id for record in examples.records])
     val = experiment.indices("val")
-    val = val[np.array([examples.records[i].lesion_id not in trained for i in val], bool)]
+    val = val[~np.isin(lesions[val], lesions[train])]
     return Real(
         classes=examples.classes,
         images=examples.images[train],
@@ -187,54 +175,42 @@ def generated_images(folder: Path, size: int, classes: Classes) -> Generated:
     )
 
 
-def audit(
-    real: Real, generated: Generated, extractor: Extractor | None, *, progress: bool = True
-) -> Audit:
+def audit(real: Real, generated: Generated, extractor: Extractor | None) -> Audit:
     """Compares generated images with real ones, class by class and all together.
 
-    Args:
-      extractor: of features; None leaves the sliced Wasserstein distance alone.
-      progress: shows progress bars on stderr.
+    Without an extractor of features there is the sliced Wasserstein distance alone.
     """
-    mine, theirs, copies, dimensions = _Set(real.images), _Set(generated.images), None, 0
+    mine, theirs, copies = _Set(real.images), _Set(generated.images), None
     if extractor is not None:
         described, others, shuffled = (
-            extractor(pictures, f"{name} images" if progress else "")
-            for pictures, name in (
-                (real.images, "Training"),
-                (generated.images, "Generated"),
-                (_shuffled(real.images), "Shuffled"),
+            extractor(pictures, f"{name} images")
+            for name, pictures in (
+                ("Training", real.images),
+                ("Generated", generated.images),
+                ("Shuffled", _shuffled(real.images)),
             )
         )
         mine, theirs = _Set(real.images, described, shuffled), _Set(generated.images, others)
-        dimensions = described.shape[1]
-        copies = find_copies(
-            generated.images, real.val_images, described, extractor, progress=progress
-        )
-    groups = []
-    names = (*real.classes.names, OVERALL)
-    bar = tqdm(total=len(names) * DRAWS, desc="Comparing", unit=" draws", disable=not progress)
+        copies = find_copies(generated.images, real.val_images, described, extractor)
+    groups, names = [], (*real.classes.names, OVERALL)
+    bar = tqdm(total=len(names) * DRAWS, desc="Comparing", unit=" draws")
     # Draws run side by side: threads of BLAS within them would wait for one another, busily.
     with bar, threadpool_limits(1):
         for k, name in enumerate(names):
             members, rivals, val = (
-                slice(None) if k == len(real.classes) else np.flatnonzero(labels == k)
+                slice(None) if name == OVERALL else np.flatnonzero(labels == k)
                 for labels in (real.labels, generated.labels, real.val_labels)
             )
             group = _group(name, mine.take(members), theirs.take(rivals), k, bar.update)
             nearness = copies.nearness(rivals, val) if copies else None
             groups.append(dataclasses.replace(group, nearness=nearness))
     features = extractor.description if extractor else None
+    dimensions = 0 if mine.features is None else mine.features.shape[1]
     return Audit(real, generated, groups, copies, features, dimensions)
 
 
 def find_copies(
-    generated: np.ndarray,
-    val: np.ndarray,
-    train_features: np.ndarray,
-    extractor: Extractor,
-    *,
-    progress: bool = True,
+    generated: np.ndarray, val: np.ndarray, train_features: np.ndarray, extractor: Extractor
 ) -> Copies:
     """Looks for training images among generated ones, turned and mirrored in any way.
 
@@ -243,19 +219,17 @@ def find_copies(
       val: uint8 [V, S, S, 3], real images that show no training lesion; they may be none.
       train_features: [N, D], the extractor's of the training images.
     """
-    names = ("Generated", "Val") if progress else ("", "")
-    distances, indices, turns = _nearest(generated, train_features, extractor, names[0])
-    val_distances, _, _ = _nearest(val, train_features, extractor, names[1])
+    distances, indices, turns = _nearest(generated, train_features, extractor, "Generated")
+    val_distances, _, _ = _nearest(val, train_features, extractor, "Val")
     closest = []
     for i in np.argsort(distances, kind="stable")[:PAIRS_SHOWN]:
-        turned = next(islice(inference.orientations(generated[i][None]), int(turns[i]), None))
+        turned = list(inference.orientations(generated[i][None]))[turns[i]]
         closest.append(Pair(int(i), int(indices[i]), float(distances[i]), turned[0]))
     threshold = float(np.percentile(val_distances, PERCENTILE)) if len(val) else float("nan")
     return Copies(distances, val_distances, threshold, closest)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Set:
+class _Set(NamedTuple):
     """Images uint8 [N, S, S, 3]; features [N, D], if any, of them and of their shuffled pixels."""
 
     images: np.ndarray
@@ -263,15 +237,8 @@ class _Set:
     shuffled: np.ndarray | None = None
 
     def take(self, places: Places) -> "_Set":
-        features, shuffled = (
-            None if each is None else each[places] for each in (self.features, self.shuffled)
-        )
-        return _Set(self.images[places], features, shuffled)
-
-    def draw(self, indices: np.ndarray) -> "_Set":
-        """Of the images only those that are compared: features are many times smaller."""
-        features = None if self.features is None else self.features[indices]
-        return _Set(self.images[indices[:PATCHED_IMAGES]], features)
+        described = (None if f is None else f[places] for f in (self.features, self.shuffled))
+        return _Set(self.images[places], *described)
 
 
 def _group(name: str, real: _Set, generated: _Set, seed: int, drawn: Callable[[], object]) -> Group:
@@ -279,54 +246,44 @@ def _group(name: str, real: _Set, generated: _Set, seed: int, drawn: Callable[[]
     half = min(len(real.images) // 2, LARGEST_HALF)
     compared = min(half, len(generated.images))
 
-    def draw(number: int) -> tuple[dict[str, float], dict[str, float], dict[str, float], float]:
+    def draw(number: int) -> tuple[dict[str, float], ...]:
         rng = np.random.default_rng([_SEED, seed, number])
         first, second = np.split(rng.permutation(len(real.images))[: 2 * half], 2)
         chosen = rng.permutation(len(generated.images))[:compared]
-        reference = real.draw(first)
-        values = _measured(reference, generated.draw(chosen), number)
-        halves = _measured(reference, real.draw(second), number)
-        floor = halves
+        values = _measured(real, first, generated, chosen, number)
+        halves = floor = _measured(real, first, real, second, number)
         if compared < half:
-            floor = _measured(reference, real.draw(second[:compared]), number)
+            floor = _measured(real, first, real, second[:compared], number)
         worst = float("nan")
-        if real.shuffled is not None and reference.features is not None:
-            worst = quality.kid(reference.features, real.shuffled[second])
+        if real.features is not None and real.shuffled is not None:
+            worst = quality.kid(real.features[first], real.shuffled[second])
         drawn()
-        return values, floor, halves, worst
+        return values, floor, halves, {"kid": worst}
 
     with ThreadPoolExecutor(workers(_MAX_WORKERS)) as pool:
-        values, floors, halves, worst = zip(*pool.map(draw, range(DRAWS)), strict=True)
-    return Group(
-        name=name,
-        train=len(real.images),
-        generated=len(generated.images),
-        half=half,
-        compared=compared,
-        values=_spreads(values),
-        floor=_spreads(floors),
-        halves=_spreads(halves),
-        shuffled_kid=Spread.of(worst),
+        draws = list(pool.map(draw, range(DRAWS)))
+    values, floor, halves, shuffled = (
+        {key: Spread.of([found[key] for found in each]) for key in each[0]}
+        for each in zip(*draws, strict=True)
     )
+    sizes = len(real.images), len(generated.images), half, compared
+    return Group(name, *sizes, values, floor, halves, shuffled["kid"])
 
 
-def _measured(reference: _Set, other: _Set, seed: int) -> dict[str, float]:
-    """MEASURES, and "swd_<side>" for each level."""
+def _measured(
+    real: _Set, places: np.ndarray, other: _Set, chosen: np.ndarray, seed: int
+) -> dict[str, float]:
+    """MEASURES of some images of each set, and "swd_<side>" for each level."""
     found = dict.fromkeys(MEASURES, float("nan"))
-    if reference.features is not None and other.features is not None:
-        found |= {
-            "kid": quality.kid(reference.features, other.features),
-            "fid": quality.fid(reference.features, other.features),
-            **quality.prdc(reference.features, other.features)._asdict(),
-        }
-    size = min(len(reference.images), len(other.images))
-    levels = quality.sliced_wasserstein(reference.images[:size], other.images[:size], seed)
+    if real.features is not None and other.features is not None:
+        mine, theirs = real.features[places], other.features[chosen]
+        found |= {"kid": quality.kid(mine, theirs), "fid": quality.fid(mine, theirs)}
+        found |= quality.prdc(mine, theirs)._asdict()
+    size = min(len(places), len(chosen), PATCHED_IMAGES)
+    mine, theirs = real.images[places[:size]], other.images[chosen[:size]]
+    levels = quality.sliced_wasserstein(mine, theirs, seed)
     found["swd"] = float(np.mean(list(levels.values())))
     return found | {f"swd_{side}": value for side, value in levels.items()}
-
-
-def _spreads(draws: Sequence[Mapping[str, float]]) -> dict[str, Spread]:
-    return {key: Spread.of([draw[key] for draw in draws]) for key in draws[0]}
 
 
 def _shuffled(pictures: np.ndarray) -> np.ndarray:
@@ -341,10 +298,8 @@ def _nearest(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Distance, index and orientation of the nearest training image, each [M]; M may be 0."""
     distances, indices = np.zeros((8, len(pictures))), np.zeros((8, len(pictures)), int)
-    if len(pictures):
-        for i, view in enumerate(inference.orientations(pictures)):
-            described = extractor(view, name and f"{name} images, turned {i + 1}/8")
-            distances[i], indices[i] = quality.nearest(described, train)
-    best = distances.argmin(axis=0)
-    columns = np.arange(len(pictures))
+    for i, view in enumerate(inference.orientations(pictures) if len(pictures) else ()):
+        described = extractor(view, f"{name} images, turned {i + 1}/8")
+        distances[i], indices[i] = quality.nearest(described, train)
+    best, columns = distances.argmin(axis=0), np.arange(len(pictures))
     return distances[best, columns], indices[best, columns], best

@@ -52,21 +52,14 @@ FEATURES = {"mean colour": mean_colour, "32x32 pixels": pixels}
 
 def described(features: Callable[[np.ndarray], np.ndarray], images: Images) -> np.ndarray:
     """Features [N, F] of uint8 images [N, H, W, 3], which may lie on disk."""
-    places = np.arange(len(images))
-    chunks = np.split(places, range(_CHUNK, len(images), _CHUNK))
+    chunks = np.split(np.arange(len(images)), range(_CHUNK, len(images), _CHUNK))
     return np.concatenate([features(images[chunk]) for chunk in chunks])
 
 
 def frozen_features(task: "Task", images: Images, seed: int) -> np.ndarray | None:
     """Features float32 [N, D] by the pretrained weights that a run of the task begins with.
 
-    Args:
-      task: of the run.
-      images: uint8 [N, S, S, 3], of the run's size.
-      seed: of the run.
-
-    Returns:
-      None for a task that begins with random weights.
+    Of images uint8 [N, S, S, 3] of the run's size; None for a task that begins with random weights.
 
     Raises:
       UserError: the weights cannot be read any more.
@@ -83,10 +76,9 @@ def frozen_features(task: "Task", images: Images, seed: int) -> np.ndarray | Non
     shapes = jax.eval_shape(task.init, rng)
     if task.pretrained(shapes) is shapes:
         return None
-    mesh = devices.make_mesh(None)
+    mesh, size = devices.make_mesh(None), images.shape[1]
     state = jax.device_put(task.pretrained(jax.jit(task.init)(rng)), devices.replicated(mesh))
     features = tasks.require(task, "features", "this run")
-    size = images.shape[1]
     extractor = Extractor(features, state, image_size=size, mesh=mesh, network="pretrained")
     return described(extractor, images)
 
@@ -97,12 +89,8 @@ def logistic_regression(
     """Balanced accuracy on test of a class-balanced logistic regression, and its C.
 
     C is that of STRENGTHS with the highest balanced accuracy on val, or STRENGTH_UNCHOSEN where val
-    is empty.
-
-    Args:
-      features: float [N, F], standardised here with the training split's mean and deviation.
-      labels: int [N].
-      assignment: "train" | "val" | "test" [N].
+    is empty. Features float [N, F] are standardised with the training split's mean and deviation;
+    labels are int [N], the assignment "train" | "val" | "test" [N].
 
     Raises:
       UserError: no test images, or one class only to learn.
@@ -111,21 +99,20 @@ def logistic_regression(
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    rows = {split: assignment == split for split in ("train", "val", "test")}
-    if not rows["test"].any() or len(np.unique(labels[rows["train"]])) < 2:
+    train, val, test = (assignment == split for split in ("train", "val", "test"))
+    if not test.any() or len(np.unique(labels[train])) < 2:
         raise UserError("the baselines need test images, and training images of two classes")
-    fits = []
-    for strength in STRENGTHS if rows["val"].any() else (STRENGTH_UNCHOSEN,):
+    fits, one_hot = [], np.eye(labels.max() + 1)
+    for strength in STRENGTHS if val.any() else (STRENGTH_UNCHOSEN,):
         regression = LogisticRegression(C=strength, class_weight="balanced", max_iter=1000)
-        model = make_pipeline(StandardScaler(), regression)
-        model.fit(features[rows["train"]], labels[rows["train"]])
-        scores = {"val": 0.0}
-        for split in ("val", "test"):
-            if rows[split].any():
-                probabilities = np.zeros((rows[split].sum(), labels.max() + 1))
-                probabilities[:, model.classes_] = model.predict_proba(features[rows[split]])
-                scores[split] = metrics.balanced_accuracy(probabilities, labels[rows[split]])
-        fits.append((scores["val"], strength, scores["test"]))
+        model = make_pipeline(StandardScaler(), regression).fit(features[train], labels[train])
+        on_val, on_test = (
+            metrics.balanced_accuracy(one_hot[model.predict(features[rows])], labels[rows])
+            if rows.any()
+            else 0.0
+            for rows in (val, test)
+        )
+        fits.append((on_val, strength, on_test))
     _, strength, score = max(fits)
     return score, strength
 
@@ -153,11 +140,11 @@ def main(argv: list[str]) -> None:
         found |= {} if frozen is None else {"pretrained features": frozen}
     except UserError as error:
         warn(f"{error}; the other baselines need no weights")
-    results = {}
     print(f"balanced accuracy on the same test split (chance: {1 / present:.3f})")
     if not (assignment == "val").any():
         print(f"  (there is no validation split to choose C by: it is {STRENGTH_UNCHOSEN:g})")
     print(f"  {'this run':<{_WIDTH}}{own:.3f}")
+    results = {}
     for name, features in found.items():
         print(f"  fitting on {name}; that may take minutes ...", end="\r", flush=True)
         score, strength = logistic_regression(features, examples.labels, assignment)

@@ -26,21 +26,13 @@ WALK_COLUMNS = 8
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """An image and the class that it may be taken for.
-
-    Attributes:
-      label: name of the class.
-      index: of the image.
-      confidence: that it shows this class, in [0, 1].
-      step: that its generator was taken at.
-      pixels: uint8 [S, S, 3].
-    """
+    """An image and the class that it may be taken for."""
 
     label: str
     index: int
-    confidence: float
-    step: int
-    pixels: np.ndarray
+    confidence: float  # that it shows this class, in [0, 1]
+    step: int  # that its generator was taken at
+    pixels: np.ndarray  # uint8 [S, S, 3]
 
 
 Candidates = Callable[[int], Iterator[Candidate | None]]
@@ -56,17 +48,9 @@ class Sampler:
     def __init__(
         self, task: tasks.Task, generators: PyTree, names: Sequence[str], seed: int, whose: object
     ):
-        """Closes over the generators.
+        """Closes over `generators`, on one device, as `Task.generators` gives them.
 
-        Args:
-          task: of the run.
-          generators: on one device, as `Task.generators` gives them.
-          names: of the run's classes.
-          seed: below 2**32.
-          whose: the run, for messages.
-
-        Raises:
-          UserError: the task does not generate images.
+        A task that does not generate images is refused, with the run, `whose` it is.
         """
         images_of = tasks.require(task, "images_of", whose)
         key = jax.random.key(seed)
@@ -144,8 +128,7 @@ def judged(
 def predictor(task: tasks.Task, state: PyTree, whose: object) -> Callable[[np.ndarray], np.ndarray]:
     """The task's probabilities float32 [64, n] of images uint8 [64, S, S, 3], on one device.
 
-    Raises:
-      UserError: the task does not classify.
+    A task that does not classify is refused.
     """
     jitted = _jit(tasks.require(task, "predict", whose))
     return lambda images: np.asarray(jitted(state, images))
@@ -156,8 +139,7 @@ def by_class(sampler: Sampler, steps: Mapping[str, int], wanted: Mapping[str, in
 
     Args:
       sampler: of the generators.
-      steps: class name -> that its generator was taken at.
-      wanted: class name -> how many images.
+      steps, wanted: class name -> step that its generator was taken at, and number of images.
 
     Returns:
       A stream of as many as are wanted, whose position counts through all classes.

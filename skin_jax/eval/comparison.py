@@ -5,28 +5,23 @@ is a way of training; a run is one arm on one fold of the cross-validation with 
 outcome the probabilities of that fold's test images.
 
 **The primary estimate is pooled.** For each class the recall is over the test images of all folds,
-each counted once, as its mean over the seeds; balanced accuracy is the mean of these recalls. The
-mean of the runs' own values weighs an image by its fold's number of images of the class, is
-undefined where a fold has none of it, and is coarse. It estimates the same thing and is shown as
-mean and standard deviation; every difference, interval and p-value is of the pooled value. AUC is
-never pooled: scores of different networks have no common scale (Forman and Scholz, SIGKDD
-Explorations 12, 2010).
+each counted once, as its mean over the seeds; balanced accuracy is the mean of these recalls. Every
+difference, interval and p-value is of it. The mean of the runs' own values, which is shown next to
+it, is coarse, and undefined where a fold has no image of a class. AUC is never pooled: scores of
+different networks have no common scale (Forman and Scholz, SIGKDD Explorations 12, 2010).
 
 **Intervals of a difference.** Two are computed, both symmetric about the pooled estimate, and the
 wider one counts (`Estimate`):
 
 - Student's t over the folds' differences (seeds averaged within a fold), with folds - 1 degrees of
-  freedom. It sees everything that varies from fold to fold: lesions, training images, the noise of
-  training, a GAN fitted on each fold. It rests on few folds.
+  freedom. It sees everything that varies from fold to fold, but rests on few folds.
 - The paired bootstrap over lesions within classes (both arms on the same lesions). It sees that
-  test lesions are a sample, with the precision of all of them, but takes the runs as given.
+  test lesions are a sample, but takes the runs as given. With one fold there is nothing else.
 
-The wider one protects where either fails, at little cost; `docs/study_error_rates.md` has the error
-rates and the power of both in simulated studies. With one fold there is only the bootstrap.
+The wider one protects where either fails, at little cost: `docs/study_error_rates.md`.
 
-Neither sees what all folds share: training sets of two folds overlap by three quarters, so the
-variance from one data set to another is underestimated, and no estimator is unbiased (Bengio and
-Grandvalet, JMLR 5, 2004). The intervals speak of this data set.
+Neither sees what all folds share (training sets of two folds overlap by three quarters; Bengio and
+Grandvalet, JMLR 5, 2004): the intervals speak of this data set.
 
 **p-values** are the larger of the two intervals' own, so p <= 0.05 exactly where the wider interval
 leaves 0 out. The arm to be confirmed is tested alone; the others, which are exploratory, are
@@ -38,7 +33,7 @@ that is like it in all else is tested in the second place, only once the first d
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -49,8 +44,14 @@ from skin_jax.eval.metrics import RESAMPLES, Interval, Spread
 METRICS = ("balanced_accuracy", "accuracy", "macro_f1", "macro_auc")
 LEVEL = 0.05
 
-_UNDEFINED: Interval = (float("nan"), float("nan"))
 _FEWEST_RESAMPLES = 19  # fewer have no 5%
+_ONE_FOLD = (
+    "One fold: Student's t is undefined, and the interval takes the runs as given; how much the "
+    "noise of training or other training images would change them is not covered."
+)
+_ONE_SEED = (
+    "One seed: the noise of training is covered only as part of the differences between folds."
+)
 
 Cell = tuple[int, int]
 """Fold and seed."""
@@ -71,10 +72,9 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A difference of proportions (arm minus control, in [-1, 1]) with what is known of it.
+    """A difference of proportions, arm minus control, in [-1, 1]; NaN where undefined.
 
-    Both intervals are at 95% and symmetric about `value`; NaN where undefined (Student's t with
-    one fold, everything where no class is present).
+    Both intervals are at 95% and symmetric about `value`.
     """
 
     value: float
@@ -129,7 +129,7 @@ class Arm:
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """An arm minus another, over the cells that both have."""
+    """An arm minus another, over the cells that both have; as text "gan minus plain", say."""
 
     arm: str
     control: str
@@ -138,7 +138,9 @@ class Difference:
     cell_differences: np.ndarray  # float [cells], of balanced accuracy
     paired: Paired
     p: float  # of the pooled balanced accuracy; Holm-corrected unless confirmatory
-    not_covered: tuple[str, ...]  # sentences on what the interval does not cover
+
+    def __str__(self) -> str:
+        return f"{self.arm} minus {self.control}"
 
     @property
     def estimate(self) -> Estimate:
@@ -149,6 +151,13 @@ class Difference:
     def over_cells(self) -> Spread:
         """The spread of the cells' differences."""
         return Spread.of(self.cell_differences)
+
+    @property
+    def not_covered(self) -> tuple[str, ...]:
+        """Sentences on what the interval does not cover."""
+        if len({fold for fold, _ in self.cells}) == 1:
+            return (_ONE_FOLD,)
+        return (_ONE_SEED,) if len({seed for _, seed in self.cells}) == 1 else ()
 
     @property
     def shown(self) -> bool:
@@ -172,6 +181,11 @@ class Comparison:
     differences: tuple[Difference, ...]  # of those that share a cell with the control, as `arms`
     isolated: Difference | None
 
+    @property
+    def exploratory(self) -> list[Difference]:
+        """Differences of the arms that are not to be confirmed."""
+        return [d for d in self.differences if not d.confirmatory]
+
 
 def compare(
     outcomes: Sequence[Outcome],
@@ -190,14 +204,12 @@ def compare(
 
     Args:
       outcomes: at least one, at most one for each arm, fold and seed.
-      control, confirmatory, isolating: names of arms, see `Comparison`; without an arm to be
-        confirmed all are exploratory.
+      control, confirmatory, isolating: names of arms, see `Comparison`.
       resamples, seed: of the bootstrap; at least 19 resamples.
 
     Raises:
-      ValueError: no outcome, a run given twice, runs of a fold that differ in images, labels or
-        lesions, images or lesions in two folds, arrays that do not fit, `control`, `confirmatory`
-        and `isolating` are not different, `isolating` without `confirmatory`.
+      ValueError: no outcome, a run given twice, arrays that do not fit, runs of a fold that differ
+        in images, labels or lesions, images or lesions in two folds, arms that are not different.
     """
     if not outcomes:
         raise ValueError("no outcomes to compare")
@@ -219,30 +231,26 @@ def compare(
             for each in (mine, theirs)
         )
         lesions, num_classes = _lesions(mine, theirs), len(mine[shared[0]].rows)
-        options: dict[str, Any] = {"resamples": resamples, "seed": seed}
-        paired = paired_difference(*lesions, num_classes=num_classes, **options)
-        return Difference(
-            arm=name,
-            control=other,
-            confirmatory=name == confirmatory,
-            cells=shared,
-            cell_differences=own - others,
-            paired=paired,
-            p=paired.balanced_accuracy.p,
-            not_covered=_not_covered(shared),
+        paired = paired_difference(
+            *lesions, num_classes=num_classes, resamples=resamples, seed=seed
         )
+        chosen, p = name == confirmatory, paired.balanced_accuracy.p
+        return Difference(name, other, chosen, shared, own - others, paired, p)
 
-    differences = [d for name in names if name != control and (d := minus(name, control))]
-    explored = [d for d in differences if not d.confirmatory]
-    corrected = dict(zip([d.arm for d in explored], holm([d.p for d in explored]), strict=True))
-    return Comparison(
+    compared = Comparison(
         control=control,
         confirmatory=confirmatory,
         isolating=isolating,
         arms=tuple(_arm(name, runs[name], resamples, seed) for name in names),
-        differences=tuple(dataclasses.replace(d, p=corrected.get(d.arm, d.p)) for d in differences),
+        differences=tuple(d for name in names if name != control and (d := minus(name, control))),
         isolated=minus(confirmatory, isolating) if confirmatory and isolating else None,
     )
+    corrected = iter(holm([d.p for d in compared.exploratory]))
+    differences = (
+        d if d.confirmatory else dataclasses.replace(d, p=next(corrected))
+        for d in compared.differences
+    )
+    return dataclasses.replace(compared, differences=tuple(differences))
 
 
 def paired_difference(
@@ -260,10 +268,9 @@ def paired_difference(
 
     The bootstrap is that of `metrics.bootstrap` on differences: n - 1 lesions of each class are
     drawn from its n and two imagined ones of half weight, one that the arm alone gets right, one
-    that the control alone does (the adjustment that Bonett and Price, JEBS 37, 2012 make for
-    intervals of paired proportions), so that a class in which the arms happen to agree is not
-    known exactly. Half the interval is the deviation from the mean resample that 5% reach; the
-    p-value is the share that reaches the estimate, (1 + k) / (1 + resamples).
+    that the control alone does (Bonett and Price, JEBS 37, 2012), so that a class in which the arms
+    happen to agree is not known exactly. Half the interval is the deviation from the mean resample
+    that 5% reach; the p-value is the share that reaches the estimate, (1 + k) / (1 + resamples).
 
     Args:
       labels, folds: int [L], class in 0..C-1 and fold of each test lesion.
@@ -284,24 +291,21 @@ def paired_difference(
     members = [labels == c for c in range(num_classes)]
     drawn = np.stack([_drawn(gained[m], images[m], resamples, rng) for m in members], axis=1)
     drawn -= drawn.mean(axis=0)
-    numbers, places = np.unique(folds, return_inverse=True)
-    flat, shape = places * num_classes + labels, (len(numbers), num_classes)
     gains, sizes = (
-        np.bincount(flat, values, np.prod(shape)).reshape(shape) for values in (gained, images)
+        np.array(
+            [np.bincount(labels[f], v[f], num_classes) for f in folds == np.unique(folds)[:, None]]
+        )
+        for v in (gained, images)
     )
     totals = np.bincount(labels, images, num_classes)
     recall = metrics.quotient(np.bincount(labels, gained, num_classes), totals)
-    fold_differences = metrics.row_nanmeans(metrics.quotient(gains, sizes))
+    by_fold = metrics.row_nanmeans(metrics.quotient(gains, sizes))
+    accuracy = float(gained.sum() / totals.sum())
+    accuracy_drawn = np.nan_to_num(drawn) @ (totals / totals.sum())
     return Paired(
-        balanced_accuracy=_estimate(
-            metrics.nanmean(recall), fold_differences, metrics.row_nanmeans(drawn)
-        ),
-        accuracy=_estimate(
-            float(gained.sum() / totals.sum()),
-            gains.sum(axis=1) / sizes.sum(axis=1),
-            np.nan_to_num(drawn) @ (totals / totals.sum()),
-        ),
-        fold_differences=fold_differences,
+        balanced_accuracy=_estimate(metrics.nanmean(recall), by_fold, metrics.row_nanmeans(drawn)),
+        accuracy=_estimate(accuracy, gains.sum(axis=1) / sizes.sum(axis=1), accuracy_drawn),
+        fold_differences=by_fold,
         recall=recall,
         recall_ci95=tuple(map(_around, recall, map(_reached, drawn.T))),
     )
@@ -317,8 +321,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected.tolist()
 
 
-@dataclasses.dataclass(frozen=True)
-class _Run:
+class _Run(NamedTuple):
     """One run: its own metrics, and for each class its confusion rows [lesions, C]."""
 
     values: Mapping[str, float]
@@ -348,25 +351,22 @@ def _by_arm(outcomes: Sequence[Outcome]) -> dict[str, dict[Cell, _Run]]:
             raise ValueError(f"{what}: given twice")
         found = metrics.evaluate(probabilities, labels, resamples=0)
         own = (found.balanced_accuracy, found.accuracy, found.macro["f1"], found.macro["auc"])
-        predicted = probabilities.argmax(axis=1)
-        runs[outcome.fold, outcome.seed] = _Run(
-            dict(zip(METRICS, own, strict=True)),
-            metrics.lesion_rows(labels, predicted, lesions, num_classes),
-        )
+        rows = metrics.lesion_rows(labels, probabilities.argmax(axis=1), lesions, num_classes)
+        runs[outcome.fold, outcome.seed] = _Run(dict(zip(METRICS, own, strict=True)), rows)
     owner: dict[tuple[str, str], int] = {}
     for fold, truth in folds.items():
-        for kind, names in (("image", truth), ("lesion", {lesion for lesion, _ in truth.values()})):
-            for name in names:
-                if owner.setdefault((kind, name), fold) != fold:
-                    raise ValueError(f"{kind} {name} is in folds {owner[kind, name]} and {fold}")
+        named = [("image", image) for image in truth]
+        for kind, name in named + [("lesion", lesion) for lesion, _ in truth.values()]:
+            if owner.setdefault((kind, name), fold) != fold:
+                raise ValueError(f"{kind} {name} is in folds {owner[kind, name]} and {fold}")
     return arms
 
 
 def _arm(name: str, runs: Mapping[Cell, _Run], resamples: int, seed: int) -> Arm:
     cells = tuple(sorted(runs))
     rows = _pooled(runs)
-    intervals, recall_intervals = metrics.bootstrap(rows, resamples, seed)
     recall = _recall(rows)
+    intervals, recall_intervals = metrics.bootstrap(rows, resamples, seed)
     by_seed = {}
     for one in sorted({seed for _, seed in cells}):
         own = {cell: run for cell, run in runs.items() if cell[1] == one}
@@ -388,13 +388,11 @@ def _arm(name: str, runs: Mapping[Cell, _Run], resamples: int, seed: int) -> Arm
 
 def _by_fold(runs: Mapping[Cell, _Run]) -> dict[int, list[np.ndarray]]:
     """Fold -> for each class the lesions' confusion rows [lesions, C], seeds averaged."""
-    folds: dict[int, list[_Run]] = {}
-    for (fold, _), run in sorted(runs.items()):
-        folds.setdefault(fold, []).append(run)
-    return {
-        fold: [np.mean(parts, axis=0) for parts in zip(*(run.rows for run in group), strict=True)]
-        for fold, group in folds.items()
-    }
+    by_class = {}
+    for fold in sorted({fold for fold, _ in runs}):
+        repeated = [runs[cell].rows for cell in sorted(runs) if cell[0] == fold]
+        by_class[fold] = [np.mean(parts, axis=0) for parts in zip(*repeated, strict=True)]
+    return by_class
 
 
 def _pooled(runs: Mapping[Cell, _Run]) -> list[np.ndarray]:
@@ -404,15 +402,14 @@ def _pooled(runs: Mapping[Cell, _Run]) -> list[np.ndarray]:
 
 def _lesions(mine: Mapping[Cell, _Run], theirs: Mapping[Cell, _Run]) -> tuple[np.ndarray, ...]:
     """The first five arguments of `paired_difference`."""
-    parts: list[np.ndarray] = []
-    control = _by_fold(theirs)
+    parts, control = [], _by_fold(theirs)
     for fold, rows in _by_fold(mine).items():
         for c, (own, other) in enumerate(zip(rows, control[fold], strict=True)):
             images = own.sum(axis=1)
-            place = np.broadcast_to([[c], [fold]], (2, len(images)))
+            place = np.full_like(images, c), np.full_like(images, fold)
             parts.append(np.stack([*place, images, own[:, c], other[:, c]]))
-    labels, folds, images, arm, other = np.concatenate(parts, axis=1)
-    return labels.astype(int), folds.astype(int), images, arm, other
+    labels, folds, *values = np.concatenate(parts, axis=1)
+    return labels.astype(int), folds.astype(int), *values
 
 
 def _recall(rows: Sequence[np.ndarray]) -> np.ndarray:
@@ -426,21 +423,15 @@ def _drawn(
     """Resampled differences of one class's recall, [resamples]; NaN where it has no lesion."""
     if not len(images):
         return np.full(resamples, np.nan)
-    size = images.mean()
-    imagined = np.array([[size, size], [-size, size]])
+    imagined = images.mean() * np.array([[1, 1], [-1, 1]])
     rows = np.stack([gained, images], axis=1)
     totals = metrics.resampled_totals(rows, imagined, resamples, rng)
     return totals[:, 0] / totals[:, 1]
 
 
 def _estimate(value: float, folds: np.ndarray, deviations: np.ndarray) -> Estimate:
-    """Both intervals and p-values of a difference.
-
-    Args:
-      folds: float [folds], the folds' differences.
-      deviations: float [resamples], of the resampled differences from their mean.
-    """
-    student, student_p = _UNDEFINED, float("nan")
+    """From the folds' differences, and the resampled differences' deviations from their mean."""
+    student, student_p = metrics.UNDEFINED, float("nan")
     if len(folds) > 1:
         error = Spread.of(folds).sd / np.sqrt(len(folds))
         student = _around(value, error * stats.t.ppf(1 - LEVEL / 2, len(folds) - 1))
@@ -448,13 +439,9 @@ def _estimate(value: float, folds: np.ndarray, deviations: np.ndarray) -> Estima
         distance = abs(value) / error if error else np.inf if value else 0.0
         student_p = float(2 * stats.t.sf(distance, len(folds) - 1))
     reaching = (np.abs(deviations) >= abs(value)).sum()
-    return Estimate(
-        value=value,
-        student=student,
-        bootstrap=_around(value, _reached(deviations)),
-        student_p=student_p,
-        bootstrap_p=float((1 + reaching) / (1 + len(deviations))),
-    )
+    bootstrap_p = float((1 + reaching) / (1 + len(deviations)))
+    bootstrap = _around(value, _reached(deviations))
+    return Estimate(value, student, bootstrap, student_p, bootstrap_p)
 
 
 def _reached(deviations: np.ndarray) -> float:
@@ -465,17 +452,3 @@ def _reached(deviations: np.ndarray) -> float:
 
 def _around(value: float, half: float) -> Interval:
     return float(value - half), float(value + half)
-
-
-def _not_covered(cells: Sequence[Cell]) -> tuple[str, ...]:
-    if len({fold for fold, _ in cells}) == 1:
-        return (
-            "One fold: Student's t is undefined, and the interval takes the runs as given; how "
-            "much the noise of training or other training images would change them is not covered.",
-        )
-    if len({seed for _, seed in cells}) == 1:
-        return (
-            "One seed: the noise of training is covered only as part of the differences between "
-            "folds.",
-        )
-    return ()

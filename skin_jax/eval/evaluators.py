@@ -6,7 +6,7 @@ Pictures are handed to the functions that `make` was given: nothing here writes 
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -48,31 +48,35 @@ class Pictures(NamedTuple):
     by_class: Callable[[int, Mapping[str, tuple[np.ndarray, np.ndarray]]], None]
 
 
-class Evaluator(Protocol):
+class Evaluator:
     """What `train.loop` calls, and what is said of a run at its end."""
+
+    def __init__(self, experiment: Experiment, pictures: Pictures):
+        """Takes what it needs of a run."""
+
+    @classmethod
+    def check(cls, config: ConfigDict, mesh: Mesh) -> None:
+        """Refuses what it could not work with, before anything is written."""
 
     def __call__(self, state: PyTree, step: int) -> tuple[PyTree, Scalars]:
         """The state, in which it may keep what scored best, and scalars to log."""
+        raise NotImplementedError
 
     def summary(self, state: PyTree) -> Summary | None:
         """Header and rows about the last state, where there is anything to say."""
+        return None
 
 
-class Classification:
+class Classification(Evaluator):
     """Macro AUC and balanced accuracy on the validation split; nothing where it is empty."""
 
     def __init__(self, experiment: Experiment, pictures: Pictures):
         """Takes the task's predictions."""
-        del pictures
         predict = experiment.task.predict  # type: ignore[attr-defined]
         self._predictor = make_predictor(predict, experiment.pipeline)
         self._indices = experiment.indices("val")
         self._labels = experiment.examples.labels[self._indices]
         self._batch_size = experiment.config.eval_batch_size
-
-    @staticmethod
-    def check(config: ConfigDict, mesh: Mesh) -> None:
-        """Needs nothing."""
 
     def __call__(self, state: PyTree, step: int) -> tuple[PyTree, Scalars]:
         """Scores the state."""
@@ -86,11 +90,8 @@ class Classification:
         print("  ".join([f"step {step}", *(f"{key} {v:.3f}" for key, v in scores.items())]))
         return state, scores
 
-    def summary(self, state: PyTree) -> None:
-        """Has nothing to add to the evaluation on test."""
 
-
-class Samples:
+class Samples(Evaluator):
     """A grid of the same real images and of the same noise each time, to compare epochs by."""
 
     def __init__(self, experiment: Experiment, pictures: Pictures):
@@ -103,10 +104,6 @@ class Samples:
         chosen = np.random.default_rng(0).permutation(train)[:_GRID_IMAGES]
         self._real = experiment.examples.images[chosen]
 
-    @staticmethod
-    def check(config: ConfigDict, mesh: Mesh) -> None:
-        """Needs nothing."""
-
     def __call__(self, state: PyTree, step: int) -> tuple[PyTree, Scalars]:
         """Draws the grid; there is no score."""
         keys = jax.random.split(jax.random.key(0), _GRID_IMAGES)
@@ -115,24 +112,17 @@ class Samples:
             self._draw(step, self._real, np.asarray(generated))
         return state, {}
 
-    def summary(self, state: PyTree) -> None:
-        """Has nothing to add."""
 
-
-class Generators:
+class Generators(Evaluator):
     """Compares the generators of a run with the training images of their classes.
 
-    The score of a class is the KID of EfficientNet-Lite0's features where `config.score.weights`
+    The score of a class is the KID of an EfficientNet-Lite's features where `config.score.weights`
     are given, else the sliced Wasserstein distance, a mean over its levels. Real images and noise
     are the same at every call, so that epochs can be compared.
     """
 
     def __init__(self, experiment: Experiment, pictures: Pictures):
-        """Reads the network that describes images, if any.
-
-        Raises:
-          UserError: the weights cannot be read, or do not fit.
-        """
+        """Reads the network that describes images, if any; refuses weights that do not fit it."""
         task, config = experiment.task, experiment.config
         self._task, self._placement = task, experiment.placement
         self._draw = pictures.by_class
@@ -166,13 +156,13 @@ class Generators:
         weights = config.score.weights
         if weights == NO_WEIGHTS:
             return None
-        return features.efficientnet_lite0(weights, mesh, flag="--config.score.weights")
+        return features.efficientnet_lite(weights, mesh, flag="--config.score.weights")
 
     @functools.cached_property
     def _described(self) -> list[tuple[np.ndarray, float]]:
         """Description of each class's real images, and how far apart they are.
 
-        Seconds to a minute on a CPU, which a run that is finished already does not need.
+        It takes seconds to a minute on a CPU, and a run that is finished does not need it.
         """
         described = [self._describe(real) for real in self._real]
         return [(each, quality.mean_distance(each)) for each in described]
@@ -215,21 +205,11 @@ class Generators:
 
     def summary(self, state: PyTree) -> Summary:
         """The step and the score of each class's best generator, and its real training images."""
-        rows = [
-            (
-                name,
-                str(count),
-                str(step) if np.isfinite(score) else "n/a",
-                f"{score:.3f}" if np.isfinite(score) else "n/a",
-            )
-            for name, count, step, score in zip(
-                self._names,
-                self._train_counts,
-                np.asarray(state.best_step),
-                np.asarray(state.best_score),
-                strict=True,
-            )
-        ]
+        found = np.asarray(state.best_step), np.asarray(state.best_score)
+        rows = []
+        for name, count, step, score in zip(self._names, self._train_counts, *found, strict=True):
+            best = (str(step), f"{score:.3f}") if np.isfinite(score) else ("n/a", "n/a")
+            rows.append((name, str(count), *best))
         measure = "sliced Wasserstein" if self._extract is None else "KID"
         return ("class", "training images", "step", measure), rows
 
@@ -265,7 +245,7 @@ class Generators:
         return float(np.mean(list(levels.values()))), diversity
 
 
-EVALUATORS: dict[str, type[Classification] | type[Samples] | type[Generators]] = {
+EVALUATORS: dict[str, type[Evaluator]] = {
     "classification": Classification,
     "samples": Samples,
     "generators": Generators,
@@ -278,11 +258,7 @@ def make(experiment: Experiment, pictures: Pictures) -> list[Evaluator]:
 
 
 def check(config: ConfigDict, task: tasks.Task, mesh: Mesh) -> None:
-    """Refuses what the evaluators of a task could not work with, before anything is written.
-
-    Raises:
-      UserError: the weights of a judge cannot be read, or do not fit.
-    """
+    """Refuses what the evaluators of a task could not work with: weights that do not fit."""
     for name in task.evaluators:
         EVALUATORS[name].check(config, mesh)
 

@@ -14,14 +14,13 @@ from skin_jax.base import devices
 from skin_jax.base.errors import UserError
 from skin_jax.eval import inference
 from skin_jax.models import pretrained
-from skin_jax.models.efficientnet_lite import EfficientNetLite0
 from skin_jax.models.layers import ClassifierOutput
 from skin_jax.tasks.augment import to_float
 
 PyTree = Any
 
-EFFICIENTNET_SIZE = 128
-"""Side of the images that `efficientnet_lite0` looks at.
+JUDGE_SIZE = 128
+"""Side of the images that `efficientnet_lite` looks at.
 
 Generated images have 64 to 224 pixels. Features at the network's own 224 would be of interpolated
 pixels mostly, and take three times as long.
@@ -51,15 +50,14 @@ class Extractor:
         """Compiles on the first call, and again for images of another size.
 
         Args:
-          features: `tasks.Describes.features`, or another function of a state and uint8
-            [B, H, W, 3] that gives float32 [B, D].
+          features: a function of a state and uint8 [B, H, W, 3] that gives float32 [B, D].
           state: on the mesh, replicated.
           image_size: H = W of what `features` gets.
+          mesh: the devices.
           network: its name, for `description`.
         """
-        self.description = (
-            f"{network}, of images at {image_size}x{image_size} (bilinear with antialiasing)"
-        )
+        size = f"{image_size}x{image_size}"
+        self.description = f"{network}, of images at {size} (bilinear with antialiasing)"
 
         def resized(state: PyTree, images: jax.Array) -> jax.Array:
             return features(state, _resized(images, image_size))
@@ -88,28 +86,14 @@ class Extractor:
         return found
 
 
-def efficientnet_lite0(weights: str, mesh: Mesh, flag: str = "--weights") -> Extractor:
-    """The pooled features, D = 1280, of EfficientNet-Lite0 with given weights, at 128x128.
-
-    Args:
-      weights: a .safetensors file or an hf: name, see `models.pretrained.load`.
-      mesh: the devices.
-      flag: that named the weights, for messages.
+def efficientnet_lite(weights: str, mesh: Mesh, flag: str = "--weights") -> Extractor:
+    """Pooled features, D = 1280, of the EfficientNet-Lite that the weights are of, at 128x128.
 
     Raises:
-      UserError: the weights cannot be read, or do not fit the network.
+      UserError: the weights, of a .safetensors file or an hf: name, cannot be read, or do not fit
+        the network; it calls them by `flag`.
     """
-    network = EfficientNetLite0(num_classes=1)  # its head is not used
-    shape = jax.ShapeDtypeStruct((1, EFFICIENTNET_SIZE, EFFICIENTNET_SIZE, 3), jnp.float32)
-    shapes = jax.eval_shape(
-        lambda key, images: network.init(key, images, train=False), jax.random.key(0), shape
-    )
-    variables = jax.tree.map(
-        lambda leaf: (
-            np.zeros(leaf.shape, leaf.dtype) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
-        ),
-        pretrained.load(shapes, network, weights, flag=flag),
-    )
+    network, variables = pretrained.efficientnet_lite(weights, flag)
 
     def features(variables: PyTree, images: jax.Array) -> jax.Array:
         output = network.apply(variables, to_float(images), train=False)
@@ -118,9 +102,9 @@ def efficientnet_lite0(weights: str, mesh: Mesh, flag: str = "--weights") -> Ext
     return Extractor(
         features,
         jax.device_put(variables, devices.replicated(mesh)),
-        image_size=EFFICIENTNET_SIZE,
+        image_size=JUDGE_SIZE,
         mesh=mesh,
-        network=f"EfficientNet-Lite0 with {Path(weights).name}",
+        network=f"{pretrained.title(network)} with {Path(weights).name}",
     )
 
 

@@ -1,5 +1,6 @@
 """Fills a folder with images that a run generates, so that the same call resumes it."""
 
+import contextlib
 import dataclasses
 import io
 import itertools
@@ -7,7 +8,7 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,8 @@ class Source:
       settings: what makes these images and no others: `seed`, `run` and `train_split`, as in the
         manifest, and what else decides which of them come. A folder is resumed with the same only.
       max_tries: how much of the stream to look at.
-      walks: class name -> walks through its noise, uint8 [N, S, S, 3], WALK_COLUMNS images each;
-        None where the generator is not told a class.
+      walks: a class -> walks through its noise, see `Sampler.walks`; None where the generator is
+        not told a class.
     """
 
     stream: candidates.Candidates
@@ -104,15 +105,15 @@ def generate(
       classes: names; None: all that the run draws.
       seed: of the noise, below 2**32.
       step: of the generators; None: the best ones.
-      min_confidence: of the run's own judgement, where its generator is not told a class.
-      max_tries: images to draw at most, there.
+      min_confidence, max_tries: of the run's own judgement, where its generator is not told a
+        class, and images to draw at most there.
 
     Raises:
       UserError: anything that does not fit; classes that are not full at the end (PARTIAL).
     """
     run = trained(workdir)
     known = [run.classes.names[k] for k in run.task.classes_drawn(len(run.classes))]
-    for name in () if classes is None else classes:
+    for name in classes or ():
         if name not in run.classes.names:
             raise UserError(
                 f"--classes: unknown class {name!r}; known: {', '.join(run.classes.names)}"
@@ -123,58 +124,48 @@ def generate(
                 f"{', '.join(known)}"
             )
     run.ability("images_of")
-    real = dict(zip(run.classes.names, run.train_counts().tolist(), strict=True))
+    real = dict(zip(run.classes.names, run.train_counts.tolist(), strict=True))
     chosen = [name for name in known if classes is None or name in classes]
     wanted = amount.of({name: real[name] for name in chosen})
     if not wanted:
         raise UserError("no class needs any images; raise --balance_to or --ratio")
     folder.check_own(out, PROGRESS, "--out")
-    make = _conditional if run.task.conditional else _judged
-    source = make(run, wanted, seed, step, min_confidence, max_tries)
+    if run.task.conditional:
+        for flag, value in (("min_confidence", min_confidence), ("max_tries", max_tries)):
+            if value is not None:
+                raise UserError(
+                    f"leave out --{flag}: {workdir} has a generator for each class, whose images "
+                    "need no judgement; it is for runs of the semi-supervised GAN"
+                )
+        source = _conditional(run, wanted, seed, step)
+    else:
+        least = _MIN_CONFIDENCE if min_confidence is None else min_confidence
+        most = max_tries or max(_LEAST_TRIES, _TRIES_AN_IMAGE * max(wanted.values()))
+        source = _judged(run, seed, step, least, most)
     with folder.claimed(out, f"another process is generating into {out}"):
         fill(out, source, wanted, draw_grid)
 
 
 def _judged(
-    run: Trained,
-    wanted: Mapping[str, int],
-    seed: int,
-    step: int | None,
-    min_confidence: float | None,
-    max_tries: int | None,
+    run: Trained, seed: int, step: int | None, min_confidence: float, max_tries: int
 ) -> Source:
     """Images that the run draws and judges with one and the same state."""
-    mesh = devices.make_mesh(1)
+    mesh, names = devices.make_mesh(1), run.classes.names
     if step is None:
         state, step = run.best_state(mesh)
     else:
         state = run.state_at(mesh, step)
-    least = _MIN_CONFIDENCE if min_confidence is None else min_confidence
-    names = run.classes.names
     sampler = candidates.Sampler(run.task, run.task.generators(state), names, seed, run.workdir)
     predict = candidates.predictor(run.task, state, run.workdir)
     return Source(
-        candidates.judged(sampler, predict, names, step=step, min_confidence=least),
-        {**_provenance(run, state, seed), "step": step, "min_confidence": least},
-        max_tries=max_tries or max(_LEAST_TRIES, _TRIES_AN_IMAGE * max(wanted.values())),
+        candidates.judged(sampler, predict, names, step=step, min_confidence=min_confidence),
+        {**_provenance(run, state, seed), "step": step, "min_confidence": min_confidence},
+        max_tries,
     )
 
 
-def _conditional(
-    run: Trained,
-    wanted: Mapping[str, int],
-    seed: int,
-    step: int | None,
-    min_confidence: float | None,
-    max_tries: int | None,
-) -> Source:
+def _conditional(run: Trained, wanted: Mapping[str, int], seed: int, step: int | None) -> Source:
     """Images of each class by a generator that is told it."""
-    for name, value in (("min_confidence", min_confidence), ("max_tries", max_tries)):
-        if value is not None:
-            raise UserError(
-                f"leave out --{name}: {run.workdir} has a generator for each class, whose images "
-                "need no judgement; it is for runs of the semi-supervised GAN"
-            )
     drawn = run.drawn_from(devices.make_mesh(1), step)
     labels = {name: run.classes.index(name) for name in wanted}
     steps = {name: int(drawn.steps[label]) for name, label in labels.items()}
@@ -220,19 +211,18 @@ def fill(out: Path, source: Source, wanted: Mapping[str, int], draw_grid: DrawGr
     shared = {key: settings[key] for key in ("seed", "run", "train_split")}
     tried, rows = _resumed(out, settings)
     counts = Counter(row.label for row in rows)
-    if _full(counts, wanted) and (out / MANIFEST).exists():
-        print(f"{out} is complete: {_summary(rows, wanted)}", flush=True)
-        return
+
+    def full() -> bool:
+        return all(counts[name] >= count for name, count in wanted.items())
 
     def save() -> None:
-        content = {
-            "settings": settings,
-            "tried": tried,
-            "rows": [dataclasses.astuple(row) for row in rows],
-        }
+        content = {"settings": settings, "tried": tried, "rows": [*map(dataclasses.astuple, rows)]}
         write_atomically(out / PROGRESS, json.dumps(content) + "\n")
 
-    left = 0 if _full(counts, wanted) else max(0, source.max_tries - tried)
+    if full() and (out / MANIFEST).exists():
+        print(f"{out} is complete: {_summary(rows, wanted)}", flush=True)
+        return
+    left = 0 if full() else max(0, source.max_tries - tried)
     if left:
         (out / MANIFEST).unlink(missing_ok=True)
     save()  # first of all: it makes the folder one of these settings
@@ -247,29 +237,21 @@ def fill(out: Path, source: Source, wanted: Mapping[str, int], draw_grid: DrawGr
                 encoded = io.BytesIO()
                 Image.fromarray(candidate.pixels).save(encoded, format="PNG")
                 write_atomically(out / image, encoded.getvalue())
-                rows.append(
-                    Generated(
-                        image=image,
-                        label=name,
-                        index=index,
-                        confidence=candidate.confidence,
-                        step=candidate.step,
-                        **shared,
-                    )
-                )
+                made = (image, name, index, candidate.confidence)
+                rows.append(Generated(*made, step=candidate.step, **shared))
                 counts[name] += 1
                 bar.update()
             each = " ".join(f"{name} {counts[name]}/{count}" for name, count in wanted.items())
             bar.set_postfix_str(f"{tried} tried: {each}", refresh=False)
-            if _full(counts, wanted):
+            if full():
                 break
             if time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
                 save()
                 saved = time.monotonic()
     save()
-    _write_grids(out, rows, list(wanted), source.walks, draw_grid)
+    _write_grids(out, rows, wanted, source, draw_grid)
     generated_lib.write(out, rows)
-    if not _full(counts, wanted):
+    if not full():
         raise UserError(
             f"after {tried} drawn images not every class is full: {_summary(rows, wanted)}; what "
             f"there is lies in {out}; raise --max_tries to go on, or lower --min_confidence in a "
@@ -277,10 +259,6 @@ def fill(out: Path, source: Source, wanted: Mapping[str, int], draw_grid: DrawGr
             errors.PARTIAL,
         )
     print(f"{out}: {_summary(rows, wanted)}", flush=True)
-
-
-def _full(counts: Mapping[str, int], wanted: Mapping[str, int]) -> bool:
-    return all(counts.get(name, 0) >= count for name, count in wanted.items())
 
 
 def _summary(rows: Sequence[Generated], wanted: Mapping[str, int]) -> str:
@@ -294,13 +272,9 @@ def _summary(rows: Sequence[Generated], wanted: Mapping[str, int]) -> str:
 
 
 def _resumed(out: Path, settings: Mapping[str, Any]) -> tuple[int, list[Generated]]:
-    """How many images were drawn before, and which were kept; tidies up after a kill.
-
-    Raises:
-      UserError: the folder is one of other settings, or its progress is damaged.
-    """
+    """How many images were drawn before, and which were kept; tidies up after a kill."""
     tried, rows = 0, []
-    try:
+    with contextlib.suppress(FileNotFoundError):  # a new folder
         before, tried, rows = folder.read_record(
             out / PROGRESS,
             lambda content: (
@@ -311,8 +285,6 @@ def _resumed(out: Path, settings: Mapping[str, Any]) -> tuple[int, list[Generate
             "give a new folder as --out",
         )
         folder.check_same(out, "images", before, flatten(settings), "--out")
-    except FileNotFoundError:
-        pass  # a new folder
     if lost := [row.image for row in rows if not (out / row.image).exists()]:
         errors.warn(f"{len(lost)} images of {out} are gone, such as {lost[0]}: starting again")
         tried, rows = 0, []
@@ -325,23 +297,20 @@ def _resumed(out: Path, settings: Mapping[str, Any]) -> tuple[int, list[Generate
         for path in (out / name).iterdir()
         if path.name.lstrip(".").startswith(f"{name}_{settings['seed']}_")
     ]
-    stale += [p for name in (PROGRESS, MANIFEST) for p in out.glob(f".{name}.*")]
+    stale += [path for name in (PROGRESS, MANIFEST) for path in out.glob(f".{name}.*")]
     for leftover in set(stale) - kept:
         leftover.unlink()
     return tried, rows
 
 
 def _write_grids(
-    out: Path,
-    rows: Sequence[Generated],
-    names: Sequence[str],
-    walks: Callable[[str], np.ndarray] | None,
-    draw_grid: DrawGrid,
+    out: Path, rows: Sequence[Generated], names: Iterable[str], source: Source, draw_grid: DrawGrid
 ) -> None:
     for name in names:
         shown = [out / row.image for row in rows if row.label == name][:_GRID]
         if shown:
             images = np.stack([np.asarray(Image.open(path)) for path in shown])
             draw_grid(out / GRIDS / f"{name}.png", images, _GRID_COLUMNS)
-            if walks:
-                draw_grid(out / GRIDS / f"{name}_walk.png", walks(name), candidates.WALK_COLUMNS)
+            if source.walks:
+                walks = source.walks(name)
+                draw_grid(out / GRIDS / f"{name}_walk.png", walks, candidates.WALK_COLUMNS)

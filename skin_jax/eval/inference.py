@@ -19,12 +19,8 @@ def make_predictor(
 ) -> Predictor:
     """A function (state, indices int [N], batch_size) -> probabilities float64 [N, n].
 
-    There must be examples. Each counts once for any batch size; rows are in the order of `indices`.
-    It compiles once for each batch size.
-
-    Args:
-      predict: a task's predict.
-      pipeline: where the images are.
+    There must be examples, N > 0. Each counts once for any batch size; rows are in the order of
+    `indices`. It compiles once for each batch size.
     """
 
     def forward(
@@ -55,9 +51,7 @@ def make_predictor(
 def over_devices(function: Callable[..., jax.Array], mesh: Mesh) -> Callable[..., jax.Array]:
     """`function(state, *arrays)`, jitted, the leading axis of each array split over the devices.
 
-    Args:
-      function: a task's predict, explain or features.
-      mesh: its size divides the leading axes; the state lies on it already.
+    The size of the mesh divides the leading axes; the state lies on it already.
     """
     options = devices.compiler_options(devices.platform(mesh))
     jitted, placement = jax.jit(function, compiler_options=options), devices.over_batch(mesh)

@@ -1,9 +1,8 @@
 """Metrics of a classifier from per-example probabilities, with intervals over lesions.
 
 Pure: arrays in, numbers out; the number of classes C is that of the columns of the probabilities.
-Every example counts once. A value that the data do not define (the precision of a class never
-predicted, the recall of a class without examples) is NaN, never 0 or 1, and a macro value is the
-mean over the classes where it is defined.
+A value that the data do not define (the precision of a class never predicted, the recall of a class
+without examples) is NaN, and a macro value is the mean over the classes where it is defined.
 """
 
 import dataclasses
@@ -25,6 +24,7 @@ _INTERVALS = ("balanced_accuracy", "accuracy", "macro_f1")
 _MACRO = ("precision", "recall", "f1", "auc", "average_precision")
 
 Interval = tuple[float, float]
+UNDEFINED: Interval = (float("nan"), float("nan"))
 
 
 class Spread(NamedTuple):
@@ -44,13 +44,13 @@ class Spread(NamedTuple):
 class Curve(NamedTuple):
     """One class against the rest at each of P - 1 distinct scores as threshold, from the highest.
 
-    Each float64 [P]; the first point is the one where nothing is called positive. NaN where it
-    takes examples (recall, precision) or others (false_positive_rate) that there are not.
+    Each float64 [P], NaN where undefined; at the first point nothing is called positive.
     """
 
     false_positive_rate: np.ndarray
     recall: np.ndarray
     precision: np.ndarray
+    auc: float  # share of (example, other) pairs in the right order, ties counting half
 
     @property
     def average_precision(self) -> float:
@@ -71,9 +71,8 @@ class Reliability(NamedTuple):
 class Metrics:
     """Everything that is reported about one set of predictions.
 
-    confusion int64 [C, C] has one row a true class and one column a predicted class; support and
-    lesions are int64 [C] (lesions equals support where the lesions are not known, see
-    `lesions_known`); the other arrays are float64 [C] in [0, 1] or NaN. Intervals are at 95%.
+    confusion int64 [C, C] has a row for each true class; lesions int64 [C] equals support where
+    lesions are not known; other arrays are float64 [C] in [0, 1] or NaN. Intervals are at 95%.
     """
 
     num_examples: int
@@ -163,13 +162,12 @@ def evaluate(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Metrics:
-    """All metrics of one set of predictions.
+    """All metrics of one set of predictions; for the intervals see `bootstrap`.
 
     Precision, recall, F1 = 2TP / (2TP + FP + FN) and specificity are one class against the rest.
-    Balanced accuracy is the mean recall over the classes present. The calibration error (Guo et
-    al., ICML 2017) compares the largest score with the hit rate in 15 bins of equal width. The
-    predicted class is the first of the largest scores; the ISIC challenge's scorer counts ties
-    (`Metrics.tied`) as wrong and leaves ISIC_0035068 out. For the intervals see `bootstrap`.
+    The calibration error (Guo et al., ICML 2017) compares the largest score with the hit rate in 15
+    bins of equal width. The predicted class is the first of the largest scores; the ISIC
+    challenge's scorer counts ties (`Metrics.tied`) as wrong and leaves ISIC_0035068 out.
 
     Args:
       probabilities: float [N, C], finite, C > 1; rows need not sum to 1.
@@ -183,14 +181,12 @@ def evaluate(
     probabilities, labels = _checked(probabilities, labels)
     if lesion_ids is not None and len(lesion_ids) != len(labels):
         raise ValueError(f"{len(lesion_ids)} lesion ids for {len(labels)} labels")
-    num_classes = probabilities.shape[1]
-    predicted = probabilities.argmax(axis=1)
-    largest = probabilities.max(axis=1)
-    rows = lesion_rows(labels, predicted, lesion_ids, num_classes)
+    predicted, largest = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    rows = lesion_rows(labels, predicted, lesion_ids, probabilities.shape[1])
     confusion = np.stack([row.sum(axis=0) for row in rows])
     intervals, recall_intervals = bootstrap(rows, resamples, seed)
     against_rest = _one_against_rest(confusion)
-    curves = tuple(_curve(probabilities[:, c], labels == c) for c in range(num_classes))
+    curves = _curves(probabilities, labels)
     reliability, ece = _calibration(largest, predicted == labels)
     return Metrics(
         num_examples=len(labels),
@@ -201,7 +197,7 @@ def evaluate(
         balanced_accuracy=nanmean(against_rest["recall"]),
         accuracy=float(np.trace(confusion) / confusion.sum()),
         ece=ece,
-        auc=_aucs(probabilities, labels),
+        auc=np.array([curve.auc for curve in curves]),
         average_precision=np.array([curve.average_precision for curve in curves]),
         curves=curves,
         reliability=reliability,
@@ -213,7 +209,7 @@ def evaluate(
 
 def macro_auc(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Mean ROC AUC over the classes where it is defined; arguments and errors as `evaluate`."""
-    return nanmean(_aucs(*_checked(probabilities, labels)))
+    return nanmean([curve.auc for curve in _curves(*_checked(probabilities, labels))])
 
 
 def balanced_accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
@@ -238,8 +234,7 @@ def sensitivity_at_specificity(val: Scored, test: Scored, specificity: float) ->
     """Sensitivity on test at the threshold that reaches a specificity in (0, 1] on val.
 
     The threshold is the lowest val score with at least the wished share of the val negatives at or
-    below it. Both figures are measured on test, NaN where undefined: the specificity shows how well
-    the threshold carries over.
+    below it. Both figures are measured on test, NaN where undefined.
     """
     if not 0 < specificity <= 1:
         raise ValueError(f"specificity must be in (0, 1], not {specificity}")
@@ -249,8 +244,8 @@ def sensitivity_at_specificity(val: Scored, test: Scored, specificity: float) ->
     # The slack keeps 0.95 * 60 = 57.00000000000001 from asking for a 58th negative.
     threshold = float(negatives[int(np.ceil(specificity * len(negatives) - 1e-9)) - 1])
     called, positive = test[0] > threshold, test[1].astype(bool)
-    sensitivity = nanmean(called[positive])
-    return OperatingPoint(specificity, threshold, sensitivity, nanmean(~called[~positive]))
+    measured = nanmean(called[positive]), nanmean(~called[~positive])
+    return OperatingPoint(specificity, threshold, *measured)
 
 
 def subgroups(
@@ -264,16 +259,13 @@ def subgroups(
 
     Attributes are N values by name, such as "sex"; all else is as `evaluate` has it.
     """
-    probabilities, labels = _checked(probabilities, labels)
-    lesions = None if lesion_ids is None else np.asarray(lesion_ids)
     found = []
     for attribute, values in attributes.items():
-        array = np.asarray(values)
-        if len(array) != len(labels):
-            raise ValueError(f"{len(array)} values of {attribute} for {len(labels)} labels")
-        for value in np.unique(array):
-            chosen = array == value
-            own = None if lesions is None else lesions[chosen]
+        if len(values) != len(labels):
+            raise ValueError(f"{len(values)} values of {attribute} for {len(labels)} labels")
+        for value in np.unique(values):
+            chosen = np.asarray(values) == value
+            own = None if lesion_ids is None else np.asarray(lesion_ids)[chosen]
             metrics = evaluate(probabilities[chosen], labels[chosen], own, **options)
             found.append(Subgroup(attribute, str(value), metrics))
     return found
@@ -286,10 +278,10 @@ def age_band(age: float | None) -> str:
     return next(name for bound, name in AGE_BANDS if age < bound)
 
 
-def quotient(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+def quotient(numerator: np.ndarray | int, denominator: np.ndarray | int) -> np.ndarray:
     """Elementwise numerator / denominator, broadcast, NaN where the denominator is 0."""
     out = np.full(np.broadcast(numerator, denominator).shape, np.nan)
-    return np.divide(numerator, denominator, out=out, where=denominator != 0)
+    return np.divide(numerator, denominator, out=out, where=np.not_equal(denominator, 0))
 
 
 def nanmean(values: np.ndarray | Sequence[float]) -> float:
@@ -311,16 +303,13 @@ def lesion_rows(
     A lesion whose images carry several labels counts once for each; without ids each of the N
     images is a lesion. The order of the lesions depends on labels and lesions alone.
     """
-    if lesion_ids is None:
-        lesions = np.arange(len(labels))
-    else:
-        lesions = np.unique(np.asarray(lesion_ids), return_inverse=True)[1].reshape(-1)
+    lesions = np.arange(len(labels)) if lesion_ids is None else np.asarray(lesion_ids)
     rows = []
     for c in range(num_classes):
         kept, index = np.unique(lesions[labels == c], return_inverse=True)
-        flat = index * num_classes + predicted[labels == c]
-        counts = np.bincount(flat, minlength=len(kept) * num_classes)
-        rows.append(counts.reshape(len(kept), num_classes))
+        counts = np.zeros((len(kept), num_classes), int)
+        np.add.at(counts, (index, predicted[labels == c]), 1)
+        rows.append(counts)
     return rows
 
 
@@ -329,25 +318,23 @@ def bootstrap(
 ) -> tuple[dict[str, Interval], tuple[Interval, ...]]:
     """95% intervals by resampling lesions within each class.
 
-    The plain percentile bootstrap covers too rarely with the handful of lesions that the rare
-    classes have (`docs/interval_coverage.md`): it is too narrow by (n - 1) / n, and a class whose n
-    lesions are all right would count as known exactly. So each class draws n - 1 lesions (Rao and
-    Wu, JASA 83, 1988) from its own and two imagined ones of half weight, one all right, one all
-    wrong (Jeffreys' prior; Brown, Cai and DasGupta, Statistical Science 16, 2001). These pull each
-    class inwards. One class's recall keeps that, as Jeffreys' interval does; in a mean over classes
-    it would add up, so there the distribution is moved back to lie around the estimate.
+    The plain percentile bootstrap covers too rarely with the few lesions of the rare classes
+    (`docs/interval_coverage.md`): it is too narrow by (n - 1) / n, and a class whose n lesions are
+    all right would count as known exactly. So each class draws n - 1 lesions (Rao and Wu, JASA 83,
+    1988) from its own and two imagined ones of half weight, one all right, one all wrong (Jeffreys'
+    prior; Brown, Cai and DasGupta, Statistical Science 16, 2001). One class's recall stays pulled
+    inwards by these, as Jeffreys' interval is; in a mean over classes it would add up, so there the
+    distribution is moved back to lie around the estimate.
 
     Args:
-      rows: for each class [lesions, C], as `lesion_rows` gives it, or means of such rows over
-        several runs on the same images.
+      rows: for each class [lesions, C] of `lesion_rows`, or means of such over several runs.
       resamples, seed: of the draws; 0 resamples leave the intervals out (NaN).
 
     Returns:
       Intervals of balanced accuracy, accuracy and macro F1 by name, and those of the C recalls.
     """
     if not resamples:
-        undefined = (float("nan"), float("nan"))
-        return dict.fromkeys(_INTERVALS, undefined), (undefined,) * len(rows)
+        return dict.fromkeys(_INTERVALS, UNDEFINED), (UNDEFINED,) * len(rows)
     total = np.stack([r.sum(axis=0) for r in rows])
     # F1 of a class without examples is defined in the resamples that happen to call it: a mean over
     # another number of classes in each would mean nothing.
@@ -358,10 +345,9 @@ def bootstrap(
     spread = _summaries(drawn, defined)
     intervals = {}
     for name in _INTERVALS:
-        shift = estimate[name][0] - spread[name].mean()
-        intervals[name] = _interval(estimate[name][0], spread[name] + shift)
-    recalls = tuple(map(_interval, estimate["recall"][0], spread["recall"].T))
-    return intervals, recalls
+        value, drawn = estimate[name][0], spread[name]
+        intervals[name] = _interval(value, drawn + (value - drawn.mean()))
+    return intervals, tuple(map(_interval, estimate["recall"][0], spread["recall"].T))
 
 
 def resampled_totals(
@@ -422,42 +408,31 @@ def _calibration(confidence: np.ndarray, hit: np.ndarray) -> tuple[Reliability, 
     return Reliability(counts, quotient(sums, counts), quotient(hits, counts)), error
 
 
-def _aucs(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    return np.array([_auc(scores, labels == c) for c, scores in enumerate(probabilities.T)])
-
-
-def _auc(scores: np.ndarray, positive: np.ndarray) -> float:
-    """Share of (positive, negative) pairs in the right order, ties counting half (Mann-Whitney)."""
-    negatives, positives = np.sort(scores[~positive]), scores[positive]
-    if not len(negatives) or not len(positives):
-        return float("nan")
-    below = np.searchsorted(negatives, positives, "left")
-    not_above = np.searchsorted(negatives, positives, "right")
-    return float((below + not_above).sum() / (2 * len(negatives) * len(positives)))
+def _curves(probabilities: np.ndarray, labels: np.ndarray) -> tuple[Curve, ...]:
+    return tuple(_curve(scores, labels == c) for c, scores in enumerate(probabilities.T))
 
 
 def _curve(scores: np.ndarray, positive: np.ndarray) -> Curve:
     order = np.argsort(-scores, kind="stable")
     last = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)  # of equal scores
-    hits = np.append(0, np.cumsum(positive[order])[last])
-    called = np.append(0, last + 1)
-    precision = quotient(hits, called)
-    precision[0] = 1.0  # by convention: the end of the curve
+    hits, called = np.append(0, np.cumsum(positive[order])[last]), np.append(0, last + 1)
+    alarms = called - hits
+    pairs = (np.diff(alarms) * (hits[1:] + hits[:-1])).sum()  # twice those in the right order
     return Curve(
-        quotient(called - hits, (~positive).sum()), quotient(hits, positive.sum()), precision
+        false_positive_rate=quotient(alarms, alarms[-1]),
+        recall=quotient(hits, hits[-1]),
+        precision=np.append(1.0, quotient(hits[1:], called[1:])),  # 1 at the start by convention
+        auc=float(quotient(pairs, 2 * alarms[-1] * hits[-1])),
     )
 
 
 def _summaries(confusions: np.ndarray, defined: np.ndarray) -> dict[str, np.ndarray]:
-    """Compute what gets an interval, [R] and recall [R, C], of confusion matrices [R, C, C].
-
-    Macro F1 is over the classes of `defined`, bool [C].
-    """
+    """What gets an interval, of confusion matrices [R, C, C]; macro F1 over `defined` classes."""
     found = _one_against_rest(confusions)
-    hits = np.trace(confusions, axis1=-2, axis2=-1)
+    hits, total = np.trace(confusions, axis1=-2, axis2=-1), confusions.sum(axis=(-2, -1))
     return {
         "balanced_accuracy": row_nanmeans(found["recall"]),
-        "accuracy": quotient(hits, confusions.sum(axis=(-2, -1))),
+        "accuracy": quotient(hits, total),
         "macro_f1": row_nanmeans(np.nan_to_num(found["f1"][:, defined])),
         "recall": found["recall"],
     }
@@ -470,8 +445,8 @@ def _draw(rows: np.ndarray, label: int, resamples: int, rng: np.random.Generator
         return np.zeros((resamples, num_classes))
     right = np.eye(num_classes)[label]
     wrong = rows.sum(axis=0) * (1 - right)
-    wrong = (wrong if wrong.any() else 1 - right) / (wrong.sum() or num_classes - 1)
-    imagined = images / len(rows) * np.stack([right, wrong])
+    wrong = wrong if wrong.any() else 1 - right
+    imagined = images / len(rows) * np.stack([right, wrong / wrong.sum()])
     totals = resampled_totals(rows, imagined, resamples, rng)
     return totals * (images / totals.sum(axis=1, keepdims=True))
 
@@ -479,6 +454,6 @@ def _draw(rows: np.ndarray, label: int, resamples: int, rng: np.random.Generator
 def _interval(estimate: float, values: np.ndarray) -> Interval:
     """Take the central 95% of resampled values, widened to the estimate where that is outside."""
     if np.isnan(estimate):
-        return float("nan"), float("nan")
+        return UNDEFINED
     low, high = np.clip(np.quantile(values, (0.025, 0.975)), 0.0, 1.0)
     return float(min(low, estimate)), float(max(high, estimate))

@@ -7,7 +7,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
@@ -38,19 +37,25 @@ Skipped = list[tuple[str, str]]
 Decoded = tuple[np.ndarray, ...] | images.UnreadableImage
 
 
-class _Member(NamedTuple):
-    """A trained run: the size of its images, uint8 [B, S, S, 3], and what it says about them."""
+class _Member:
+    """What a trained run says about images uint8 [B, S, S, 3] of its size S."""
 
-    image_size: int
-    probabilities: Callable[[np.ndarray], np.ndarray]  # -> float64 [B, n]
-    heat_maps: Callable[[np.ndarray, np.ndarray], np.ndarray] | None  # and labels -> [B, h, w]
+    def __init__(self, run: Trained, mesh: Mesh, *, explained: bool):
+        self.image_size = run.config.data.image_size
+        self._state, _ = run.best_state(mesh)
+        abilities = ("predict", "explain") if explained else ("predict",)
+        self._call = {name: inference.over_devices(run.ability(name), mesh) for name in abilities}
 
+    def probabilities(self, batch: np.ndarray, *, tta: bool) -> np.ndarray:
+        """Probabilities float64 [B, n], with `tta` averaged over 8 orientations."""
+        views = inference.orientations(batch) if tta else [batch]
+        # All are under way before the first is waited for.
+        found = [self._call["predict"](self._state, view) for view in views]
+        return np.mean([np.asarray(each, np.float64) for each in found], axis=0)
 
-class _Batch(NamedTuple):
-    """Readable images: their places in the list of files, and their pixels in each size."""
-
-    places: list[int]
-    pixels: list[tuple[np.ndarray, ...]]
+    def heat_maps(self, batch: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """What speaks for the classes with these labels, [B, h, w]."""
+        return np.asarray(self._call["explain"](self._state, batch, labels))
 
 
 def predict_files(
@@ -69,10 +74,10 @@ def predict_files(
     Args:
       workdirs: of the runs, whose probabilities are averaged; their image sizes may differ.
       inputs: folders, searched with their subfolders, and files.
-      out: the CSV; unreadable images are listed beside it, in `<stem>.skipped.csv`.
+      out: the CSV; unreadable images are listed next to it, in `<stem>.skipped.csv`.
       tta: averages over the 8 orientations of each image.
-      explain_dir: where `<image>.png` shows what speaks for the predicted class, for each image.
-      overlay: draws these pictures.
+      explain_dir: where `<image>.png`, drawn by `overlay`, shows what speaks for the predicted
+        class of each image.
       batch_size: images at a time, rounded up to a multiple of the devices.
       progress: shows a progress bar on stderr.
 
@@ -90,7 +95,7 @@ def predict_files(
     mesh = devices.make_mesh(None)
     runs = [trained(workdir) for workdir in workdirs]
     classes = _same_classes(runs)
-    members = [_open(run, mesh, tta=tta, explained=bool(explain_dir)) for run in runs]
+    members = [_Member(run, mesh, explained=bool(explain_dir)) for run in runs]
     batch_size = -(-min(batch_size, len(files)) // mesh.size) * mesh.size
     sizes = list(dict.fromkeys(member.image_size for member in members))
     probabilities = np.empty((len(files), len(classes)))
@@ -99,30 +104,30 @@ def predict_files(
     bar = tqdm(total=len(files), unit=" images", desc="Predicting", disable=not progress)
     with bar, ThreadPoolExecutor(workers(_MAX_WORKERS)) as pool:
         # A batch is decoded while the one before is predicted.
-        for batch in _batches(_decoded(pool, files, sizes, batch_size), batch_size, skipped, files):
+        readable = _readable(_decoded(pool, files, sizes, batch_size), files, skipped)
+        for batch in iter(lambda: [*itertools.islice(readable, batch_size)], []):
+            places = [place for place, _ in batch]
+            padded = [*batch, *batch[-1:] * (batch_size - len(batch))]  # one size compiles once
             stacks = {
-                size: _padded([pixels[k] for pixels in batch.pixels], batch_size)
-                for k, size in enumerate(sizes)
+                size: np.stack([pixels[k] for _, pixels in padded]) for k, size in enumerate(sizes)
             }
-            values = np.mean([m.probabilities(stacks[m.image_size]) for m in members], axis=0)
-            probabilities[batch.places] = values[: len(batch.places)]
+            values = np.mean(
+                [m.probabilities(stacks[m.image_size], tta=tta) for m in members], axis=0
+            )
+            probabilities[places] = values[: len(places)]
             if explain_dir and overlay:
                 labels = values.argmax(axis=1).astype(np.int32)
-                maps = [m.heat_maps(stacks[m.image_size], labels) for m in members if m.heat_maps]
+                maps = [m.heat_maps(stacks[m.image_size], labels) for m in members]
                 captions = [
                     f"{classes.titled(label)}  {share:.1%}"
                     for label, share in zip(labels, values.max(axis=1), strict=True)
                 ]
-                overlays = pool.map(
-                    overlay,
-                    stacks[max(sizes)][: len(batch.places)],
-                    zip(*maps, strict=True),
-                    captions,
-                )
-                for place, picture in zip(batch.places, overlays, strict=True):
+                shown = stacks[max(sizes)][: len(places)]
+                pictures = pool.map(overlay, shown, zip(*maps, strict=True), captions)
+                for place, picture in zip(places, pictures, strict=True):
                     write_atomically(explain_dir / f"{ids[place]}.png", picture)
-            good += batch.places
-            bar.update(batch.places[-1] + 1 - bar.n)
+            good += places
+            bar.update(places[-1] + 1 - bar.n)
         bar.update(len(files) - bar.n)
 
     problems = [f"{file}: {reason}" for file, reason in skipped]
@@ -149,7 +154,7 @@ def find_images(inputs: Sequence[str]) -> tuple[list[str], Skipped]:
     followed, once each, but not those that lead back to where they are.
 
     Raises:
-      UserError: a path that does not exist, or a folder without images; all of them.
+      UserError: paths that do not exist, or folders without images.
     """
     found: list[str] = []
     unreadable: Skipped = []
@@ -167,10 +172,9 @@ def find_images(inputs: Sequence[str]) -> tuple[list[str], Skipped]:
             found.append(path)
         else:
             problems.append(f"{path} does not exist")
-    if len(problems) == 1:
-        raise UserError(problems[0])
     if problems:
-        raise listed("nothing to predict", problems)
+        several = listed("nothing to predict", problems)
+        raise UserError(problems[0]) if len(problems) == 1 else several
     named: dict[str, str] = {}
     for path in found:  # a folder and a file in it may both be given
         named.setdefault(os.path.abspath(path), path)
@@ -248,16 +252,14 @@ def _check_targets(
     for path in (out, skipped_path):
         if path.is_dir():
             raise UserError(f"{path} is a folder; give another name of a CSV file as --out")
-    folders = [out.parent]
     targets = [out, skipped_path]
     if explain_dir:
-        folders.append(explain_dir)
         targets += [explain_dir / f"{name}.png" for name in ids]
     given = {os.path.abspath(file) for file in files}
     for target in targets:
         if os.path.abspath(target) in given:
             raise UserError(f"{target} is one of the images and would be replaced; choose another")
-    for folder in folders:
+    for folder in filter(None, (out.parent, explain_dir)):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()
@@ -265,33 +267,10 @@ def _check_targets(
             raise UserError(f"{folder}: cannot be written to ({error.strerror})") from None
 
 
-def _open(run: Trained, mesh: Mesh, *, tta: bool, explained: bool) -> _Member:
-    state, _ = run.best_state(mesh)
-    predict = inference.over_devices(run.ability("predict"), mesh)
-
-    def probabilities(batch: np.ndarray) -> np.ndarray:
-        views = inference.orientations(batch) if tta else [batch]
-        # All are under way before the first is waited for.
-        return np.mean([np.asarray(p, np.float64) for p in [predict(state, v) for v in views]], 0)
-
-    heat_maps = None
-    if explained:
-        show = inference.over_devices(run.ability("explain"), mesh)
-
-        def heat_maps(batch: np.ndarray, labels: np.ndarray) -> np.ndarray:
-            return np.asarray(show(state, batch, labels))
-
-    return _Member(run.config.data.image_size, probabilities, heat_maps)
-
-
 def _same_classes(runs: Sequence[Trained]) -> Classes:
-    """The classes that all runs have.
-
-    Raises:
-      UserError: they differ, so that there is no average.
-    """
-    first, *others = runs
-    for other in others:
+    """The classes that all runs have; refuses runs of different ones, which have no average."""
+    first = runs[0]
+    for other in runs:
         if other.classes.names != first.classes.names:
             raise UserError(
                 f"{first.workdir} and {other.workdir} have different classes "
@@ -305,41 +284,29 @@ def _decoded(
     pool: ThreadPoolExecutor, files: Sequence[str], sizes: Sequence[int], batch_size: int
 ) -> Iterator[Decoded]:
     """Each file in each size, in order; never more than a batch and the workers ahead."""
+
+    def decode(file: str) -> Decoded:
+        try:
+            return tuple(images.decode(Path(file), size) for size in sizes)
+        except images.UnreadableImage as error:
+            return error
+
     waiting: deque[Future[Decoded]] = deque()
     remaining = iter(files)
     while True:
         for file in itertools.islice(remaining, batch_size + workers(_MAX_WORKERS) - len(waiting)):
-            waiting.append(pool.submit(_decode, file, sizes))
+            waiting.append(pool.submit(decode, file))
         if not waiting:
             return
         yield waiting.popleft().result()
 
 
-def _decode(file: str, sizes: Sequence[int]) -> Decoded:
-    try:
-        return tuple(images.decode(Path(file), size) for size in sizes)
-    except images.UnreadableImage as error:
-        return error
-
-
-def _batches(
-    stream: Iterator[Decoded], batch_size: int, skipped: Skipped, files: Sequence[str]
-) -> Iterator[_Batch]:
-    """Batches of readable images; the others are added to `skipped`."""
-    batch = _Batch([], [])
+def _readable(
+    stream: Iterator[Decoded], files: Sequence[str], skipped: Skipped
+) -> Iterator[tuple[int, tuple[np.ndarray, ...]]]:
+    """Images that can be read, by their place among the files; the others go to `skipped`."""
     for place, decoded in enumerate(stream):
         if isinstance(decoded, images.UnreadableImage):
             skipped.append((files[place], str(decoded)))
-            continue
-        batch.places.append(place)
-        batch.pixels.append(decoded)
-        if len(batch.places) == batch_size:
-            yield batch
-            batch = _Batch([], [])
-    if batch.places:
-        yield batch
-
-
-def _padded(pixels: Sequence[np.ndarray], batch_size: int) -> np.ndarray:
-    """A batch of always the same size, so that it compiles once; the last image is repeated."""
-    return np.stack([*pixels, *[pixels[-1]] * (batch_size - len(pixels))])
+        else:
+            yield place, decoded

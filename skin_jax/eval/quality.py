@@ -1,8 +1,7 @@
 """How near a set of generated images is to real ones, and whether they are copies of them.
 
 Pure: arrays in, numbers out. Features are float [N, D], any network's; arithmetic is float64. What
-too few images leave undefined is NaN, never 0. No measure but the sliced
-Wasserstein distance, which draws patches, depends on the order of its images.
+too few images leave undefined is NaN. Only `sliced_wasserstein` depends on the order of the images.
 """
 
 from typing import NamedTuple
@@ -24,57 +23,41 @@ _BLOCK = 1024
 class Prdc(NamedTuple):
     """Each of them 1 for equal sets in expectation; density may be larger, the others may not."""
 
-    precision: float
-    """Share of the generated images within the real images' neighbourhoods."""
-    recall: float
-    """Share of the real images within the generated images' neighbourhoods."""
-    density: float
-    """Real neighbourhoods around a generated image, divided by k."""
-    coverage: float
-    """Share of the real images with a generated one in their neighbourhood."""
+    precision: float  # share of the generated images within the real images' neighbourhoods
+    recall: float  # share of the real images within the generated images' neighbourhoods
+    density: float  # real neighbourhoods around a generated image, divided by k
+    coverage: float  # share of the real images with a generated one in their neighbourhood
 
 
 def kid(real: np.ndarray, generated: np.ndarray) -> float:
     """Kernel inception distance: the unbiased estimate of MMD^2 over the whole sets.
 
-    The kernel is (x.y / D + 1)^3 (Binkowski et al., "Demystifying MMD GANs", ICLR 2018). The
-    expectation is the same for any size of the sets and 0 for equal distributions, so single values
-    may be negative. Means over random subsets of larger sets, as the paper takes them, are means
-    of this function.
-
-    Args:
-      real, generated: features [N, D] and [M, D].
-
-    Returns:
-      NaN where a set has fewer than two images.
+    Of features [N, D] and [M, D]; the kernel is (x.y / D + 1)^3 (Binkowski et al., "Demystifying
+    MMD GANs", ICLR 2018, which takes means over random subsets of larger sets). The expectation is
+    the same for any size of the sets and 0 for equal distributions, so single values may be
+    negative. NaN where a set has fewer than two images.
     """
-    n, m = len(real), len(generated)
-    if min(n, m) < 2:
+    if min(len(real), len(generated)) < 2:
         return float("nan")
-    x, y = _float64(real), _float64(generated)
-    within = [_kernel_sum(a, a, diagonal=False) / (len(a) * (len(a) - 1)) for a in (x, y)]
-    return sum(within) - 2 * _kernel_sum(x, y) / (n * m)
+    x, y = np.asarray(real, np.float64), np.asarray(generated, np.float64)
+    kernels = (_kernel(a, a) for a in (x, y))
+    within = [(k.sum() - np.trace(k)) / (len(k) * (len(k) - 1)) for k in kernels]
+    return float(sum(within) - 2 * _kernel(x, y).mean())
 
 
 def fid(real: np.ndarray, generated: np.ndarray) -> float:
     """Frechet inception distance of the Gaussians with the sets' means and covariances.
 
-    |m - m'|^2 + tr(S + S' - 2 (S S')^(1/2)) (Heusel et al., NeurIPS 2017). It is biased upwards in
-    small sets: compare sets of equal size only. A set of fewer than D + 1 images has a
-    rank-deficient covariance.
-
-    Args:
-      real, generated: features [N, D] and [M, D].
-
-    Returns:
-      NaN where a set has fewer than two images.
+    |m - m'|^2 + tr(S + S' - 2 (S S')^(1/2)) (Heusel et al., NeurIPS 2017), of features [N, D] and
+    [M, D]. It is biased upwards in small sets: compare sets of equal size only. A set of fewer than
+    D + 1 images has a rank-deficient covariance. NaN where a set has fewer than two images.
     """
     if min(len(real), len(generated)) < 2:
         return float("nan")
-    small, large = sorted((_float64(real), _float64(generated)), key=len)
+    small, large = sorted((np.asarray(x, np.float64) for x in (real, generated)), key=len)
     offset = small.mean(axis=0) - large.mean(axis=0)
     # S = A^T A, S' = B^T B: the eigenvalues of S S' are the squared singular values of A B^T.
-    a, b = (_centred(x) / np.sqrt(len(x) - 1) for x in (small, large))
+    a, b = ((x - x.mean(axis=0)) / np.sqrt(len(x) - 1) for x in (small, large))
     traces = np.square(a).sum() + np.square(b).sum()
     if len(a) > a.shape[1]:  # a square A with the same A^T A
         values, vectors = np.linalg.eigh(a.T @ a)
@@ -85,24 +68,18 @@ def fid(real: np.ndarray, generated: np.ndarray) -> float:
 
 
 def prdc(real: np.ndarray, generated: np.ndarray, k: int = NEIGHBOURS) -> Prdc:
-    """Precision, recall, density and coverage.
+    """Precision, recall, density and coverage, of features [N, D] and [M, D].
 
     Precision and recall: Kynkaanniemi et al., NeurIPS 2019. Density and coverage: Naeem et al.,
     ICML 2020. The neighbourhood of an image is the closed ball to its k-th nearest other image of
-    the same set, in Euclidean distance.
-
-    Args:
-      real, generated: features [N, D] and [M, D].
-
-    Returns:
-      NaN where too few images leave a value undefined: `recall` needs k + 1 generated images, the
-      others k + 1 real ones, and all of them an image in each set.
+    the same set, in Euclidean distance. NaN where too few images leave a value undefined: `recall`
+    needs k + 1 generated images, the others k + 1 real ones, and all of them an image in each set.
     """
-    centre = real.mean(axis=0, dtype=np.float64) if len(real) else 0.0
-    # What is near the origin loses less to rounding in the squares of distances.
-    x, y = _float64(real) - centre, _float64(generated) - centre
     precision = recall = density = coverage = float("nan")
-    if len(x) and len(y):
+    if len(real) and len(generated):
+        # What is near the origin loses less to rounding in the squares of distances.
+        centre = real.mean(axis=0, dtype=np.float64)
+        x, y = real - centre, generated - centre
         across = _squared_distances(x, y)
         if len(x) > k:
             within = across <= _squared_radii(x, k)[:, None]
@@ -136,10 +113,9 @@ def nearest(queries: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, np
 
 def mean_distance(features: np.ndarray) -> float:
     """The mean Euclidean distance between two of the images, features [N, D]; NaN for N < 2."""
-    n = len(features)
+    n, x = len(features), np.asarray(features, np.float64)
     if n < 2:
         return float("nan")
-    x = _float64(features)
     distances = np.sqrt(_squared_distances(x, x))
     return float((distances.sum() - np.trace(distances)) / (n * (n - 1)))
 
@@ -157,8 +133,7 @@ def sliced_wasserstein(a: np.ndarray, b: np.ndarray, seed: int) -> dict[int, flo
       seed: of the patches and the directions.
 
     Returns:
-      Side of the level -> distance, from S down by halves while at least 16; NaN for fewer than
-      two images.
+      Side of the level -> distance, from S down by halves while at least 16; NaN for N < 2.
 
     Raises:
       ValueError: sets that differ in shape, or images that are too small.
@@ -180,23 +155,14 @@ def sliced_wasserstein(a: np.ndarray, b: np.ndarray, seed: int) -> dict[int, flo
     return distances
 
 
-def _float64(features: np.ndarray) -> np.ndarray:
-    return np.asarray(features, np.float64)
-
-
-def _centred(x: np.ndarray) -> np.ndarray:
-    return x - x.mean(axis=0)
-
-
 def _unit(features: np.ndarray) -> np.ndarray:
-    x = _float64(features)
+    x = np.asarray(features, np.float64)
     norms = np.linalg.norm(x, axis=1, keepdims=True)
     return np.divide(x, norms, out=np.zeros_like(x), where=norms > 0)
 
 
-def _kernel_sum(x: np.ndarray, y: np.ndarray, *, diagonal: bool = True) -> float:
-    kernel = (x @ y.T / x.shape[1] + 1) ** 3
-    return float(kernel.sum() - (0 if diagonal else np.trace(kernel)))
+def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return (x @ y.T / x.shape[1] + 1) ** 3
 
 
 def _squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -227,30 +193,25 @@ def _pyramid(images: np.ndarray) -> list[np.ndarray]:
 
 def _blurred(x: np.ndarray) -> np.ndarray:
     """Binomial 5x5 filter; the edges continue as mirror images around the outermost pixels."""
+    weights = np.array([1, 4, 6, 4, 1], np.float32) / 16
     for axis in (1, 2):
-        widths = [(2, 2) if i == axis else (0, 0) for i in range(4)]
-        padded = np.pad(x, widths, mode="reflect")
-        size = x.shape[axis]
-        x = sum(
-            weight * np.take(padded, range(tap, tap + size), axis=axis)
-            for tap, weight in enumerate(np.array([1, 4, 6, 4, 1], np.float32) / 16)
-        )
+        padded = np.pad(x, [(2 * (i == axis),) * 2 for i in range(4)], mode="reflect")
+        taps = (np.take(padded, range(i, i + x.shape[axis]), axis) for i in range(len(weights)))
+        x = sum(weight * tap for weight, tap in zip(weights, taps, strict=True))
     return x
 
 
 def _projected(level: np.ndarray, directions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Random patches of [N, S, S, 3], normalised in each channel, along directions [P, 147].
 
-    Returns:
-      float32 [P, N * 128], each row sorted.
+    float32 [P, N * 128], each row sorted.
     """
     n, size = level.shape[:2]
     corners = rng.integers(0, size - _PATCH + 1, (2, n, _PATCHES_PER_IMAGE))
-    within = np.arange(_PATCH)
-    rows = corners[0][..., None, None] + within[:, None]
-    columns = corners[1][..., None, None] + within
+    rows, columns = corners[..., None, None]
+    rows, columns = rows + np.arange(_PATCH)[:, None], columns + np.arange(_PATCH)
     patches = level[np.arange(n)[:, None, None, None], rows, columns].reshape(-1, _PATCH**2 * 3)
-    mean, squares = (_by_channel(values) for values in (patches, np.square(patches)))
+    mean, squares = _by_channel(patches), _by_channel(np.square(patches))
     variance = squares - np.square(mean)
     # A channel that does not vary has nothing to normalise; what is left of it is rounding.
     deviation = np.sqrt(np.where(variance > 1e-6 * squares, variance, np.inf))

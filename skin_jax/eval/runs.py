@@ -25,40 +25,33 @@ def evaluate_split(
 ) -> Evaluation | None:
     """Evaluates the best checkpoint on a split; all processes take part and get the same.
 
-    Operating points have their thresholds from the validation split.
-
-    Returns:
-      None, after saying so, for an empty split.
+    Operating points have their thresholds from the validation split. None, after saying so, for an
+    empty split.
 
     Raises:
       UserError: no usable checkpoint, or a task that does not classify.
     """
-    indices = experiment.indices(split)
+    indices, val = experiment.indices(split), experiment.indices("val")
     if len(indices) == 0:
         print(f"the split leaves no {split} images: nothing to evaluate there", flush=True)
         return None
     state, step = best_state(experiment.task, checkpoints, experiment.mesh)
-    predict = make_predictor(
-        tasks.require(experiment.task, "predict", "this run"), experiment.pipeline
-    )
-    examples, val = experiment.examples, experiment.indices("val")
-
-    def predicted(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        probabilities = predict(state, indices, experiment.config.eval_batch_size)
-        return probabilities, examples.labels[indices]
-
-    found = predicted(indices)
-    shared = splits.shared_lesions(examples.records, experiment.assignment)
+    function = tasks.require(experiment.task, "predict", "this run")
+    predict = make_predictor(function, experiment.pipeline)
+    examples, batch_size = experiment.examples, experiment.config.eval_batch_size
+    found = predict(state, indices, batch_size)
+    shared, points = splits.shared_lesions(examples.records, experiment.assignment), {}
+    if len(val):
+        on_val = predict(state, val, batch_size), examples.labels[val]
+        points = _operating_points(examples.classes, on_val, (found, examples.labels[indices]))
     return _evaluation(
         examples,
         indices,
-        found[0],
+        found,
         split=split,
         step=step,
         shared_with_train=shared if split == "test" else None,
-        operating_points=_operating_points(examples.classes, predicted(val), found)
-        if len(val)
-        else {},
+        operating_points=points,
     )
 
 
@@ -82,8 +75,7 @@ def _operating_points(
 ) -> dict[str, list[metrics.OperatingPoint]]:
     """Those of the class in focus, and of all malignant ones where every class has a group.
 
-    Args:
-      val, test: probabilities float [N, C] and labels int [N].
+    Val and test are probabilities float [N, C] and labels int [N].
     """
     asked: dict[str, list[int]] = {}
     if classes.focus is not None:
@@ -93,16 +85,15 @@ def _operating_points(
     if {*classes.groups} == {MALIGNANT, BENIGN} and malignant not in asked.values():
         names = ", ".join(classes.names[label] for label in malignant)
         asked[f"malignant classes ({names})"] = malignant
-    found: dict[str, list[metrics.OperatingPoint]] = {}
-    for what, positive in asked.items():
-        on_val, on_test = (
-            (probabilities[:, positive].sum(axis=1), np.isin(labels, positive))
-            for probabilities, labels in (val, test)
-        )
-        found[what] = [
-            metrics.sensitivity_at_specificity(on_val, on_test, s) for s in _SPECIFICITIES
-        ]
-    return found
+
+    def scored(on: tuple[np.ndarray, np.ndarray], positive: list[int]) -> metrics.Scored:
+        return on[0][:, positive].sum(axis=1), np.isin(on[1], positive)
+
+    measured = metrics.sensitivity_at_specificity
+    return {
+        what: [measured(scored(val, own), scored(test, own), s) for s in _SPECIFICITIES]
+        for what, own in asked.items()
+    }
 
 
 def _evaluation(

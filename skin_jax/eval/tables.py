@@ -3,9 +3,8 @@
 Every problem of a file is collected before anything is raised, so that one look mends them all.
 """
 
-import os
-import pathlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,8 +13,6 @@ from skin_jax.base import csvs
 from skin_jax.base.errors import UserError, listed
 from skin_jax.base.files import write_atomically
 from skin_jax.data.classes import HAM10000, Classes
-
-PathLike = str | os.PathLike[str]
 
 IMAGE = "image"
 _NO_CLASSES = (IMAGE, "score_weight", "validation_weight")  # the challenges' weights of images
@@ -37,16 +34,11 @@ class Truth(NamedTuple):
 
 
 def write_predictions(
-    path: PathLike, image_ids: Sequence[str], probabilities: np.ndarray, classes: Classes
+    path: Path, image_ids: Sequence[str], probabilities: np.ndarray, classes: Classes
 ) -> None:
     """Write predictions so that `read_predictions` gives back exactly the same numbers.
 
-    Args:
-      path: of the CSV; its folder is made if need be.
-      image_ids: N distinct ids, without extension.
-      probabilities: [N, C]; float32 is widened. Rounding errors of up to 1e-6 outside [0, 1] are
-        cut.
-      classes: C of them, in their order.
+    Of N distinct ids and float [N, C]; rounding errors of up to 1e-6 outside [0, 1] are cut.
 
     Raises:
       ValueError: shapes that do not fit, ids that repeat, values that are not in [0, 1].
@@ -64,7 +56,7 @@ def write_predictions(
     write_atomically(path, csvs.text([(IMAGE, *classes.columns), *rows]))
 
 
-def read_predictions(path: PathLike, classes: Classes) -> Scores:
+def read_predictions(path: Path, classes: Classes) -> Scores:
     """Read a predictions CSV; rows in the file's order, columns in any, others ignored.
 
     Raises:
@@ -77,15 +69,15 @@ def read_predictions(path: PathLike, classes: Classes) -> Scores:
     return scores
 
 
-def read_truth(path: PathLike, classes: Classes) -> Truth:
+def read_truth(path: Path, classes: Classes) -> Truth:
     """Read a ground truth CSV, whose rows are one-hot.
 
     Raises:
       UserError: as `read_predictions`, and rows that are not one-hot.
     """
     (image_ids, scores), problems = _read(path, classes)
-    one_hot = ((scores == 0) | (scores == 1)).all(axis=1) & (scores.sum(axis=1) == 1)
     if not problems:
+        one_hot = np.isin(scores, (0, 1)).all(axis=1) & (scores.sum(axis=1) == 1)
         wrong = (image_ids[i] for i in np.flatnonzero(~one_hot))
         problems = [f"image {name}: its row is not a single 1 and otherwise 0" for name in wrong]
     if problems:
@@ -93,9 +85,7 @@ def read_truth(path: PathLike, classes: Classes) -> Truth:
     return Truth(image_ids, scores.argmax(axis=1))
 
 
-def join(
-    predictions_path: PathLike, truth_path: PathLike, classes: Classes
-) -> tuple[Scores, Truth]:
+def join(predictions_path: Path, truth_path: Path, classes: Classes) -> tuple[Scores, Truth]:
     """Read a pair of CSVs and bring the predictions into the order of the truth.
 
     Raises:
@@ -103,17 +93,16 @@ def join(
     """
     predictions = read_predictions(predictions_path, classes)
     truth = read_truth(truth_path, classes)
-    position = {image_id: i for i, image_id in enumerate(predictions.image_ids)}
-    known = set(truth.image_ids)
-    problems = [f"image {i}: no row in {predictions_path}" for i in known - position.keys()]
-    problems += [f"image {i}: no row in {truth_path}" for i in position.keys() - known]
+    predicted, known = set(predictions.image_ids), set(truth.image_ids)
+    problems = [f"image {i}: no row in {predictions_path}" for i in known - predicted]
+    problems += [f"image {i}: no row in {truth_path}" for i in predicted - known]
     if problems:
         raise listed("predictions and truth are not about the same images", sorted(problems))
-    order = [position[i] for i in truth.image_ids]
-    return Scores(truth.image_ids, predictions.probabilities[order]), truth
+    rows = dict(zip(predictions.image_ids, predictions.probabilities, strict=True))
+    return Scores(truth.image_ids, np.array([rows[i] for i in truth.image_ids])), truth
 
 
-def classes_of(predictions_path: PathLike, truth_path: PathLike) -> Classes:
+def classes_of(predictions_path: Path, truth_path: Path) -> Classes:
     """The classes of a pair of CSVs of which only the headers say them.
 
     Those of HAM10000 where the truth has the challenge's columns, else its columns in their order.
@@ -139,28 +128,26 @@ def classes_of(predictions_path: PathLike, truth_path: PathLike) -> Classes:
     return Classes.of(true)
 
 
-def _class_columns(path: PathLike) -> list[str]:
-    problems: list[str] = []
-    header, _ = _parsed(path, problems, (IMAGE,))
+def _class_columns(path: Path) -> list[str]:
+    header, _, problems = _parsed(path)
     if not header:
         raise listed(f"{path} is no table of classes", problems)
     return [name for name in header if name not in _NO_CLASSES]
 
 
-def _parsed(
-    path: PathLike, problems: list[str], columns: Sequence[str]
-) -> tuple[tuple[str, ...], list[csvs.Row]]:
+def _parsed(path: Path, *columns: str) -> tuple[tuple[str, ...], list[csvs.Row], list[str]]:
+    """The header, the rows and the problems."""
+    problems: list[str] = []
     try:
-        content = pathlib.Path(path).read_bytes()
+        content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    return csvs.parse(content, problems, columns=columns, strip=True)
+    return *csvs.parse(content, problems, columns=(IMAGE, *columns), strip=True), problems
 
 
-def _read(path: PathLike, classes: Classes) -> tuple[Scores, list[str]]:
+def _read(path: Path, classes: Classes) -> tuple[Scores, list[str]]:
     """The scores, NaN where unreadable, and the problems."""
-    problems: list[str] = []
-    _, rows = _parsed(path, problems, (IMAGE, *classes.columns))
+    _, rows, problems = _parsed(path, *classes.columns)
     first: dict[str, int] = {}
     scores = np.full((len(rows), len(classes)), np.nan)
     for n, (number, cells) in enumerate(rows):

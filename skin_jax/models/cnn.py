@@ -12,8 +12,8 @@ from skin_jax.models.layers import (
     ClassifierOutput,
     Conv,
     block_name,
-    max_pool,
 )
+from skin_jax.models.ops import max_pool
 
 
 class Cnn(nn.Module):

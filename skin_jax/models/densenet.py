@@ -16,9 +16,8 @@ from skin_jax.models.layers import (
     ClassifierOutput,
     Conv,
     he_init,
-    max_pool,
-    normalize,
 )
+from skin_jax.models.ops import max_pool, normalize
 
 _BOTTLENECK = 4
 

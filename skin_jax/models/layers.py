@@ -1,34 +1,15 @@
-"""Convolutions that are fast on every back end, batch norm, initialisers, a classifier's head.
+"""Flax modules of the networks: convolutions, batch norm, initialisers, a classifier's head."""
 
-The operations here are exact; only the way in which they are computed depends on the back end.
-On a CPU, what automatic differentiation makes of `lax.conv_transpose` and of a strided
-`lax.conv_general_dilated` runs as a naive loop, so both carry gradients of their own, each written
-through the other operation. A depthwise convolution is a naive loop there in every direction, so it
-is computed as a sum of shifted products.
-"""
-
-import functools
-import itertools
 import math
-import operator
 from typing import Any, Literal, NamedTuple, Protocol
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 
-KERNEL_SIZE = 4
-STRIDE = 2
-
-# The heights and widths of the input at which a CPU computes a transposed convolution faster in the
-# plain form than in the sub-pixel form. A map smaller than the kernel XLA takes for the kernel of
-# the convolution, and a CPU then 20 times as long.
-_PLAIN_TRANSPOSE_SIZES = range(KERNEL_SIZE, 8)
-
-_DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+from skin_jax.models import ops
 
 
 class Initializer(Protocol):
@@ -55,187 +36,48 @@ def normal_init(stddev: float = 0.02) -> Initializer:
     return init
 
 
-def batch_norm(
-    *, train: bool, dtype: DTypeLike = jnp.float32, name: str | None = None
-) -> nn.BatchNorm:
-    """Return the batch norm of the GANs' networks: momentum 0.9, epsilon 1e-5.
+def he_init(fan: Literal["fan_in", "fan_out"]) -> Initializer:
+    """Return the initialiser N(0, 2 / fan) of a convolution's kernel [k, k, C, O].
 
-    Parameters and statistics are float32 whatever `dtype` the activations have. The convolution
-    before it has no bias: a bias would be removed at once by the mean, and its rounding makes runs
-    on different numbers of devices drift apart.
+    He et al., "Delving Deep into Rectifiers", ICCV 2015, equations 10 (k k C) and 14 (k k O).
     """
-    return nn.BatchNorm(
-        use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype, name=name
-    )
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
+        inputs, outputs = shape[-2:]
+        size = math.prod(shape[:-2]) * (inputs if fan == "fan_in" else outputs)
+        return normal_init(math.sqrt(2.0 / size))(key, shape, dtype)
+
+    return init
 
 
-def _check(x: jax.Array, kernel: jax.Array) -> None:
-    if x.ndim != 4 or min(x.shape[1:3]) < 1:
-        raise ValueError(f"x must be [B, H, W, C], not {list(x.shape)}")
-    if kernel.ndim != 4 or kernel.shape[:2] != (KERNEL_SIZE, KERNEL_SIZE):
-        raise ValueError(f"the kernel must be [4, 4, C, O], not {list(kernel.shape)}")
-    if x.shape[-1] != kernel.shape[2]:
-        raise ValueError(
-            f"x has {x.shape[-1]} channels but the kernel, {list(kernel.shape)}, takes"
-            f" {kernel.shape[2]}"
-        )
-    if x.dtype != kernel.dtype:
-        raise ValueError(f"x is {x.dtype} but the kernel is {kernel.dtype}")
+class Conv(nn.Module):
+    """A convolution: [B, H, W, C] -> [B, h, w, features] of `dtype`.
 
-
-def _flip(kernel: jax.Array) -> jax.Array:
-    """Turn [4, 4, C, O] into [4, 4, O, C], both window axes reversed."""
-    return kernel[::-1, ::-1].swapaxes(2, 3)
-
-
-def _plain_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return lax.conv_general_dilated(
-        x, kernel, (STRIDE, STRIDE), ((1, 1), (1, 1)), dimension_numbers=_DIMENSIONS
-    )
-
-
-def _plain_conv_transpose(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return lax.conv_transpose(
-        x, kernel, (STRIDE, STRIDE), ((2, 2), (2, 2)), dimension_numbers=_DIMENSIONS
-    )
-
-
-def _subpixel_conv_transpose(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Compute the transposed convolution as one dense 2x2 convolution to the four output phases.
-
-    In each axis out[2i] = K0 x[i-1] + K2 x[i] and out[2i+1] = K1 x[i] + K3 x[i+1]: phase r takes
-    the taps r and r + 2, and starts r positions later in the padded input. With the later phase
-    first in each pair, the phases in turn are the output with one row and column around it.
-    """
-    B, H, W, C = x.shape
-    O = kernel.shape[3]  # noqa: E741
-    taps = kernel.reshape(2, 2, 2, 2, C, O)[:, ::-1, :, ::-1].transpose(0, 2, 4, 1, 3, 5)
-    phases = lax.conv_general_dilated(
-        x,
-        taps.reshape(2, 2, C, 4 * O),
-        (1, 1),
-        ((1, 1), (1, 1)),
-        dimension_numbers=_DIMENSIONS,
-    ).reshape(B, H + 1, W + 1, 2, 2, O)
-    rows = phases.transpose(0, 1, 3, 2, 4, 5).reshape(B, 2 * H + 2, 2 * W + 2, O)
-    return rows[:, 1:-1, 1:-1]
-
-
-def _kernel_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
-    """Return the gradient of `_plain_conv(x, K)` to K: [4, 4, C of x, C of dy]."""
-    kernel = jax.ShapeDtypeStruct((KERNEL_SIZE, KERNEL_SIZE, x.shape[-1], dy.shape[-1]), x.dtype)
-    (gradient,) = jax.linear_transpose(lambda k: _plain_conv(x, k), kernel)(dy)
-    return gradient
-
-
-@jax.custom_vjp
-def strided_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Convolve with a 4x4 kernel, stride 2, padding 1: PyTorch's `Conv2d(C, O, 4, 2, 1)`.
-
-    PyTorch's `weight[o, c, i, j]` is `kernel[i, j, c, o]`. Works under `jit`, `vmap` and reverse
-    mode (also twice); forward mode is not defined.
-
-    Args:
-      x: [B, H, W, C], any float dtype, H and W at least 2.
-      kernel: [4, 4, C, O] of the same dtype.
-
-    Returns:
-      [B, H // 2, W // 2, O] of the dtype of `x`; the last row or column of an odd size counts.
-
-    Raises:
-      ValueError: if shapes or dtypes don't fit.
-    """
-    _check(x, kernel)
-    if min(x.shape[1:3]) < 2:
-        raise ValueError(f"x must be at least 2x2, not {x.shape[1]}x{x.shape[2]}")
-    return _plain_conv(x, kernel)
-
-
-def _strided_conv_forward(
-    x: jax.Array, kernel: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return strided_conv(x, kernel), (x, kernel)
-
-
-def _strided_conv_backward(
-    residuals: tuple[jax.Array, jax.Array], dy: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    x, kernel = residuals
-    H, W = x.shape[1:3]
-    # The last row of an odd size is reached by the last output alone: a zero after it makes the
-    # transposed convolution long enough.
-    dy_even = jnp.pad(dy, ((0, 0), (0, H % 2), (0, W % 2), (0, 0)))
-    dx = strided_conv_transpose(dy_even, _flip(kernel))[:, :H, :W]
-    return dx, _kernel_gradient(x, dy)
-
-
-strided_conv.defvjp(_strided_conv_forward, _strided_conv_backward)
-
-
-@jax.custom_vjp
-def strided_conv_transpose(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Convolve transposed with a 4x4 kernel, stride 2: PyTorch's `ConvTranspose2d(C, O, 4, 2, 1)`.
-
-    PyTorch's `weight[c, o, i, j]` is `kernel[3 - i, 3 - j, c, o]`: the kernel is the one of
-    `lax.conv_transpose` and `flax.linen.ConvTranspose` with padding 'SAME', whose window runs over
-    the input spread by zeros. Works under `jit`, `vmap` and reverse mode (also twice); forward mode
-    is not defined.
-
-    Args:
-      x: [B, H, W, C], any float dtype.
-      kernel: [4, 4, C, O] of the same dtype.
-
-    Returns:
-      [B, 2 H, 2 W, O] of the dtype of `x`.
-
-    Raises:
-      ValueError: if shapes or dtypes don't fit.
-    """
-    _check(x, kernel)
-    if min(x.shape[1:3]) in _PLAIN_TRANSPOSE_SIZES:
-        return _plain_conv_transpose(x, kernel)
-    return lax.platform_dependent(
-        x, kernel, cpu=_subpixel_conv_transpose, default=_plain_conv_transpose
-    )
-
-
-def _strided_conv_transpose_forward(
-    x: jax.Array, kernel: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return strided_conv_transpose(x, kernel), (x, kernel)
-
-
-def _strided_conv_transpose_backward(
-    residuals: tuple[jax.Array, jax.Array], dy: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    x, kernel = residuals
-    return strided_conv(dy, _flip(kernel)), _flip(_kernel_gradient(dy, x))
-
-
-strided_conv_transpose.defvjp(_strided_conv_transpose_forward, _strided_conv_transpose_backward)
-
-
-class StridedConv(nn.Module):
-    """`strided_conv` as a layer: [B, H, W, C] -> [B, H // 2, W // 2, features] of `dtype`.
-
-    Parameters are float32: `kernel` [4, 4, C, features] and, with `use_bias`, `bias` [features].
+    `padding` is that of each side, PyTorch's, or "SAME": TensorFlow's, ceil(H / stride) rows,
+    the odd row and column of padding come last. Parameters are float32: `kernel`
+    [kernel_size, kernel_size, C, features] and, with `use_bias`, `bias` [features]; PyTorch's
+    `weight[o, c, i, j]` is `kernel[i, j, c, o]`.
     """
 
     features: int
-    use_bias: bool = True
-    kernel_init: Initializer = normal_init()
+    kernel_size: int
+    stride: int = 1
+    padding: int | Literal["SAME"] = 0
+    kernel_init: Initializer = he_init("fan_out")
+    use_bias: bool = False
+    spectral_norm: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Apply the layer to x [B, H, W, C] of any float dtype."""
-        kernel = _kernel(self, x.shape[-1])
-        y = strided_conv(x.astype(self.dtype), kernel)
-        return _add_bias(self, y)
+        kernel = _kernel(self, (self.kernel_size, self.kernel_size, x.shape[-1], self.features))
+        padding = ops.padding_of(x, self.kernel_size, self.stride, self.padding)
+        return _add_bias(self, ops.conv(x.astype(self.dtype), kernel, self.stride, padding))
 
 
 class StridedConvTranspose(nn.Module):
-    """`strided_conv_transpose` as a layer: [B, H, W, C] -> [B, 2 H, 2 W, features] of `dtype`.
+    """`ops.strided_conv_transpose` as a layer: [B, H, W, C] -> [B, 2 H, 2 W, features] of `dtype`.
 
     Parameters are float32: `kernel` [4, 4, C, features] and, with `use_bias`, `bias` [features].
     """
@@ -243,14 +85,14 @@ class StridedConvTranspose(nn.Module):
     features: int
     use_bias: bool = True
     kernel_init: Initializer = normal_init()
+    spectral_norm: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Apply the layer to x [B, H, W, C] of any float dtype."""
-        kernel = _kernel(self, x.shape[-1])
-        y = strided_conv_transpose(x.astype(self.dtype), kernel)
-        return _add_bias(self, y)
+        kernel = _kernel(self, (ops.KERNEL_SIZE, ops.KERNEL_SIZE, x.shape[-1], self.features))
+        return _add_bias(self, ops.strided_conv_transpose(x.astype(self.dtype), kernel))
 
 
 class ProjectToMap(nn.Module):
@@ -266,279 +108,20 @@ class ProjectToMap(nn.Module):
     features: int
     use_bias: bool = True
     kernel_init: Initializer = normal_init()
+    spectral_norm: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Apply the layer to x [B, C] of any float dtype."""
         shape = (x.shape[-1], self.size, self.size, self.features)
-        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32).astype(self.dtype)
-        y = _product(x.astype(self.dtype), kernel.reshape(x.shape[-1], -1))
+        kernel = _kernel(self, shape)
+        y = ops.product(x.astype(self.dtype), kernel.reshape(x.shape[-1], -1))
         return _add_bias(self, y.reshape(-1, *shape[1:]))
 
 
-def _kernel(layer: StridedConv | StridedConvTranspose, channels: int) -> jax.Array:
-    shape = (KERNEL_SIZE, KERNEL_SIZE, channels, layer.features)
-    return layer.param("kernel", layer.kernel_init, shape, jnp.float32).astype(layer.dtype)
-
-
-def _add_bias(layer: StridedConv | StridedConvTranspose | ProjectToMap, y: jax.Array) -> jax.Array:
-    if not layer.use_bias:
-        return y
-    bias = layer.param("bias", nn.initializers.zeros_init(), (layer.features,), jnp.float32)
-    return y + bias.astype(layer.dtype).reshape(1, 1, 1, -1)
-
-
-Padding = tuple[tuple[int, int], tuple[int, int]]
-"""Rows of zeros above and below, columns of zeros left and right."""
-
-
-def _plain_depthwise(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride, stride),
-        "VALID",
-        dimension_numbers=_DIMENSIONS,
-        feature_group_count=x.shape[-1],
-    )
-
-
-def _windows(x: jax.Array, size: tuple[int, ...], stride: int) -> list[list[jax.Array]]:
-    """For each tap of a kernel of `size` the pixels of x [..., H, W, C] that it meets."""
-    reach = [(n - k) // stride * stride + 1 for n, k in zip(x.shape[-3:-1], size, strict=True)]
-    return [
-        [x[..., i : i + reach[0] : stride, j : j + reach[1] : stride, :] for j in range(size[1])]
-        for i in range(size[0])
-    ]
-
-
-def _shifted_depthwise(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    products = [
-        window * kernel[i : i + 1, j : j + 1]
-        for i, row in enumerate(_windows(x, kernel.shape[:2], stride))
-        for j, window in enumerate(row)
-    ]
-    return functools.reduce(operator.add, products)
-
-
-def _shifted_input_gradient(
-    x: jax.Array, kernel: jax.Array, dy: jax.Array, stride: int
-) -> jax.Array:
-    """Return the gradient of `_shifted_depthwise` to x, phase by phase of the stride.
-
-    Row stride m + r of x met tap r + stride a for the output m - a, so that each phase r is a
-    convolution of dy by every stride-th tap, reversed, with stride 1.
-    """
-    B, H, W, C = x.shape
-    most = -(-len(kernel) // stride)  # taps of the phase that has most
-    padded = jnp.pad(dy, ((0, 0), (most - 1, most - 1), (most - 1, most - 1), (0, 0)))
-    rows = []
-    for r in range(stride):
-        phases = []
-        for s in range(stride):
-            taps = kernel[r::stride, s::stride][::-1, ::-1]
-            h, w = taps.shape[:2]
-            phases.append(_shifted_depthwise(padded[:, most - h :, most - w :], taps, 1))
-        rows.append(jnp.stack(phases, axis=3))
-    together = jnp.stack(rows, axis=2)
-    h, w = stride * together.shape[1], stride * together.shape[3]
-    # Rows that no window reached are 0.
-    return lax.pad(
-        together.reshape(B, h, w, C),
-        jnp.zeros((), dy.dtype),
-        ((0, 0, 0), (0, H - h, 0), (0, W - w, 0), (0, 0, 0)),
-    )
-
-
-def _shifted_kernel_gradient(
-    x: jax.Array, kernel: jax.Array, dy: jax.Array, stride: int
-) -> jax.Array:
-    """Return the gradient of `_shifted_depthwise` to the kernel.
-
-    Example by example, whose activations stay in the cache for all taps: 2 to 4 times faster than
-    a sum over the batch for each tap.
-    """
-
-    def add(total: jax.Array, example: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        pixels, d = example
-        windows = _windows(pixels, kernel.shape[:2], stride)
-        sums = [[jnp.sum(w * d, axis=(0, 1), dtype=total.dtype) for w in row] for row in windows]
-        return total + jnp.stack([jnp.stack(row) for row in sums])[:, :, None], None
-
-    total = jnp.zeros(kernel.shape, jnp.promote_types(kernel.dtype, jnp.float32))
-    return lax.scan(add, total, (x, dy))[0].astype(kernel.dtype)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _depthwise(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    return lax.platform_dependent(
-        x,
-        kernel,
-        cpu=functools.partial(_shifted_depthwise, stride=stride),
-        default=functools.partial(_plain_depthwise, stride=stride),
-    )
-
-
-def _depthwise_forward(
-    x: jax.Array, kernel: jax.Array, stride: int
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _depthwise(x, kernel, stride), (x, kernel)
-
-
-def _depthwise_backward(
-    stride: int, residuals: tuple[jax.Array, jax.Array], dy: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    def shifted(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return (
-            _shifted_input_gradient(x, kernel, dy, stride),
-            _shifted_kernel_gradient(x, kernel, dy, stride),
-        )
-
-    def plain(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
-        _, pull = jax.vjp(lambda x, k: _plain_depthwise(x, k, stride), x, kernel)
-        return pull(dy)
-
-    return lax.platform_dependent(*residuals, dy, cpu=shifted, default=plain)
-
-
-_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
-
-
-def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
-    """Convolve every channel with a kernel of its own: PyTorch's `Conv2d(C, C, k, groups=C)`.
-
-    PyTorch's `weight[c, 0, i, j]` is `kernel[i, j, 0, c]`. Works under `jit`, `vmap` and reverse
-    mode (also twice); forward mode is not defined.
-
-    Args:
-      x: [B, H, W, C], any float dtype.
-      kernel: [k, k, 1, C] of the same dtype.
-      stride: 1 to k, of both axes.
-      padding: zeros around x; with it x must be at least k x k.
-
-    Returns:
-      [B, (H + padding - k) // stride + 1, ..., C] of the dtype of `x`.
-    """
-    # Padded here, and not by the convolution, so that forward and backward share the padded array.
-    return _depthwise(jnp.pad(x, ((0, 0), *padding, (0, 0))), kernel, stride)
-
-
-def he_init(fan: Literal["fan_in", "fan_out"]) -> Initializer:
-    """Return the initialiser N(0, 2 / fan) of a convolution's kernel [k, k, C, O].
-
-    He et al., "Delving Deep into Rectifiers", ICCV 2015, equations 10 (k k C) and 14 (k k O).
-    """
-
-    def init(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
-        inputs, outputs = shape[-2:]
-        size = math.prod(shape[:-2]) * (inputs if fan == "fan_in" else outputs)
-        return normal_init(math.sqrt(2.0 / size))(key, shape, dtype)
-
-    return init
-
-
-def _window_padding(
-    x: jax.Array, kernel_size: int, stride: int, padding: int | Literal["SAME"]
-) -> Padding:
-    if padding == "SAME":
-        vertical, horizontal = lax.padtype_to_pads(
-            x.shape[1:3], (kernel_size, kernel_size), (stride, stride), "SAME"
-        )
-        return vertical, horizontal
-    return (padding, padding), (padding, padding)
-
-
-def _materialized(x: jax.Array) -> jax.Array:
-    """Return x, which on a CPU is then read, and not computed again, by whatever takes it.
-
-    XLA would compute batch norm and residual sums of up to three blocks once more, column by
-    column, for the gradient of a kernel. The barrier lasts only with `sharding.compiler_options`.
-    """
-    return lax.platform_dependent(x, cpu=lax.optimization_barrier, default=lambda x: x)
-
-
-@jax.custom_vjp
-def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Multiply x [..., C] by kernel [C, O]: [..., O]."""
-    return jnp.tensordot(x, kernel, axes=1)
-
-
-def _product_forward(
-    x: jax.Array, kernel: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _product(x, kernel), (x, kernel)
-
-
-def _product_backward(
-    residuals: tuple[jax.Array, jax.Array], dy: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    # On a CPU XLA would compute dy a second time, column by column, for the kernel's gradient. That
-    # product is faster with its smaller side on the left; materialised it stays so, and the
-    # optimiser does not read it column by column. Automatic differentiation would give it
-    # transposed, and do that to 13 million numbers of paper A's first layer.
-    x, kernel = residuals
-    dy = _materialized(dy)
-    rows = tuple(range(x.ndim - 1))
-    if x.shape[-1] <= dy.shape[-1]:
-        gradient = jnp.tensordot(x, dy, axes=(rows, rows))
-    else:
-        transposed = _materialized(jnp.tensordot(dy, x, axes=(rows, rows)))
-        gradient = _materialized(transposed.T)
-    return jnp.tensordot(dy, kernel.T, axes=1), gradient
-
-
-_product.defvjp(_product_forward, _product_backward)
-
-
-def _conv(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
-    def plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return lax.conv_general_dilated(
-            x, kernel, (stride, stride), padding, dimension_numbers=_DIMENSIONS
-        )
-
-    def gathered(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        windows = _windows(jnp.pad(x, ((0, 0), *padding, (0, 0))), kernel.shape[:2], stride)
-        taps = jnp.concatenate([pixels for row in windows for pixels in row], axis=-1)
-        return jnp.tensordot(taps, kernel.reshape(-1, kernel.shape[-1]), axes=1)
-
-    smallest = min(*x.shape[1:3], *jax.eval_shape(plain, x, kernel).shape[1:3])
-    if smallest >= len(kernel):
-        return plain(x, kernel)
-    # XLA swaps the operands of a convolution of a map that is smaller than the kernel, and a CPU
-    # then takes a naive loop: seconds for the last layers of a ResNet-50 at 64x64.
-    return lax.platform_dependent(x, kernel, cpu=gathered, default=plain)
-
-
-class Conv(nn.Module):
-    """A convolution without bias: [B, H, W, C] -> [B, h, w, features] of `dtype`.
-
-    `padding` is that of each side, PyTorch's, or "SAME": TensorFlow's, ceil(H / stride) rows,
-    the odd row and column of padding come last. The one parameter is float32: `kernel`
-    [kernel_size, kernel_size, C, features]; PyTorch's `weight[o, c, i, j]` is `kernel[i, j, c, o]`.
-    """
-
-    features: int
-    kernel_size: int
-    stride: int = 1
-    padding: int | Literal["SAME"] = 0
-    kernel_init: Initializer = he_init("fan_out")
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Apply the layer to x [B, H, W, C] of any float dtype."""
-        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32).astype(self.dtype)
-        x = _materialized(x.astype(self.dtype))
-        if self.kernel_size == 1:  # a matrix product is faster on a CPU, and the same elsewhere
-            return _product(x[:, :: self.stride, :: self.stride], kernel[0, 0])
-        padding = _window_padding(x, self.kernel_size, self.stride, self.padding)
-        return _conv(x, kernel, self.stride, padding)
-
-
 class DepthwiseConv(nn.Module):
-    """`depthwise_conv` as a layer with `padding` as in `Conv`: [B, H, W, C] -> [B, h, w, C].
+    """`ops.depthwise_conv` as a layer with `padding` as in `Conv`: [B, H, W, C] -> [B, h, w, C].
 
     The one parameter is float32: `kernel` [kernel_size, kernel_size, 1, C], drawn from
     N(0, 2 / kernel_size^2).
@@ -554,73 +137,46 @@ class DepthwiseConv(nn.Module):
         """Apply the layer to x [B, H, W, C] of any float dtype."""
         shape = (self.kernel_size, self.kernel_size, 1, x.shape[-1])
         kernel = self.param("kernel", he_init("fan_in"), shape, jnp.float32).astype(self.dtype)
-        padding = _window_padding(x, self.kernel_size, self.stride, self.padding)
-        return depthwise_conv(x.astype(self.dtype), kernel, self.stride, padding)
+        padding = ops.padding_of(x, self.kernel_size, self.stride, self.padding)
+        return ops.depthwise_conv(x.astype(self.dtype), kernel, self.stride, padding)
 
 
-def max_pool(x: jax.Array) -> jax.Array:
-    """Return the maximum over 3x3 pixels, stride 2, padding 1: PyTorch's `MaxPool2d(3, 2, 1)`.
+def _kernel(layer: Conv | StridedConvTranspose | ProjectToMap, shape: tuple[int, ...]) -> jax.Array:
+    kernel = layer.param("kernel", layer.kernel_init, shape, jnp.float32)
+    if layer.spectral_norm:
+        kernel = kernel / _spectral_norm(layer, kernel)
+    return kernel.astype(layer.dtype)
 
-    The first of equal maxima, row by row, has their gradient, as in PyTorch. A number that says
-    where in its window each maximum was leads it there: on a CPU three times as fast as the
-    gradient of a maximum of nine arrays. Forward mode is not defined.
 
-    Args:
-      x: [B, H, W, C], any float dtype.
+def _spectral_norm(layer: nn.Module, kernel: jax.Array) -> jax.Array:
+    """Return the largest singular value of a kernel [..., O], read as a matrix of O columns.
 
-    Returns:
-      [B, ceil(H / 2), ceil(W / 2), C] of the same dtype.
+    By one step of the power iteration, which goes on from the variable `u` [O] of `batch_stats`;
+    where that is mutable it keeps the result, as batch norm does. Miyato et al., "Spectral
+    Normalization for Generative Adversarial Networks", ICLR 2018, algorithm 1.
     """
-    return _max_pool(_materialized(x))
+    matrix = kernel.reshape(-1, kernel.shape[-1])
+
+    def unit(vector: jax.Array) -> jax.Array:
+        return vector * lax.rsqrt(jnp.sum(jnp.square(vector)) + 1e-12)
+
+    # Any direction will do but one at a right angle to the singular vector: the same for all.
+    u = layer.variable(
+        "batch_stats", "u", lambda: unit(jax.random.normal(jax.random.key(0), matrix.shape[1:]))
+    )
+    fixed = lax.stop_gradient(matrix)
+    left = unit(fixed @ u.value)
+    right = unit(left @ fixed)
+    if layer.is_mutable_collection("batch_stats") and not layer.is_initializing():
+        u.value = right
+    return left @ (matrix @ right)
 
 
-@jax.custom_vjp
-def _max_pool(x: jax.Array) -> jax.Array:
-    return functools.reduce(jnp.maximum, _pooled(x))
-
-
-def _pooled(x: jax.Array) -> list[jax.Array]:
-    """The nine pixels of each window, [B, ceil(H / 2), ceil(W / 2), C] each, row by row."""
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
-    return [pixel for row in _windows(padded, (3, 3), 2) for pixel in row]
-
-
-def _max_pool_forward(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    y = _max_pool(x)
-    place = jnp.full(y.shape, 8, jnp.int8)
-    for k, pixel in reversed(list(enumerate(_pooled(x)[:8]))):
-        place = jnp.where(pixel == y, jnp.int8(k), place)
-    return y, (place, x)
-
-
-def _max_pool_backward(residuals: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array]:
-    # Row h is in the middle of window h // 2 where it is even, the last of that window and the
-    # first of the next one where it is odd; columns likewise.
-    place, x = residuals
-    B, H, W, C = x.shape
-
-    def windows_of(values: jax.Array, down: int, right: int) -> jax.Array:
-        """For each pixel, the value of its window, or of the one below or to the right of that."""
-        h, w = values.shape[1:3]
-        pairs = jnp.broadcast_to(values[:, :, None, :, None], (B, h, 2, w, 2, C))
-        spread = pairs.reshape(B, 2 * h, 2 * w, C)
-        padded = jnp.pad(spread, ((0, 0), (0, down), (0, right), (0, 0)))
-        return padded[:, down : down + H, right : right + W]
-
-    def places(size: int, next_one: int) -> np.ndarray:
-        """Each row's number in the window, -9 for none."""
-        odd = np.arange(size) % 2 == 1
-        return np.where(odd, 0, -9) if next_one else np.where(odd, 2, 1)
-
-    dx = jnp.zeros_like(x)
-    for down, right in itertools.product((0, 1), repeat=2):
-        own = 3 * places(H, down)[:, None] + places(W, right)
-        own = np.where(own < 0, -1, own).astype(np.int8)[None, :, :, None]
-        dx += jnp.where(windows_of(place, down, right) == own, windows_of(dy, down, right), 0)
-    return (dx,)
-
-
-_max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+def _add_bias(layer: Conv | StridedConvTranspose | ProjectToMap, y: jax.Array) -> jax.Array:
+    if not layer.use_bias:
+        return y
+    bias = layer.param("bias", nn.initializers.zeros_init(), (layer.features,), jnp.float32)
+    return y + bias.astype(layer.dtype).reshape(1, 1, 1, -1)
 
 
 class BatchNorm(nn.Module):
@@ -666,22 +222,6 @@ class BatchNorm(nn.Module):
         shape = (1,) * (x.ndim - 1) + (C,)
         y = x * factor.reshape(shape) + (bias - mean * factor).reshape(shape)
         return y.astype(self.dtype)
-
-
-def normalize(
-    images: jax.Array,
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
-    dtype: DTypeLike,
-) -> jax.Array:
-    """Return (images in [0, 1] - mean) / std in `dtype`, for images [B, H, W, 3] in [-1, 1].
-
-    `mean` and `std` are those of a channel, red first, that a pretrained network was trained with.
-    """
-    scale = 0.5 / np.asarray(std, np.float32)
-    offset = (0.5 - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
-    x = images.astype(jnp.float32) * scale.reshape(1, 1, 1, 3) + offset.reshape(1, 1, 1, 3)
-    return x.astype(dtype)
 
 
 def block_name(stage: int, index: int) -> str:

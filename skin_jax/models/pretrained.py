@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
@@ -15,7 +16,7 @@ from skin_jax.base.errors import UserError, first_line, listed
 from skin_jax.config import HUB_PREFIX
 from skin_jax.models import densenet
 from skin_jax.models.densenet import DenseNet
-from skin_jax.models.efficientnet_lite import EfficientNetLite0
+from skin_jax.models.efficientnet_lite import LITE, EfficientNetLite, lite
 from skin_jax.models.layers import block_name
 from skin_jax.models.resnet import ResNet
 
@@ -62,7 +63,7 @@ def _layer(module: str, kind: Kind, *names: str) -> Layer:
     return Layer(tuple(module.split("/")), kind, names)
 
 
-def _efficientnet_lite(network: EfficientNetLite0) -> Iterator[Layer]:
+def _efficientnet_lite(network: EfficientNetLite) -> Iterator[Layer]:
     yield _layer("stem_conv", "conv", "conv_stem")
     yield _layer("stem_norm", "norm", "bn1")
     for i, stage in enumerate(network.stages):
@@ -120,7 +121,7 @@ def _densenet(network: DenseNet) -> Iterator[Layer]:
 
 _TABLES: dict[type[nn.Module], Callable[[Any], Iterator[Layer]]] = {
     DenseNet: _densenet,
-    EfficientNetLite0: _efficientnet_lite,
+    EfficientNetLite: _efficientnet_lite,
     ResNet: _resnet,
 }
 
@@ -161,8 +162,7 @@ def load(
             f"{flag} is {source}, but a {type(network).__name__} is always trained from scratch "
             f"(there are weights for {known}); leave it at 'none'"
         )
-    file = _fetch(source, flag) if source.startswith(HUB_PREFIX) else source
-    tensors = _read(file, flag)
+    tensors = _read(source, flag)
     filled = traverse_util.flatten_dict(variables)
     missing, misfits, used = [], [], set()
     for layer in _TABLES[type(network)](network):
@@ -181,19 +181,60 @@ def load(
             except ValueError as error:
                 misfits.append(f"{name} {error}")
     left_over = [
-        f"{name} is left over: {type(network).__name__} has no such tensor"
+        f"{name} is left over: {title(network)} has no such tensor"
         for name in sorted(tensors.keys() - used)
         if not name.endswith(_PASSED_OVER)
     ]
     problems = [*missing, *misfits, *left_over]
     if problems:
         summary = (
-            f"{source} does not fit {type(network).__name__}: give that network's weights as "
-            f"{flag}; {len(missing)} missing, {len(misfits)} misshapen or not finite, "
+            f"{source} does not fit {title(network)}: give that network's weights as {flag}; "
+            f"{len(missing)} missing, {len(misfits)} misshapen or not finite, "
             f"{len(left_over)} left over"
         )
         raise listed(summary, problems, shown=_LISTED)
     return traverse_util.unflatten_dict(filled)
+
+
+def efficientnet_lite(source: str, flag: str) -> tuple[EfficientNetLite, PyTree]:
+    """Return the EfficientNet-Lite whose weights a file has, and its variables.
+
+    Args:
+      source: as in `load`.
+      flag: where it was given, for messages.
+
+    Returns:
+      The network, for one class, and its variables as NumPy arrays, the head's all 0.
+
+    Raises:
+      UserError: the file cannot be had or read, or is that of no member; the message then compares
+        it with Lite0.
+    """
+    tensors = _read(source, flag)
+    network = lite(0, num_classes=1)
+    for n, stages in enumerate(LITE):
+        member = lite(n, num_classes=1)
+        names = {f"{name}.weight" for layer in _efficientnet_lite(member) for name in layer.names}
+        # Lite0 and Lite1 differ in depth, all others in the width of the last stage too.
+        last = tensors.get("blocks.6.0.conv_pwl.weight", np.zeros(1))
+        if names <= tensors.keys() and len(last) == stages[-1].features:
+            network = member
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    shapes = jax.eval_shape(
+        lambda key, images: network.init(key, images, train=False), jax.random.key(0), images
+    )
+    variables = load(shapes, network, source, flag=flag)
+    return network, jax.tree.map(
+        lambda leaf: leaf if isinstance(leaf, np.ndarray) else np.zeros(leaf.shape, leaf.dtype),
+        variables,
+    )
+
+
+def title(network: nn.Module) -> str:
+    """Return what a network is called in messages and reports."""
+    if isinstance(network, EfficientNetLite) and network.stages in LITE:
+        return f"EfficientNet-Lite{LITE.index(network.stages)}"
+    return type(network).__name__
 
 
 def _converted(tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -215,7 +256,8 @@ def _converted(tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return np.ascontiguousarray(values.transpose(axes))
 
 
-def _read(path: str, flag: str) -> dict[str, np.ndarray]:
+def _read(source: str, flag: str) -> dict[str, np.ndarray]:
+    path = _fetch(source, flag) if source.startswith(HUB_PREFIX) else source
     file = Path(path).expanduser()
     if not file.is_file():
         raise UserError(

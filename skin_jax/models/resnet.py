@@ -17,9 +17,8 @@ from skin_jax.models.layers import (
     ClassifierOutput,
     Conv,
     block_name,
-    max_pool,
-    normalize,
 )
+from skin_jax.models.ops import max_pool, normalize
 
 _EXPANSION = 4
 

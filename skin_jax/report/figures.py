@@ -1,28 +1,27 @@
 """Pictures of data and results: each function takes numbers or images and writes one PNG.
 
-Colours are those of the classes (Okabe and Ito, "Color Universal Design", 2008), which stay apart
-for colour-blind readers; curves differ in their dashes too, so that up to 56 are distinct. Pictures
-are narrow enough for a phone, and wider only where many classes need it. Matplotlib's object
-interface keeps no global state and needs no display.
+Colours are those of the classes, which stay apart for colour-blind readers; curves differ in their
+dashes too, so that up to 56 are distinct. Pictures are narrow enough for a phone, and wider only
+where many classes need it. Matplotlib's object interface needs no display.
 """
 
-import os
-import pathlib
 import textwrap
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from skin_jax.data.classes import Classes
-from skin_jax.eval.metrics import BINS, Metrics, Reliability
+from skin_jax.eval.metrics import BINS, Metrics, Reliability, quotient
+from skin_jax.report.kit import with_span
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PathLike = str | os.PathLike[str]
+    from skin_jax.eval.comparison import Arm, Difference
 
 _BLUE, _SKY = "#0072B2", "#56B4E9"
 _LINES = (_BLUE, "#D55E00", "#009E73", "#CC79A7", "#E69F00", _SKY, "#000000")
@@ -32,6 +31,7 @@ _WIDTH = 4.8  # inches: text of 8 points is still legible on a phone
 _DPI = 200
 _GAP = 2
 _SEPARATOR = 8
+_POINTS = "points of balanced accuracy"
 _NAME_COLUMNS = 24
 _LEGEND_COLUMNS = 64  # letters of 8 points that fit into the width
 _MANY = 12  # classes: more leave no room for what is not there
@@ -48,14 +48,12 @@ def tiled(images: np.ndarray, columns: int) -> np.ndarray:
     return grid[:-_GAP, :-_GAP]
 
 
-def image_grid(path: PathLike, images: np.ndarray, columns: int) -> None:
+def image_grid(path: Path, images: np.ndarray, columns: int) -> None:
     """Write images uint8 [N, H, W, 3], N > 0, side by side in their own size."""
     _write_image(path, tiled(images, columns))
 
 
-def real_and_generated(
-    path: PathLike, real: np.ndarray, generated: np.ndarray, columns: int
-) -> None:
+def real_and_generated(path: Path, real: np.ndarray, generated: np.ndarray, columns: int) -> None:
     """Write real images above generated ones, a dark bar between them (Fig. 4 of paper A).
 
     Both are uint8 [N, H, W, 3] with an N > 0 of their own.
@@ -66,7 +64,7 @@ def real_and_generated(
 
 
 def real_and_generated_by_class(
-    path: PathLike, shown: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    path: Path, shown: Mapping[str, tuple[np.ndarray, np.ndarray]]
 ) -> None:
     """Write a row for each class: some of its real images, a dark bar, generated ones.
 
@@ -75,8 +73,7 @@ def real_and_generated_by_class(
     columns = max(len(real) for real, _ in shown.values())
     rows = []
     for real, generated in shown.values():
-        blank = np.full((columns - len(real), *generated.shape[1:]), 255, np.uint8)
-        left = tiled(np.concatenate([real, blank]), columns)
+        left = tiled(real, columns)
         bar = np.full((len(left), _SEPARATOR, 3), 64, np.uint8)
         row = np.concatenate([left, bar, tiled(generated, len(generated))], axis=1)
         rows.append(np.pad(row, ((0, _GAP), (0, 0), (0, 0)), constant_values=255))
@@ -84,21 +81,19 @@ def real_and_generated_by_class(
 
 
 def samples_per_class(
-    path: PathLike, images: np.ndarray, labels: np.ndarray, classes: Classes, columns: int = 6
+    path: Path, images: np.ndarray, labels: np.ndarray, classes: Classes, columns: int = 6
 ) -> None:
     """Write a row of images for each class, the first ones of each (Fig. 2 of paper A).
 
     Of images uint8 [N, H, W, 3] and labels int [N]; a class without images has no row.
     """
-    blank = np.full((columns, *images.shape[1:]), 255, np.uint8)
-    present = np.unique(labels)
+    present, blank = np.unique(labels), np.full((columns, *images.shape[1:]), 255, np.uint8)
     rows = [np.concatenate([images[labels == c], blank])[:columns] for c in present]
-    grid = tiled(np.concatenate(rows), columns)
-    _class_rows(path, grid, [classes.names[c] for c in present])
+    _class_rows(path, tiled(np.concatenate(rows), columns), [classes.names[c] for c in present])
 
 
 def titled_images(
-    path: PathLike, images: Sequence[np.ndarray], titles: Sequence[str], columns: int
+    path: Path, images: Sequence[np.ndarray], titles: Sequence[str], columns: int
 ) -> None:
     """Write N > 0 images uint8 [H, W, 3] in rows, each under its title of one or two lines."""
     height, width, _ = images[0].shape
@@ -114,7 +109,7 @@ def titled_images(
     _save(figure, path)
 
 
-def class_histogram(path: PathLike, counts: Mapping[str, np.ndarray], classes: Classes) -> None:
+def class_histogram(path: Path, counts: Mapping[str, np.ndarray], classes: Classes) -> None:
     """Write a bar chart of the images of each class, int [C] for each set (Fig. 1 of paper A)."""
     alone = len(counts) == 1
     figure, (axes,) = _panels(3.2, width=0.8 + 0.12 * len(counts) * len(classes))
@@ -131,23 +126,22 @@ def class_histogram(path: PathLike, counts: Mapping[str, np.ndarray], classes: C
     _save(figure, path)
 
 
-def confusion_matrix(path: PathLike, confusion: np.ndarray, classes: Classes) -> None:
+def confusion_matrix(path: Path, confusion: np.ndarray, classes: Classes) -> None:
     """Write a confusion matrix int [C, C]: counts and shares of their row, which is a true class.
 
     Of many classes empty cells show no 0.
     """
     n, longest = len(classes), max(map(len, classes.names))
-    totals = confusion.sum(axis=1, keepdims=True)
-    shares = np.divide(confusion, totals, out=np.zeros(confusion.shape), where=totals > 0)
+    shares = quotient(confusion, confusion.sum(axis=1, keepdims=True))
     side = max(_WIDTH, 0.6 + 0.08 * min(longest, _NAME_COLUMNS) + 0.42 * n)
     figure, (axes,) = _panels(side - 0.2, width=side)
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.imshow(np.nan_to_num(shares), cmap="Blues", vmin=0, vmax=1)
+    place: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8}
     for (row, column), count in np.ndenumerate(confusion):
         if count or n <= _MANY:
-            share = f"{shares[row, column]:.0%}" if totals[row] else "n/a"
-            colour = "white" if shares[row, column] > 0.6 else "black"
-            place: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8}
-            axes.text(column, row, f"{count}\n{share}", color=colour, **place)
+            share = shares[row, column]
+            text = f"{count}\n{'n/a' if np.isnan(share) else format(share, '.0%')}"
+            axes.text(column, row, text, color="white" if share > 0.6 else "black", **place)
     _class_ticks(figure, axes, classes)
     axes.set_yticks(range(n), map(_short, classes.names))
     axes.set(xlabel="predicted class", ylabel="true class")
@@ -156,31 +150,25 @@ def confusion_matrix(path: PathLike, confusion: np.ndarray, classes: Classes) ->
     _save(figure, path)
 
 
-def roc_curves(path: PathLike, metrics: Metrics, classes: Classes) -> None:
+def roc_curves(path: Path, metrics: Metrics, classes: Classes) -> None:
     """Write the ROC curve of each class against the rest, where it is defined."""
-    figure, axes = _square("1 - specificity", "sensitivity")
-    for c in _defined(metrics):
-        curve, label = metrics.curves[c], f"{_short(classes.names[c])}  {metrics.auc[c]:.3f}"
-        axes.plot(curve.false_positive_rate, curve.recall, label=label, **_style(classes, c))
-    if axes.lines:
-        axes.plot([0, 1], [0, 1], color="0.8", linewidth=1, label="chance")
-    _save_square(figure, path, "AUC")
+    lines = [(curve.false_positive_rate, curve.recall) for curve in metrics.curves]
+    labels = ("1 - specificity", "sensitivity", "AUC")
+    _curves(path, classes, lines, metrics.auc, labels, chance=True)
 
 
-def precision_recall_curves(path: PathLike, metrics: Metrics, classes: Classes) -> None:
+def precision_recall_curves(path: Path, metrics: Metrics, classes: Classes) -> None:
     """Write the precision-recall curve of each class against the rest, where both are there.
 
     Steps, not straight lines, join the points: that is what average precision measures.
     """
-    figure, axes = _square("recall", "precision")
-    for c in _defined(metrics):
-        curve, area = metrics.curves[c], metrics.average_precision[c]
-        style = _style(classes, c) | {"label": f"{_short(classes.names[c])}  {area:.3f}"}
-        axes.plot(curve.recall, curve.precision, drawstyle="steps-pre", **style)
-    _save_square(figure, path, "average precision")
+    lines = [(curve.recall, curve.precision) for curve in metrics.curves]
+    areas = np.where(np.isnan(metrics.auc), np.nan, metrics.average_precision)
+    labels = ("recall", "precision", "average precision")
+    _curves(path, classes, lines, areas, labels, drawstyle="steps-pre")
 
 
-def reliability(path: PathLike, found: Reliability) -> None:
+def reliability(path: Path, found: Reliability) -> None:
     """Write the hit rate against the confidence, above the number of images in each bin."""
     figure, (upper, lower) = _panels(4.6, 2, height_ratios=(3, 1))
     filled = found.counts > 0
@@ -194,7 +182,7 @@ def reliability(path: PathLike, found: Reliability) -> None:
     _save(figure, path)
 
 
-def history(path: PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
+def history(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write losses, mean probabilities of "fake" and validation scores against the step.
 
     Of rows as `history.read_history` gives them: names that contain "loss", or begin with "p_fake"
@@ -206,20 +194,14 @@ def history(path: PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
         "mean p(fake)": [k for k in keys if k.startswith("p_fake")],
         "validation": [k for k in keys if k.startswith("val_")],
     }
-    panels = {label: names for label, names in panels.items() if names}
-    if not panels:
-        raise ValueError("no row holds a loss or a score")
-    figure, stacked = _panels(0.6 + 2.2 * len(panels), len(panels))
-    for axes, (label, names) in zip(stacked, panels.items(), strict=True):
-        for key, colour, dash in zip(names, _LINES, _DASHES, strict=False):
-            _series(axes, key, rows, color=colour, linestyle=dash, label=key)
-        axes.set_ylabel(label)
+    styles = [{"color": c, "linestyle": dash} for c, dash in zip(_LINES, _DASHES, strict=True)]
+    figure, stacked = _series(rows, panels, styles, margin=0.6, height=2.2)
+    for axes in stacked:
         axes.legend(frameon=False, fontsize=8, handlelength=3)
-    stacked[-1].set_xlabel("step")
     _save(figure, path)
 
 
-def class_history(path: PathLike, rows: Sequence[Mapping[str, Any]], classes: Classes) -> None:
+def class_history(path: Path, rows: Sequence[Mapping[str, Any]], classes: Classes) -> None:
     """Write what GANs of one class each report, against the step: a panel each, a line a class.
 
     Of rows as in `history`, with values named `<name>/<class>`.
@@ -233,112 +215,68 @@ def class_history(path: PathLike, rows: Sequence[Mapping[str, Any]], classes: Cl
         "swd": "sliced Wasserstein",
         "diversity": "diversity",
     }
-    keys = {key for row in rows for key in row}
-    panels = {
-        title: lines
-        for name, title in titles.items()
-        if (
-            lines := {c: k for c, own in enumerate(classes.names) if (k := f"{name}/{own}") in keys}
-        )
-    }
-    if not panels:
-        raise ValueError("no row holds a value of a class")
-    figure, stacked = _panels(0.5 + 1.6 * len(panels), len(panels))
-    for axes, (title, lines) in zip(stacked, panels.items(), strict=True):
-        for c, key in lines.items():
-            style = _style(classes, c) | {"linewidth": 1.1, "label": _short(classes.names[c])}
-            _series(axes, key, rows, **style)
-        axes.set_ylabel(title)
-    stacked[-1].set_xlabel("step")
+    panels = {t: [f"{name}/{own}" for own in classes.names] for name, t in titles.items()}
+    styles = [_style(classes, c) | {"linewidth": 1.1} for c in range(len(classes))]
+    figure, stacked = _series(rows, panels, styles, margin=0.5, height=1.6)
     _legend(figure, stacked[0])
     _save(figure, path)
 
 
-def forest(
-    path: PathLike,
-    names: Sequence[str],
-    values: np.ndarray,
-    intervals: np.ndarray,
-    *,
-    notes: Sequence[str],
-    emphasised: Sequence[bool],
-    marks: Mapping[str, float],
-    label: str,
-) -> None:
-    """Write differences from a control one below the other, each with its interval.
+def forest(path: Path, differences: "Sequence[Difference]", marks: Mapping[str, float]) -> None:
+    """Write differences one below the other with their intervals, the one to be confirmed filled.
 
-    Args:
-      names, notes: of A differences; the notes stand below the names.
-      values, intervals: float [A] and [A, 2]; NaN for none.
-      emphasised: A; these have a filled diamond, the others an open circle.
-      marks: label -> value at which a dashed line stands.
-      label: of the values' axis.
+    A dashed line stands at each of the marks: label -> points of balanced accuracy.
     """
-    ticks = [
-        f"{textwrap.fill(name, _NAME_COLUMNS)}\n{note}"
-        for name, note in zip(names, notes, strict=True)
-    ]
+    names = [textwrap.fill(str(d), _NAME_COLUMNS) for d in differences]
+    ticks = [f"{n}\n{with_span(d.estimate)}" for n, d in zip(names, differences, strict=True)]
     height = 0.7 + sum(0.12 + 0.15 * (1 + tick.count("\n")) for tick in ticks)
     figure, (axes,) = _panels(height)
     axes.axvline(0, color="0.4", linewidth=1)
     for (mark, value), colour, dash in zip(marks.items(), _LINES[1:], _DASHES[1:], strict=False):
         axes.axvline(value, color=colour, linestyle=dash, linewidth=1.2, label=mark)
-    for i, strong in enumerate(emphasised):
+    for i, (value, *interval) in enumerate(_in_points(differences)):
+        strong = differences[i].confirmatory
         colour, marker = (_BLUE, "D") if strong else ("0.25", "o")
-        axes.plot(intervals[i], [i, i], color=colour, linewidth=2.2 if strong else 1.4)
+        axes.plot(interval, [i, i], color=colour, linewidth=2.2 if strong else 1.4)
         fill = colour if strong else "white"
-        axes.plot(values[i], i, marker, color=colour, markerfacecolor=fill, markersize=6)
+        axes.plot(value, i, marker, color=colour, markerfacecolor=fill, markersize=6)
     axes.set_yticks(range(len(ticks)), ticks, fontsize=8)
-    axes.set(ylim=(len(ticks) - 0.4, -0.6), xlabel=label)
+    axes.set(ylim=(len(ticks) - 0.4, -0.6), xlabel=_POINTS)
     _rows_style(axes)
     _legend(figure, axes)
     _save(figure, path)
 
 
-def recalls(
-    path: PathLike,
-    names: Sequence[str],
-    recall: np.ndarray,
-    intervals: np.ndarray,
-    classes: Classes,
-) -> None:
-    """Write the recall of each class by each arm, a panel a class, a line at the first arm's.
-
-    Recalls are float [A, C] in [0, 1], intervals [A, C, 2]; NaN for none.
-    """
+def recalls(path: Path, arms: "Sequence[Arm]", classes: Classes) -> None:
+    """Write the recall of each class by each arm, a panel a class, a line at the first arm's."""
     n = len(classes)
-    figure, panels = _panels(0.4 + n * (0.2 + 0.12 * len(names)), n)
-    lowest = np.floor(10 * np.nanmin(intervals)) / 10 - 0.01
+    figure, panels = _panels(0.4 + n * (0.2 + 0.12 * len(arms)), n)
+    lowest = np.floor(10 * np.nanmin([arm.recall_ci95 for arm in arms])) / 10 - 0.01
     for c, axes in enumerate(panels):
-        for i, name in enumerate(names):
+        for i, arm in enumerate(arms):
             colour, marker = _LINES[i % len(_LINES)], _MARKERS[i // len(_LINES) % len(_MARKERS)]
-            axes.plot(intervals[i, c], [i, i], color=colour, linewidth=1.4)
-            label = textwrap.fill(name, 2 * _NAME_COLUMNS)
-            axes.plot(recall[i, c], i, marker, color=colour, markersize=4.5, label=label)
+            axes.plot(arm.recall_ci95[c], [i, i], color=colour, linewidth=1.4)
+            label = textwrap.fill(arm.name, 2 * _NAME_COLUMNS)
+            axes.plot(arm.recall[c], i, marker, color=colour, markersize=4.5, label=label)
         title = textwrap.fill(_short(classes.names[c]), _NAME_COLUMNS // 2)
         axes.set_ylabel(title, rotation=0, ha="right", va="center", fontsize=9)
-        axes.axvline(recall[0, c], color="0.6", linewidth=1, zorder=0)
-        axes.set(xlim=(lowest, 1.01), ylim=(len(names) - 0.3, -0.7), yticks=[])
+        axes.axvline(arms[0].recall[c], color="0.6", linewidth=1, zorder=0)
+        axes.set(xlim=(lowest, 1.01), ylim=(len(arms) - 0.3, -0.7), yticks=[])
         _rows_style(axes)
     panels[-1].set_xlabel("recall")
     _legend(figure, panels[0])
     _save(figure, path)
 
 
-def ratio_curve(
-    path: PathLike,
-    names: Sequence[str],
-    ratios: np.ndarray,
-    values: np.ndarray,
-    intervals: np.ndarray,
-    label: str,
-) -> None:
-    """Write differences from a control against generated images per real one, on a log axis.
+def ratio_curve(path: Path, differences: "Sequence[Difference]", ratios: np.ndarray) -> None:
+    """Write differences against generated images per real one, float [A], on a log axis.
 
-    Ratios and values are float [A], intervals [A, 2]; those of one name are joined by a line.
+    Where differences share a ratio, a line joins those of one arm only.
     """
     figure, (axes,) = _panels(3.4)
     axes.axhline(0, color="0.4", linewidth=1)
+    points, shown = _in_points(differences), np.unique(ratios)
+    names = [d.arm if len(shown) < len(ratios) else "all" for d in differences]
     families = list(dict.fromkeys(names))
     for i, family in enumerate(families):
         chosen = [k for k in np.argsort(ratios, kind="stable") if names[k] == family]
@@ -347,15 +285,21 @@ def ratio_curve(
         style = {"color": _LINES[i % len(_LINES)], "linestyle": _DASHES[i % len(_DASHES)]}
         if len(families) > 1:
             style["label"] = textwrap.fill(family, 2 * _NAME_COLUMNS)
-        axes.plot(places, values[chosen], marker="o", markersize=5, linewidth=1.2, **style)
-        axes.vlines(places, *intervals[chosen].T, color=style["color"], linewidth=1.6)
+        axes.plot(places, points[chosen, 0], marker="o", markersize=5, linewidth=1.2, **style)
+        axes.vlines(places, *points[chosen, 1:].T, color=style["color"], linewidth=1.6)
     axes.set_xscale("log")
-    axes.set_xticks(shown := np.unique(ratios), [f"{ratio:g}" for ratio in shown], fontsize=9)
+    axes.set_xticks(shown, [f"{ratio:g}" for ratio in shown], fontsize=9)
     axes.set_xticks([], minor=True)
     axes.margins(x=0.1)
-    axes.set(xlabel="generated images per real one", ylabel=label)
+    axes.set(xlabel="generated images per real one", ylabel=_POINTS)
     _legend(figure, axes)
     _save(figure, path)
+
+
+def _in_points(differences: "Sequence[Difference]") -> np.ndarray:
+    """Each difference with both ends of its interval, float [A, 3]."""
+    estimates = [d.estimate for d in differences]
+    return 100 * np.array([(estimate.value, *estimate.interval) for estimate in estimates])
 
 
 def _figure(height: float, width: float = _WIDTH) -> "Figure":
@@ -376,17 +320,30 @@ def _panels(
     return figure, list(panels)
 
 
-def _square(x: str, y: str) -> "tuple[Figure, Axes]":
+def _curves(
+    path: Path,
+    classes: Classes,
+    lines: Sequence[tuple[np.ndarray, np.ndarray]],
+    areas: np.ndarray,
+    labels: tuple[str, str, str],
+    *,
+    chance: bool = False,
+    **style: Any,
+) -> None:
+    """The line of each class whose area is defined; labels are of the axes and of the areas."""
     figure, (axes,) = _panels(_WIDTH)
+    x, y, legend = labels
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), xlabel=x, ylabel=y, aspect="equal")
-    return figure, axes
-
-
-def _save_square(figure: "Figure", path: PathLike, legend: str) -> None:
-    if not figure.axes[0].lines:
-        figure.axes[0].text(0.5, 0.5, "not defined: one class only", ha="center")
+    for c, (line, area) in enumerate(zip(lines, areas, strict=True)):
+        if not np.isnan(area):
+            label = f"{_short(classes.names[c])}  {area:.3f}"
+            axes.plot(*line, label=label, **style, **_style(classes, c))
+    if not axes.lines:
+        axes.text(0.5, 0.5, "not defined: one class only", ha="center")
+    elif chance:
+        axes.plot([0, 1], [0, 1], color="0.8", linewidth=1, label="chance")
     # Good and bad classifiers fill different corners: no place inside is always free.
-    _legend(figure, figure.axes[0], legend)
+    _legend(figure, axes, legend)
     _save(figure, path)
 
 
@@ -402,11 +359,6 @@ def _legend(figure: "Figure", axes: "Axes", title: str | None = None) -> None:
     figure.legend(handles, labels, fontsize=8, handlelength=3, frameon=False, **place)
 
 
-def _defined(metrics: Metrics) -> list[int]:
-    """The classes with examples that are not the only ones."""
-    return [c for c, value in enumerate(metrics.auc) if not np.isnan(value)]
-
-
 def _class_ticks(figure: "Figure", axes: "Axes", classes: Classes) -> None:
     names = [_short(name) for name in classes.names]
     longest = max(map(len, names))
@@ -415,7 +367,7 @@ def _class_ticks(figure: "Figure", axes: "Axes", classes: Classes) -> None:
     figure.set_figheight(figure.get_figheight() + 0.07 * longest * upright)
 
 
-def _class_rows(path: PathLike, grid: np.ndarray, names: Sequence[str]) -> None:
+def _class_rows(path: Path, grid: np.ndarray, names: Sequence[str]) -> None:
     """Write a picture of as many rows as there are classes, each labelled with its name."""
     figure, (axes,) = _panels((_WIDTH - 0.5) * grid.shape[0] / grid.shape[1] + 0.1)
     axes.imshow(grid, interpolation="none")
@@ -441,23 +393,43 @@ def _style(classes: Classes, label: int) -> dict[str, Any]:
     return {"color": classes.colours[label], "linestyle": dash, "linewidth": 1.6}
 
 
-def _series(axes: "Axes", key: str, rows: Sequence[Mapping[str, Any]], **style: Any) -> None:
-    points = [(r["step"], np.nan if r[key] is None else r[key]) for r in rows if key in r]
-    # A lone point between gaps would leave no line at all.
-    marker = "o" if len(points) < 40 else ""
-    axes.plot(*zip(*points, strict=True), marker=marker, markersize=2.5, **style)
+def _series(
+    rows: Sequence[Mapping[str, Any]],
+    panels: Mapping[str, Sequence[str]],
+    styles: Sequence[dict[str, Any]],
+    *,
+    margin: float,
+    height: float,
+) -> "tuple[Figure, list[Axes]]":
+    """Draw a panel for each title, with a line for each of its keys that rows have."""
+    known = {key for row in rows for key in row}
+    drawn = {title: keys for title, keys in panels.items() if not known.isdisjoint(keys)}
+    if not drawn:
+        raise ValueError("no row holds a loss or a score")
+    figure, stacked = _panels(margin + height * len(drawn), len(drawn))
+    for axes, (title, keys) in zip(stacked, drawn.items(), strict=True):
+        for key, style in zip(keys, styles, strict=False):
+            if points := [(r["step"], r[key]) for r in rows if key in r]:
+                # A lone point between gaps would leave no line at all.
+                marker = "o" if len(points) < 40 else ""
+                place = np.array(points, float).T  # None becomes NaN, a gap
+                named = style | {"label": _short(key.split("/")[-1])}
+                axes.plot(*place, marker=marker, markersize=2.5, **named)
+        axes.set_ylabel(title)
+    stacked[-1].set_xlabel("step")
+    return figure, stacked
 
 
 def _short(name: str) -> str:
     return name if len(name) <= _NAME_COLUMNS else f"{name[: _NAME_COLUMNS - 1]}…"
 
 
-def _save(figure: "Figure", path: PathLike) -> None:
-    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+def _save(figure: "Figure", path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     # Without the version in it, the same data give the same bytes.
     figure.savefig(path, format="png", metadata={"Software": None})
 
 
-def _write_image(path: PathLike, pixels: np.ndarray) -> None:
-    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+def _write_image(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path, format="PNG")

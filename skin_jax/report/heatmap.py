@@ -32,8 +32,12 @@ def overlay(image: np.ndarray, heat_maps: Sequence[np.ndarray], caption: str) ->
       caption: names the class that they explain; in smaller letters where it is long.
     """
     side = image.shape[0] * -(-SMALLEST // image.shape[0])
-    original = Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC)
-    heat = np.mean([_enlarged(heat_map, side) for heat_map in heat_maps], axis=0)
+    # Bicubic: a map of 4x4 would show creases otherwise.
+    original, *maps = (
+        Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC)
+        for pixels in (image, *(np.asarray(heat_map, np.float32) for heat_map in heat_maps))
+    )
+    heat = np.mean([np.asarray(heat_map).clip(0.0, 1.0) for heat_map in maps], axis=0)
     cover = _OPACITY * heat[..., None]
     mixed = np.asarray(original) * (1.0 - cover) + _colours(heat) * cover
     picture = Image.new("RGB", (2 * side + _GAP, side + _STRIP), "white")
@@ -48,9 +52,7 @@ def overlay(image: np.ndarray, heat_maps: Sequence[np.ndarray], caption: str) ->
 def _caption(picture: Image.Image, text: str) -> None:
     """Writes the text into the lower strip, and at its right end what the colours mean."""
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(_FONT_SIZE)
-    middle = picture.height - _STRIP / 2
-    low, high = _SCALE
-    x = picture.width - 4
+    middle, x, (low, high) = picture.height - _STRIP / 2, picture.width - 4, _SCALE
     draw.text((x, middle), high, fill="black", font=font, anchor="rm")
     x -= round(font.getlength(high)) + 6 + _BAR[0]
     ramp = np.tile(np.linspace(0.0, 1.0, _BAR[0]), (_BAR[1], 1))
@@ -63,11 +65,3 @@ def _caption(picture: Image.Image, text: str) -> None:
 
 def _colours(heat: np.ndarray) -> np.ndarray:
     return matplotlib.colormaps[_COLOURS](heat)[..., :3] * 255.0
-
-
-def _enlarged(heat_map: np.ndarray, side: int) -> np.ndarray:
-    """Bicubic: a map of 4x4 would show creases otherwise."""
-    resized = Image.fromarray(np.asarray(heat_map, np.float32)).resize(
-        (side, side), Image.Resampling.BICUBIC
-    )
-    return np.asarray(resized).clip(0.0, 1.0)

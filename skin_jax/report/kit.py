@@ -6,16 +6,18 @@ A report is a list of sections of plain blocks; `markdown` and `html` render the
 import base64
 import dataclasses
 import os
-import pathlib
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from skin_jax.eval.metrics import Interval, Spread
 
-PathLike = str | os.PathLike[str]
+if TYPE_CHECKING:
+    from skin_jax.eval.comparison import Estimate
 
 UNDEFINED = "n/a"
 _COLUMNS = 80
@@ -42,7 +44,7 @@ class Table:
 class Picture:
     """A PNG file and its caption, which is its alternative text, too."""
 
-    path: PathLike
+    path: Path
     caption: str
 
 
@@ -58,31 +60,25 @@ class Section:
 
 
 def by_columns(first: str, names: Iterable[str], *columns: tuple[str, Iterable[object]]) -> Table:
-    """Makes a table of columns.
-
-    Args:
-      first: header of the first column.
-      names: its cells, one a row.
-      columns: header and cells of each other column.
-    """
+    """A table whose first column holds the names; header and cells of each other column."""
     rows = zip(names, *(map(str, cells) for _, cells in columns), strict=True)
     return Table((first, *(header for header, _ in columns)), list(rows))
 
 
 def facts(values: Mapping[str, object], header: tuple[str, str] = ("setting", "value")) -> Table:
-    """Makes a table of what was run, say, and how."""
+    """A table of what was run, say, and how."""
     return Table(header, [(key, str(value)) for key, value in values.items()], prose=True)
 
 
-def markdown(title: str, sections: Sequence[Section], folder: PathLike) -> str:
+def markdown(title: str, sections: Sequence[Section], folder: Path) -> str:
     """Render sections as Markdown for a file in `folder`; pictures are relative links."""
     parts = [f"# {title}"]
     for section in sections:
         parts.append(f"## {section.heading}")
         for block in section.blocks:
             if isinstance(block, Picture):
-                link = pathlib.Path(os.path.relpath(block.path, folder)).as_posix()
-                parts.append(f"![{block.caption}]({link})\n\n{block.caption}")
+                link = Path(os.path.relpath(block.path, folder)).as_posix()
+                parts += [f"![{block.caption}]({link})", block.caption]
             else:
                 parts.append(block_text(block))
     return "\n\n".join(parts) + "\n"
@@ -90,8 +86,7 @@ def markdown(title: str, sections: Sequence[Section], folder: PathLike) -> str:
 
 def html(title: str, sections: Sequence[Section]) -> str:
     """Render sections as one HTML page that needs no other file and no network."""
-    body = "\n".join(_html_section(section) for section in sections)
-    heading = escape(title)
+    heading, body = escape(title), "\n".join(map(_html_section, sections))
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -128,11 +123,11 @@ figcaption { font-size: .9rem; color: #444; margin-top: .3rem; }
 
 
 def _html_section(section: Section) -> str:
+    """Pictures come last: those that are narrow enough stand next to one another."""
     parts = [f"<section>\n<h2>{escape(section.heading)}</h2>"]
-    pictures = [_html_block(b) for b in section.blocks if isinstance(b, Picture)]
     parts += [_html_block(b) for b in section.blocks if not isinstance(b, Picture)]
-    if pictures:
-        parts.append('<div class="pictures">\n' + "\n".join(pictures) + "\n</div>")
+    if pictures := [_html_block(b) for b in section.blocks if isinstance(b, Picture)]:
+        parts += ['<div class="pictures">', *pictures, "</div>"]
     return "\n".join([*parts, "</section>"])
 
 
@@ -140,7 +135,7 @@ def _html_block(block: Block) -> str:
     if isinstance(block, Text):
         return f"<p>{escape(block.text)}</p>"
     if isinstance(block, Picture):
-        content, caption = pathlib.Path(block.path).read_bytes(), escape(block.caption)
+        content, caption = block.path.read_bytes(), escape(block.caption)
         width = int.from_bytes(content[16:20], "big")  # of every PNG
         return (
             f'<figure{" class=wide" * (width > _WIDE)}><img alt="{caption}" '
@@ -148,65 +143,69 @@ def _html_block(block: Block) -> str:
             f"<figcaption>{caption}</figcaption></figure>"
         )
     head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in block.header)
-    rows = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>\n"
-        for row in block.rows
-    )
-    kind = ' class="prose"' if block.prose else ""
+    rows = ("".join(f"<td>{escape(cell)}</td>" for cell in row) for row in block.rows)
+    body = "".join(f"<tr>{row}</tr>\n" for row in rows)
+    kind = ' class="prose"' * block.prose
     return (
         f'<div class="scroll"><table{kind}><thead><tr>{head}</tr></thead>\n'
-        f"<tbody>\n{rows}</tbody></table></div>"
+        f"<tbody>\n{body}</tbody></table></div>"
     )
 
 
 def block_text(block: Block) -> str:
     """Lay a block out for a terminal or Markdown, 80 columns wide."""
-    if isinstance(block, Table):
-        return pipes(block)
-    assert isinstance(block, Text)
-    return textwrap.fill(block.text, _COLUMNS, break_on_hyphens=False)
+    if isinstance(block, Text):
+        return textwrap.fill(block.text, _COLUMNS, break_on_hyphens=False)
+    assert isinstance(block, Table)
+    return pipes(block)
 
 
 def pipes(table: Table) -> str:
     """Lay a table out with aligned pipes: readable on a terminal, a table in Markdown."""
-    cells = [
+    plain = [
         [c.replace("|", "\\|").replace("\n", " ") for c in r] for r in (table.header, *table.rows)
     ]
-    left = [table.prose or i == 0 for i in range(len(table.header))]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(table.header))]
-    lines = [
-        "| "
-        + " | ".join(
-            cell.ljust(width) if left[i] else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        + " |"
-        for row in cells
-    ]
-    rule = "|" + "|".join(
-        "-" * (w + 2) if left[i] else "-" * (w + 1) + ":" for i, w in enumerate(widths)
-    )
-    return "\n".join([lines[0], rule + "|", *lines[1:]])
+    columns, rules = [], []
+    for i, cells in enumerate(zip(*plain, strict=True)):
+        width, left = max(map(len, cells)), table.prose or i == 0
+        columns.append([cell.ljust(width) if left else cell.rjust(width) for cell in cells])
+        rules.append("-" * (width + 1) + ("-" if left else ":"))
+    header, *rows = (f"| {' | '.join(row)} |" for row in zip(*columns, strict=True))
+    return "\n".join([header, f"|{'|'.join(rules)}|", *rows])
 
 
-def number(value: float, digits: int = 3, *, sign: bool = False) -> str:
+POINTS: dict[str, Any] = {"digits": 1, "factor": 100, "sign": True}
+"""Options of `number`, `span` and `spread` for fractions as percentage points, such as "+0.8"."""
+
+
+def number(value: float, digits: int = 3, *, factor: float = 1, sign: bool = False) -> str:
     """Such as "0.643", or "+0.643" with its sign, never "-0.000"; "n/a" where undefined."""
     if np.isnan(value):
         return UNDEFINED
-    return f"{round(float(value), digits) + 0.0:{'+' if sign else ''}.{digits}f}"
+    return f"{round(float(factor * value), digits) + 0.0:{'+' if sign else ''}.{digits}f}"
 
 
-def span(interval: Interval, digits: int = 3, *, sign: bool = False) -> str:
+def span(interval: Interval, digits: int = 3, *, factor: float = 1, sign: bool = False) -> str:
     """Such as "0.643 to 0.756", or "n/a"."""
     if np.isnan(interval[0]):
         return UNDEFINED
-    return " to ".join(number(bound, digits, sign=sign) for bound in interval)
+    return " to ".join(number(bound, digits, factor=factor, sign=sign) for bound in interval)
 
 
 def spread(found: Spread, digits: int = 3, *, factor: float = 1, sign: bool = False) -> str:
-    """Such as "0.643 ± 0.012", times a factor, without the deviation where that is undefined."""
-    text = number(factor * found.mean, digits, sign=sign)
-    return text if np.isnan(found.sd) else f"{text} ± {number(factor * found.sd, digits)}"
+    """Such as "0.643 ± 0.012", without the deviation where that is undefined."""
+    text = number(found.mean, digits, factor=factor, sign=sign)
+    return text if np.isnan(found.sd) else f"{text} ± {number(found.sd, digits, factor=factor)}"
+
+
+def in_points(found: "Estimate") -> tuple[str, str]:
+    """Such as "+0.8" and "-0.1 to +1.7", in percentage points with the 95% interval."""
+    return number(found.value, **POINTS), span(found.interval, **POINTS)
+
+
+def with_span(found: "Estimate") -> str:
+    """Such as "+0.8 (-0.1 to +1.7)", as `in_points`."""
+    return "{} ({})".format(*in_points(found))
 
 
 def estimate(value: float, interval: Interval) -> str:

@@ -14,6 +14,7 @@ from skin_jax.report.kit import number
 
 _FEW_FOR_PERCENTILE = 100
 _SHARES = ("precision", "recall", "density", "coverage")
+_Column = tuple[str, Iterable[object]]
 _TITLE = "Quality of generated images"
 
 
@@ -21,9 +22,7 @@ def write(folder: Path, found: Audit, names: Mapping[str, str]) -> str:
     """Writes quality.json, quality.md and, where there are features, closest_pairs.png.
 
     What was compared is named by `names`, such as the run and the folder, in both files as given.
-
-    Returns:
-      The tables and the notes as Markdown, for a terminal.
+    Returns the tables and the notes as Markdown, for a terminal.
 
     Raises:
       UserError: the folder cannot be written.
@@ -39,17 +38,17 @@ def write(folder: Path, found: Audit, names: Mapping[str, str]) -> str:
         "draws": audit.DRAWS,
         "neighbours": quality.NEIGHBOURS,
         "groups": {
-            group.name: {
-                "train_images": group.train,
-                "generated_images": group.generated,
-                "half": group.half,
-                "compared": group.compared,
-                "generated": group.values,
-                "floor": group.floor,
-                "halves": group.halves,
-                "shuffled": {"kid": group.shuffled_kid},
+            g.name: {
+                "train_images": g.train,
+                "generated_images": g.generated,
+                "half": g.half,
+                "compared": g.compared,
+                "generated": g.values,
+                "floor": g.floor,
+                "halves": g.halves,
+                "shuffled": {"kid": g.shuffled_kid},
             }
-            for group in found.groups
+            for g in found.groups
         },
         "copies": _copies_json(found) if found.copies else None,
         "notes": notes,
@@ -101,7 +100,7 @@ def _copies_json(found: Audit) -> dict[str, Any]:
     }
 
 
-def _table(found: Audit, *columns: tuple[str, Iterable[object]]) -> kit.Table:
+def _table(found: Audit, *columns: _Column) -> kit.Table:
     return kit.by_columns("class", [group.name for group in found.groups], *columns)
 
 
@@ -109,18 +108,14 @@ def _quality_tables(found: Audit) -> list[kit.Table]:
     """No wider than 80 columns each; without what needs features where there are none."""
     groups = found.groups
 
-    def with_floor(
-        key: str, header: str, digits: int, factor: float = 1
-    ) -> list[tuple[str, list[str]]]:
+    def with_floor(key: str, header: str, digits: int, factor: float = 1) -> list[_Column]:
+        both = {header: [g.values for g in groups], "floor": [g.floor for g in groups]}
         return [
             (name, [kit.spread(values[key], digits, factor=factor) for values in measured])
-            for name, measured in (
-                (header, [group.values for group in groups]),
-                ("floor", [group.floor for group in groups]),
-            )
+            for name, measured in both.items()
         ]
 
-    counts = [
+    counts: list[_Column] = [
         ("train", [group.train for group in groups]),
         ("gen." if found.features else "generated", [group.generated for group in groups]),
         ("n", [group.compared for group in groups]),
@@ -169,20 +164,17 @@ def _pairs_section(path: Path, found: Audit) -> kit.Section:
     copies, real, generated = found.copies, found.real, found.generated
     assert copies
     names = real.classes.names
-    pictures, titles = [], []
-    for pair in copies.closest:
-        both = np.stack([pair.picture, real.images[pair.train]])
-        pictures.append(figures.tiled(both, 2))
-        classes = names[generated.labels[pair.generated]], names[real.labels[pair.train]]
-        under = " *" * (pair.distance < copies.threshold)
-        titles.append(f"{' | '.join(classes)}  {pair.distance:.4f}{under}")
+    pictures, titles, listed = [], [], []
+    for i, j, distance, picture in copies.closest:
+        pictures.append(figures.tiled(np.stack([picture, real.images[j]]), 2))
+        classes = names[generated.labels[i]], names[real.labels[j]]
+        under = " *" * (distance < copies.threshold)
+        titles.append(f"{' | '.join(classes)}  {distance:.4f}{under}")
+        listed.append(f"{generated.names[i]} and {real.ids[j]}")
     figures.titled_images(path, pictures, titles, columns=3)
-    listed = ", ".join(
-        f"{generated.names[pair.generated]} and {real.ids[pair.train]}" for pair in copies.closest
-    )
     caption = (
         "The nearest pairs: generated image (in the orientation that fits best) | training image, "
-        f"with their distances (*: under the threshold); row by row: {listed}."
+        f"with their distances (*: under the threshold); row by row: {', '.join(listed)}."
     )
     return kit.Section("Closest pairs", [kit.Picture(path, caption)])
 
@@ -228,7 +220,6 @@ def _notes(found: Audit) -> list[str]:
 
 def _shortages(found: Audit) -> list[str]:
     groups, few = found.groups, quality.NEIGHBOURS
-    sizes = {group.name: (group.half, group.compared) for group in groups}
     notes = {
         "Fewer than 4 training images, so no two halves to compare: ": [
             f"{g.name} ({g.train})" for g in groups if g.half < 2
@@ -237,9 +228,9 @@ def _shortages(found: Audit) -> list[str]:
             f"{g.name} ({g.generated})" for g in groups if g.half > 1 and g.generated < 2
         ],
         f"Neighbourhoods need more than {few} images in a set: not so in ": [
-            name
-            for name, both in sizes.items()
-            if found.features and any(1 < size <= few for size in both)
+            g.name
+            for g in groups
+            if found.features and not {g.half, g.compared}.isdisjoint(range(2, few + 1))
         ],
         f"Halves of more than {audit.LARGEST_HALF} images are cut to that, at random: ": [
             g.name for g in groups if g.train // 2 > g.half

@@ -4,8 +4,8 @@
 """
 
 import functools
-import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from skin_jax.eval.evaluation import Evaluation
 from skin_jax.eval.metrics import FEW_LESIONS, Subgroup
 from skin_jax.eval.tables import write_predictions
 from skin_jax.report import figures, kit
-from skin_jax.report.kit import PathLike, Picture, Section, Table, Text, number, span
+from skin_jax.report.kit import Picture, Section, Table, Text, number, span
 
 PAPER_A: dict[str, Any] = {
     "source": 'Rashid, Tanveer and Khan, "Skin Lesion Classification Using GAN based Data '
@@ -65,21 +65,19 @@ def table_one(evaluation: Evaluation) -> str:
     return "\n\n".join(kit.block_text(block) for block in _table_one_blocks(evaluation))
 
 
-def write_evaluation(folder: PathLike, evaluation: Evaluation) -> list[Section]:
+def write_evaluation(folder: Path, evaluation: Evaluation) -> list[Section]:
     """Write metrics.json, predictions.csv, report.md and its figures, and subgroups.csv if any.
 
-    Returns:
-      The sections of report.md, for `write_page`.
+    Returns the sections of report.md, for `write_page`.
 
     Raises:
       UserError: the folder cannot be written.
       ValueError: arrays that do not fit one another.
     """
-    folder, classes = pathlib.Path(folder), evaluation.classes
+    classes, ids = evaluation.classes, evaluation.image_ids
     content = evaluation.metrics.to_json(classes, split=evaluation.split, step=evaluation.step)
     write_json(folder / "metrics.json", content)
-    ids, probabilities = evaluation.image_ids, evaluation.probabilities
-    write_predictions(folder / "predictions.csv", ids, probabilities, classes)
+    write_predictions(folder / "predictions.csv", ids, evaluation.probabilities, classes)
     if evaluation.subgroups:
         rows = _subgroup_rows(evaluation.subgroups, classes)
         write_atomically(folder / "subgroups.csv", csvs.text(rows))
@@ -92,7 +90,7 @@ def write_evaluation(folder: PathLike, evaluation: Evaluation) -> list[Section]:
 
 
 def write_page(
-    workdir: PathLike,
+    workdir: Path,
     *,
     classes: Classes,
     title: str,
@@ -101,26 +99,20 @@ def write_page(
     class_counts: Mapping[str, np.ndarray],
     history: Sequence[Mapping[str, Any]] = (),
     samples: tuple[np.ndarray, np.ndarray] | None = None,
-) -> pathlib.Path:
+) -> Path:
     """Write `report.html`, one self-contained file; its figures of the run go into `figures/`.
 
     Args:
       workdir: of the run; the last picture in its `samples/` is shown, if any.
-      classes: of the run.
-      title: the page's heading.
-      facts: what was run, such as settings and numbers of steps.
-      sections: that `write_evaluation` returned, say; they come first.
+      classes, title, facts: of the run; facts are settings and numbers of steps, say.
+      sections: such as those of `write_evaluation`; they come first.
       class_counts: name of a split -> int [C] images.
       history: rows of `history.read_history`.
       samples: images uint8 [N, H, W, 3] and labels int [N], a few of each class.
 
-    Returns:
-      The path of the page.
-
     Raises:
       UserError: the folder cannot be written.
     """
-    workdir = pathlib.Path(workdir)
     drawn = functools.partial(_drawn, workdir / "figures")
     data: list[kit.Block] = [
         kit.by_columns("class", map(classes.titled, range(len(classes))), *class_counts.items()),
@@ -143,7 +135,7 @@ def write_page(
     return workdir / "report.html"
 
 
-def _drawn(folder: pathlib.Path, name: str, draw: Callable[..., None], *args: Any) -> Picture:
+def _drawn(folder: Path, name: str, draw: Callable[..., None], *args: Any) -> Picture:
     path = folder / f"{name}.png"
     draw(path, *args)
     return Picture(path, _CAPTIONS[name])
@@ -221,86 +213,68 @@ def _notes(evaluation: Evaluation) -> list[str]:
     return notes
 
 
-def _evaluation_sections(folder: pathlib.Path, evaluation: Evaluation) -> list[Section]:
+def _evaluation_sections(folder: Path, evaluation: Evaluation) -> list[Section]:
     """Draw the figures of an evaluation into its folder and say what they show."""
     metrics, classes = evaluation.metrics, evaluation.classes
     where = f" on {evaluation.split}" if evaluation.split else ""
     heading = f"{'Table I' if classes.is_ham10000 else 'Results'}{where}"
     drawn = functools.partial(_drawn, folder)
-    confusion = drawn("confusion_matrix", figures.confusion_matrix, metrics.confusion, classes)
-    scores: list[kit.Block] = [
-        _scores_table(evaluation),
-        *_operating_blocks(evaluation),
-        drawn("roc", figures.roc_curves, metrics, classes),
-        drawn("precision_recall", figures.precision_recall_curves, metrics, classes),
-    ]
-    calibration: list[kit.Block] = [
-        Text(f"Expected calibration error (15 bins): {number(metrics.ece)}."),
-        drawn("reliability", figures.reliability, metrics.reliability),
-    ]
-    sections = [
-        Section(heading, _table_one_blocks(evaluation)),
-        Section("Confusion matrix", [confusion]),
-        Section("Scores of each class", scores),
-        Section("Calibration", calibration),
-    ]
+    contents: dict[str, list[kit.Block]] = {
+        heading: _table_one_blocks(evaluation),
+        "Confusion matrix": [
+            drawn("confusion_matrix", figures.confusion_matrix, metrics.confusion, classes)
+        ],
+        "Scores of each class": [
+            *_score_blocks(evaluation),
+            drawn("roc", figures.roc_curves, metrics, classes),
+            drawn("precision_recall", figures.precision_recall_curves, metrics, classes),
+        ],
+        "Calibration": [
+            Text(f"Expected calibration error (15 bins): {number(metrics.ece)}."),
+            drawn("reliability", figures.reliability, metrics.reliability),
+        ],
+    }
     if evaluation.subgroups:
-        sections.append(Section("Subgroups", _subgroup_blocks(evaluation)))
+        contents["Subgroups"] = _subgroup_blocks(evaluation)
     if evaluation.mistake_images is not None and len(evaluation.mistake_images):
-        mistakes = _mistakes_picture(folder, evaluation, evaluation.mistake_images)
-        sections.append(Section("Most confident mistakes", [mistakes]))
-    return sections
+        picture = _mistakes_picture(folder, evaluation, evaluation.mistake_images)
+        contents["Most confident mistakes"] = [picture]
+    return [Section(heading, blocks) for heading, blocks in contents.items()]
 
 
-def _scores_table(evaluation: Evaluation) -> Table:
+def _score_blocks(evaluation: Evaluation) -> list[kit.Block]:
+    """Scores of each class, and sensitivities at wished specificities."""
     metrics, classes = evaluation.metrics, evaluation.classes
-    auc = [*metrics.auc, metrics.macro["auc"]]
-    average_precision = [*metrics.average_precision, metrics.macro["average_precision"]]
-    return kit.by_columns(
+    areas = [*metrics.average_precision, metrics.macro["average_precision"]]
+    table = kit.by_columns(
         "class",
         [*map(classes.titled, range(len(classes))), "mean"],
         ("specificity", [*map(number, metrics.specificity), ""]),
-        ("AUC", map(number, auc)),
-        ("average precision", map(number, average_precision)),
+        ("AUC", map(number, [*metrics.auc, metrics.macro["auc"]])),
+        ("average precision", map(number, areas)),
         ("recall, 95% interval", [*map(span, metrics.recall_ci95), ""]),
     )
-
-
-def _operating_blocks(evaluation: Evaluation) -> list[kit.Block]:
-    blocks: list[kit.Block] = []
+    blocks: list[kit.Block] = [table]
     for what, points in evaluation.operating_points.items():
-        threshold = "against the rest, the threshold chosen on validation images:"
-        table = kit.by_columns(
-            "wished specificity",
-            [f"{point.wished_specificity:.0%}" for point in points],
-            ("threshold", [number(point.threshold) for point in points]),
-            ("sensitivity here", [number(point.sensitivity) for point in points]),
-            ("specificity here", [number(point.specificity) for point in points]),
-        )
-        blocks += [Text(f"{what[:1].upper()}{what[1:]} {threshold}"), table]
+        intro = "against the rest, the threshold chosen on validation images:"
+        header = ("wished specificity", "threshold", "sensitivity here", "specificity here")
+        rows = [(f"{wished:.0%}", *map(number, found)) for wished, *found in points]
+        blocks += [Text(f"{what[:1].upper()}{what[1:]} {intro}"), Table(header, rows)]
     return blocks
 
 
 def _subgroup_blocks(evaluation: Evaluation) -> list[kit.Block]:
     groups, units = evaluation.subgroups, f"{evaluation.unit}s"
-    found = [group.metrics for group in groups]
-
-    def recalls(c: int) -> list[str]:
-        few = (bool(0 < m.lesions[c] < FEW_LESIONS) for m in found)
-        return [
-            kit.estimate(m.recall[c], m.recall_ci95[c]) + "*" * star
-            for m, star in zip(found, few, strict=True)
-        ]
-
-    means = [kit.estimate(m.balanced_accuracy, m.ci95["balanced_accuracy"]) for m in found]
-    table = kit.by_columns(
-        "subgroup",
-        [f"{group.attribute}: {group.value}" for group in groups],
-        ("images", [m.num_examples for m in found]),
-        (units, [f"{group.num_lesions}{' (few)' * group.few}" for group in groups]),
-        ("balanced accuracy", means),
-        *((name, recalls(c)) for c, name in enumerate(evaluation.classes.names)),
-    )
+    rows = []
+    for group in groups:
+        m = group.metrics
+        stars = ("*" * bool(0 < count < FEW_LESIONS) for count in m.lesions)
+        recalls = map("{}{}".format, map(kit.estimate, m.recall, m.recall_ci95), stars)
+        mean = kit.estimate(m.balanced_accuracy, m.ci95["balanced_accuracy"])
+        lesions = f"{group.num_lesions}{' (few)' * group.few}"
+        name = f"{group.attribute}: {group.value}"
+        rows.append([name, str(m.num_examples), lesions, mean, *recalls])
+    header = ("subgroup", "images", units, "balanced accuracy", *evaluation.classes.names)
     note = (
         "Balanced accuracy (over the classes present in the subgroup) and recall of each class, "
         "with 95% intervals. Subgroups hold different classes: compare recalls rather than "
@@ -308,34 +282,30 @@ def _subgroup_blocks(evaluation: Evaluation) -> list[kit.Block]:
     )
     few = ", ".join(f"{group.attribute} {group.value}" for group in groups if group.few)
     warning = [Text(f"Fewer than {FEW_LESIONS} {units}, which say little: {few}.")] if few else []
-    return [Text(note), *warning, table]
+    return [Text(note), *warning, Table(header, rows)]
 
 
 def _subgroup_rows(groups: Sequence[Subgroup], classes: Classes) -> list[list[object]]:
     """The header and a row for each subgroup, undefined values empty."""
     values = ["balanced_accuracy", *(f"recall_{name}" for name in classes.names)]
-    header = ["attribute", "value", "images", "lesions", "few_lesions"]
-    rows: list[list[object]] = [
-        [*header, *(name + end for name in values for end in ("", "_low", "_high"))]
-    ]
+    rows: list[list[object]] = [["attribute", "value", "images", "lesions", "few_lesions"]]
+    rows[0] += [name + end for name in values for end in ("", "_low", "_high")]
     for group in groups:
         m = group.metrics
-        intervals = (m.ci95["balanced_accuracy"], *m.recall_ci95)
-        for_each = zip((m.balanced_accuracy, *m.recall), intervals, strict=True)
-        numbers = plain([number for value, bounds in for_each for number in (value, *bounds)])
         rows.append(
             [group.attribute, group.value, m.num_examples, group.num_lesions, int(group.few)]
-            + ["" if value is None else repr(value) for value in numbers]
         )
+        intervals = (m.ci95["balanced_accuracy"], *m.recall_ci95)
+        for value, bounds in zip((m.balanced_accuracy, *m.recall), intervals, strict=True):
+            rows[-1] += ["" if v is None else repr(v) for v in plain([value, *bounds])]
     return rows
 
 
-def _mistakes_picture(folder: pathlib.Path, evaluation: Evaluation, images: np.ndarray) -> Picture:
+def _mistakes_picture(folder: Path, evaluation: Evaluation, images: np.ndarray) -> Picture:
     path, names, titles = folder / "mistakes.png", evaluation.classes.names, []
     for i in evaluation.mistakes:
-        scores = evaluation.probabilities[i]
-        said = f"said {names[scores.argmax()]} {scores.max():.2f}"
-        titles.append(f"is {names[evaluation.labels[i]]}\n{said}")
+        scores, truth = evaluation.probabilities[i], names[evaluation.labels[i]]
+        titles.append(f"is {truth}\nsaid {names[scores.argmax()]} {scores.max():.2f}")
     figures.titled_images(path, list(images), titles, columns=4)
-    listed = ", ".join(str(evaluation.image_ids[i]) for i in evaluation.mistakes)
+    listed = ", ".join(evaluation.image_ids[i] for i in evaluation.mistakes)
     return Picture(path, f"The most confident mistakes, row by row: {listed}.")

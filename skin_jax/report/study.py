@@ -4,8 +4,8 @@ Differences are in percentage points in text and figures, as fractions in study.
 """
 
 import dataclasses
-import pathlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -14,10 +14,10 @@ from skin_jax.base.files import write_atomically, write_json
 from skin_jax.data.classes import Classes
 from skin_jax.eval import comparison as compared
 from skin_jax.eval.comparison import Arm, Comparison, Difference, Estimate
-from skin_jax.eval.metrics import Interval, Spread
+from skin_jax.eval.metrics import Spread
 from skin_jax.report import figures, kit
 from skin_jax.report import run as run_report
-from skin_jax.report.kit import Block, PathLike, Picture, Section, Text, by_columns
+from skin_jax.report.kit import POINTS, Block, Picture, Section, Table, Text, in_points, with_span
 
 _SHORT = {
     "balanced_accuracy": "balanced accuracy",
@@ -25,6 +25,8 @@ _SHORT = {
     "macro_f1": "macro F1",
     "macro_auc": "macro AUC",
 }
+_PAIRED = ("arms", "pairs", "difference", "95% interval", "p", "p, Holm", "pairs: mean ± SD")
+_EFFECT = "An effect as large as {} (single runs) is {}."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,11 +52,6 @@ class Claim:
         """The same in words."""
         return "excluded" if self.excluded(difference) else "not excluded"
 
-    @property
-    def effect(self) -> str:
-        """How sentences about it begin."""
-        return f"An effect as large as {self} (single runs) is"
-
 
 _TABLE_TWO = run_report.PAPER_A["balanced_accuracy"]
 _GAIN = round(100 * (_TABLE_TWO["semi-supervised GAN"] - _TABLE_TWO["DenseNet"]), 1)
@@ -79,7 +76,7 @@ class Study:
     ratios: Mapping[str, float | None]  # arm -> generated images per real one, if given by that
     claims: Sequence[Claim] = ()  # of papers about these classes
     gan_arms: Collection[str] = ()  # arms that a GAN has a part in, which the claims are about
-    samples: Sequence[tuple[str, PathLike]] = ()  # caption and PNG file of generated images
+    samples: Sequence[tuple[str, Path]] = ()  # caption and PNG file of generated images
 
     @property
     def concerned(self) -> list[Difference]:
@@ -95,8 +92,7 @@ class Study:
     @property
     def all_differences(self) -> list[Difference]:
         """Those from the control and, last, what the generated images themselves do."""
-        isolated = self.comparison.isolated
-        return [*self.comparison.differences, *([isolated] if isolated else [])]
+        return [d for d in (*self.comparison.differences, self.comparison.isolated) if d]
 
     @property
     def missing(self) -> dict[str, int]:
@@ -110,25 +106,21 @@ class Study:
         """Balanced accuracy of a classifier that knows nothing: 1 / number of classes present."""
         return 1 / max(int((arm.images > 0).sum()) for arm in self.comparison.arms)
 
-    def done(self, name: str, count: int) -> str:
+    def done(self, one: Arm | Difference) -> str:
         """Such as "3 of 10": runs of an arm, and how many are planned."""
-        planned = self.plan_counts.get(name)
-        return str(count) if planned is None else f"{count} of {planned}"
+        name = one.name if isinstance(one, Arm) else one.arm
+        planned = f" of {self.plan_counts[name]}" if name in self.plan_counts else ""
+        return f"{len(one.cells)}{planned}"
 
 
-def write(folder: PathLike, study: Study) -> pathlib.Path:
-    """Writes study.json, study.md, report.html (one self-contained file) and `figures/`.
-
-    Returns:
-      The path of report.html.
+def write(folder: Path, study: Study) -> Path:
+    """Writes study.json, study.md, `figures/` and report.html, whose path it returns.
 
     Raises:
       UserError: the folder cannot be written.
     """
-    folder = pathlib.Path(folder)
-    sentences = conclusion(study)
+    sentences, pictures = conclusion(study), folder / "figures"
     write_json(folder / "study.json", _json(study, sentences))
-    pictures = folder / "figures"
     sections = [
         Section("Conclusion", list(map(Text, sentences))),
         *_difference_sections(pictures, study),
@@ -141,8 +133,7 @@ def write(folder: PathLike, study: Study) -> pathlib.Path:
     planned, missing = sum(study.plan_counts.values()), study.missing
     finished = f"{planned - sum(missing.values())} of {planned}"
     blocks: list[Block] = [kit.facts({**study.facts, "finished runs": finished})]
-    if missing:
-        named = ", ".join(f"{name} {count}" for name, count in missing.items())
+    if named := ", ".join(f"{name} {count}" for name, count in missing.items()):
         blocks.append(Text(f"Missing runs: {named}."))
     sections.append(Section("What was run", blocks))
     write_atomically(folder / "study.md", kit.markdown(study.title, sections, folder))
@@ -155,15 +146,15 @@ def summary(study: Study) -> list[Section]:
     differences = {d.arm: d for d in study.comparison.differences}
     rows = []
     for arm in study.comparison.arms:
-        row = [arm.name, study.done(arm.name, len(arm.cells)), f"{100 * arm.balanced_accuracy:.1f}"]
+        row = [arm.name, study.done(arm), f"{100 * arm.balanced_accuracy:.1f}"]
         if d := differences.get(arm.name):
             p = _p(d.p) + " (alone)" * d.confirmatory
-            row += [_points(d.estimate.value), _span(d.estimate.interval), p]
+            row += [*in_points(d.estimate), p]
         rows.append(row + [""] * (6 - len(row)))
     control = study.comparison.control
     header = ("arm", "runs", "balanced accuracy", f"minus {control}", "95% interval", "p")
     return [
-        Section("Arms", [kit.Table(header, rows)]),
+        Section("Arms", [Table(header, rows)]),
         Section("Conclusion", list(map(Text, conclusion(study)))),
     ]
 
@@ -172,13 +163,12 @@ def conclusion(study: Study) -> list[str]:
     """What the intervals allow to say, one paragraph each, the most important first."""
     comparison, missing, paragraphs = study.comparison, study.missing, []
     control, chosen = comparison.control, comparison.confirmatory
-    differences = comparison.differences
+    differences, exploratory = comparison.differences, comparison.exploratory
     confirmed = next((d for d in differences if d.confirmatory), None)
-    exploratory = [d for d in differences if not d.confirmatory]
     if confirmed:
-        paragraphs.append(_verdict(confirmed, study))
+        paragraphs.append(_verdict(confirmed, study, study.judged))
         if comparison.isolating is not None:
-            paragraphs.append(_because(confirmed, comparison.isolated, comparison.isolating))
+            paragraphs.append(_because(confirmed, comparison))
     elif chosen is not None:
         paragraphs.append(
             f"The arm to be confirmed, {chosen}, and the control {control} have no finished run of "
@@ -186,8 +176,7 @@ def conclusion(study: Study) -> list[str]:
         )
     if exploratory:
         # What a paper claims is asked of the arm to be confirmed where there is one.
-        asked = dataclasses.replace(study, claims=()) if confirmed else study
-        paragraphs.append(_explored(exploratory, asked))
+        paragraphs.append(_explored(study, () if confirmed else study.judged))
     if not differences and chosen is None:
         paragraphs.append(
             f"No arm has a finished run of the same fold and seed as the control {control}: there "
@@ -220,16 +209,14 @@ def conclusion(study: Study) -> list[str]:
 
 def _found(difference: Difference, kind: str = "") -> str:
     """Such as "+0.8 points of balanced accuracy (95% interval -0.1 to +1.7; p = 0.062)"."""
-    estimate, p = difference.estimate, _p(difference.p)
-    relation = f"{p[0]} {p[1:]}" if p[0] == "<" else f"= {p}"
-    return (
-        f"{_points(estimate.value)} points of balanced accuracy (95% interval "
-        f"{_span(estimate.interval)}; p {relation}{kind})"
-    )
+    (value, interval), p = in_points(difference.estimate), _p(difference.p)
+    p = p.replace("<", "< ") if "<" in p else f"= {p}"
+    return f"{value} points of balanced accuracy (95% interval {interval}; p {p}{kind})"
 
 
-def _because(whole: Difference, isolated: Difference | None, isolating: str) -> str:
+def _because(whole: Difference, comparison: Comparison) -> str:
     """What of a difference from the control is due to the generated images."""
+    isolated, isolating = comparison.isolated, comparison.isolating
     if isolated is None:
         return (
             f"{whole.arm} and {isolating} have no finished run of the same fold and seed: what is "
@@ -247,19 +234,20 @@ def _because(whole: Difference, isolated: Difference | None, isolating: str) -> 
         rest = f": the generated images are {better} than repeated real ones."
     return (
         f"{isolating} is like {whole.arm}, but with real images in the place of generated ones. "
-        f"{_named(isolated)}: {_found(isolated)}{rest}"
+        f"{isolated}: {_found(isolated)}{rest}"
     )
 
 
-def _verdict(difference: Difference, study: Study) -> str:
+def _verdict(difference: Difference, study: Study, claims: Sequence[Claim]) -> str:
     """One arm against the control, and the papers' claims about such arms, in sentences."""
     kind = "" if difference.confirmatory else ", Holm-corrected"
-    sentences = [f"{_named(difference)}: {_found(difference, kind)}: {_outcome(difference)}."]
-    for claim in study.judged if difference.arm in study.gan_arms else ():
-        found = claim.estimate(difference)
-        own = f" ({_SHORT[claim.metric]}: {_points(found.value)}, {_span(found.interval)})"
-        own *= claim.metric != "balanced_accuracy"
-        sentences.append(f"{claim.effect} {claim.verdict(difference)} here{own}.")
+    sentences = [f"{difference}: {_found(difference, kind)}: {_outcome(difference)}."]
+    for claim in claims if difference.arm in study.gan_arms else ():
+        here = f"{claim.verdict(difference)} here"
+        if claim.metric != "balanced_accuracy":
+            found = ", ".join(in_points(claim.estimate(difference)))
+            here += f" ({_SHORT[claim.metric]}: {found})"
+        sentences.append(_EFFECT.format(claim, here))
     return " ".join(sentences)
 
 
@@ -272,96 +260,77 @@ def _outcome(difference: Difference) -> str:
     return f"balanced accuracy is {direction}"
 
 
-def _explored(differences: Sequence[Difference], study: Study) -> str:
+def _explored(study: Study, claims: Sequence[Claim]) -> str:
     """The exploratory arms in a few sentences."""
+    differences, control = study.comparison.exploratory, study.comparison.control
     largest = max(differences, key=lambda d: d.estimate.value)
     if len(differences) == 1:
-        return f"Exploratory: {_verdict(largest, study)}"
-    shown, control = [d for d in differences if d.shown], study.comparison.control
+        return f"Exploratory: {_verdict(largest, study, claims)}"
+    shown = [d for d in differences if d.shown]
     if not shown:
         first = (
             f"No difference from {control} is shown for any of {len(differences)} exploratory "
             "arms (Holm-corrected)."
         )
     else:
-        named = "; ".join(f"{d.arm} {_points(d.estimate.value)} ({_outcome(d)})" for d in shown)
+        named = "; ".join(f"{d.arm} {in_points(d.estimate)[0]} ({_outcome(d)})" for d in shown)
         first = f"Exploratory arms against {control} (Holm-corrected): {named}"
         if rest := len(differences) - len(shown):
             first += f"; no difference shown for {rest} other{'s' * (rest > 1)}"
         first += "."
+    value, interval = in_points(largest.estimate)
     best = (
-        f"The largest is {largest.arm}: {_points(largest.estimate.value)} points of balanced "
-        f"accuracy (95% interval, uncorrected, {_span(largest.estimate.interval)})."
+        f"The largest is {largest.arm}: {value} points of balanced accuracy (95% interval, "
+        f"uncorrected, {interval})."
     )
     sentences = [first, best]
-    for claim in study.judged if study.concerned else ():
+    for claim in claims if study.concerned else ():
         possible = ", ".join(d.arm for d in study.concerned if not claim.excluded(d))
         every = "excluded here for every arm with a GAN"
-        verdict = f"not excluded here for {possible}" if possible else every
-        sentences.append(f"{claim.effect} {verdict}.")
+        here = f"not excluded here for {possible}" if possible else every
+        sentences.append(_EFFECT.format(claim, here))
     return " ".join(sentences)
 
 
-def _difference_sections(folder: pathlib.Path, study: Study) -> list[Section]:
+def _difference_sections(folder: Path, study: Study) -> list[Section]:
     picture, found = folder / "differences.png", study.all_differences
     if not found:
         picture.unlink(missing_ok=True)  # of an earlier call
         return []
-    figures.forest(
-        picture,
-        [_named(d) for d in found],
-        100 * np.array([d.estimate.value for d in found]),
-        100 * np.array([d.estimate.interval for d in found]),
-        notes=[_with_span(d.estimate) for d in found],
-        emphasised=[d.confirmatory for d in found],
-        marks={
-            f"{c.source}, +{c.points:g} (a single run)": c.points
-            for c in study.claims
-            if c.metric == "balanced_accuracy"
-        },
-        label="points of balanced accuracy",
-    )
+    marked = [claim for claim in study.claims if claim.metric == "balanced_accuracy"]
+    marks = {f"{c.source}, +{c.points:g} (a single run)": c.points for c in marked}
+    figures.forest(picture, found, marks)
     caption = (
         "Differences of balanced accuracy, in points, with 95% intervals (not corrected for the "
         "number of arms)."
     )
     if any(d.confirmatory for d in found):
         caption += f" Filled diamonds: {study.comparison.confirmatory}, the arm to be confirmed."
-    sections = [
+    return [
         Section("Differences", [Picture(picture, caption)]),
         Section("Paired differences", _paired_blocks(study)),
+        *([_claims_section(study)] if study.judged and study.concerned else []),
     ]
-    if study.judged and study.concerned:
-        sections.append(_claims_section(study))
-    return sections
 
 
 def _paired_blocks(study: Study) -> list[Block]:
-    found = study.all_differences
-    names, estimates = [_marked(d) for d in found], [d.estimate for d in found]
-    accuracies = [d.paired.accuracy for d in found]
-    exploratory = sum(not d.confirmatory for d in study.comparison.differences)
-
-    def recalls(c: int) -> list[str]:
-        pairs = (Spread(d.paired.recall[c], np.ptp(d.paired.recall_ci95[c]) / 2) for d in found)
-        return [_spread(pair) for pair in pairs]
-
+    exploratory = len(study.comparison.exploratory)
+    differences, intervals, recalls = [], [], []
+    for d in study.all_differences:
+        name, p, over_cells = _marked(d), _p(d.estimate.p), kit.spread(d.over_cells, **POINTS)
+        differences.append((name, study.done(d), *in_points(d.estimate), p, _holm(d), over_cells))
+        both = (kit.span(each, **POINTS) for each in (d.estimate.student, d.estimate.bootstrap))
+        intervals.append((name, *both, *in_points(d.paired.accuracy)))
+        halves = np.ptp(d.paired.recall_ci95, axis=1) / 2
+        each_class = map(Spread, d.paired.recall, halves)
+        recalls.append((name, *(kit.spread(each, **POINTS) for each in each_class)))
     return [
         Text(
             "Two arms on the same folds and seeds, in points: balanced accuracy from recalls "
             "pooled over the folds, seeds averaged. Pairs: folds and seeds that both have, of "
             "those planned for the arm."
         ),
-        by_columns(
-            "arms",
-            names,
-            ("pairs", [study.done(d.arm, len(d.cells)) for d in found]),
-            ("difference", [_points(e.value) for e in estimates]),
-            ("95% interval", [_span(e.interval) for e in estimates]),
-            ("p", [_p(e.p) for e in estimates]),
-            ("p, Holm", map(_holm, found)),
-            ("pairs: mean ± SD", [_spread(d.over_cells) for d in found]),
-        ),
+        Table(_PAIRED, differences),
         Text(
             "The interval is the wider of two: Student's t over the folds' differences and the "
             "paired bootstrap over lesions; p is the larger of their two p-values. Holm's "
@@ -370,53 +339,41 @@ def _paired_blocks(study: Study) -> list[Block]:
             "share one data set: how much another data set would change the figures is not covered."
         ),
         Text("Both intervals, and the difference of accuracy with the wider of its own two:"),
-        by_columns(
-            "arms",
-            names,
-            ("t over folds", [_span(e.student) for e in estimates]),
-            ("lesions", [_span(e.bootstrap) for e in estimates]),
-            ("accuracy", [_points(e.value) for e in accuracies]),
-            ("95% interval", [_span(e.interval) for e in accuracies]),
-        ),
+        Table(("arms", "t over folds", "lesions", "accuracy", "95% interval"), intervals),
         Text(
             "Recall of each class, pooled differences with half the 95% interval over lesions "
             "alone (the noise of training is not in it), not corrected:"
         ),
-        by_columns("arms", names, *_each_class(study, recalls)),
+        Table(("arms", *study.classes.names), recalls),
     ]
 
 
 def _claims_section(study: Study) -> Section:
-    pairs = [(claim, d) for claim in study.judged for d in study.concerned]
-    table = by_columns(
-        "claim",
-        [f"{claim.source}: +{claim.points:g} {_SHORT[claim.metric]}" for claim, _ in pairs],
-        ("arms", [_marked(d) for _, d in pairs]),
-        ("here (95% interval)", [_with_span(claim.estimate(d)) for claim, d in pairs]),
-        ("an effect so large is", [claim.verdict(d) for claim, d in pairs]),
-    )
+    rows = []
+    for claim in study.judged:
+        what = f"{claim.source}: +{claim.points:g} {_SHORT[claim.metric]}"
+        for d in study.concerned:
+            rows.append((what, _marked(d), with_span(claim.estimate(d)), claim.verdict(d)))
     note = (
         "Each comes from a single run of each arm, without an interval; the sampling error "
         "alone of a test set of 2,000 images is about ± 3 points of balanced accuracy. "
         "Excluded is what lies above the 95% interval with the images, networks and "
         "numbers of steps of this study; others may have another effect."
     )
-    return Section("The papers' claims", [Text(note), table])
+    header = ("claim", "arms", "here (95% interval)", "an effect so large is")
+    return Section("The papers' claims", [Text(note), Table(header, rows)])
 
 
-def _arm_sections(folder: pathlib.Path, study: Study) -> list[Section]:
-    arms = study.comparison.arms
+def _arm_sections(folder: Path, study: Study) -> list[Section]:
+    arms, classes, picture = study.comparison.arms, study.classes.names, folder / "recalls.png"
     names = [arm.name for arm in arms]
-    picture = folder / "recalls.png"
-    recall, intervals = (
-        np.array([getattr(arm, name) for arm in arms]) for name in ("recall", "recall_ci95")
-    )
-    figures.recalls(picture, names, recall, intervals, study.classes)
-
-    def over_runs(metric: str) -> list[str]:
-        return [kit.spread(arm.over_runs(metric)) for arm in arms]
-
-    first, *others = compared.METRICS
+    figures.recalls(picture, arms, study.classes)
+    others = [_SHORT[metric] for metric in compared.METRICS[1:]]
+    pooled = []
+    for arm in arms:
+        value, span = kit.number(arm.balanced_accuracy), kit.span(arm.balanced_accuracy_ci95)
+        over_runs = (kit.spread(arm.over_runs(metric)) for metric in compared.METRICS)
+        pooled.append((arm.name, study.done(arm), value, span, *over_runs))
     blocks: list[Block] = [
         Text(
             "Balanced accuracy pooled over the folds, seeds averaged, with its interval over "
@@ -424,86 +381,54 @@ def _arm_sections(folder: pathlib.Path, study: Study) -> list[Section]:
             "each on its own fold. Arms with different runs are compared in the table of paired "
             "differences, not here."
         ),
-        by_columns(
-            "arm",
-            names,
-            ("runs", [study.done(arm.name, len(arm.cells)) for arm in arms]),
-            ("balanced acc.", [kit.number(arm.balanced_accuracy) for arm in arms]),
-            ("95% interval", [kit.span(arm.balanced_accuracy_ci95) for arm in arms]),
-            ("runs: mean ± SD", over_runs(first)),
-            *((_SHORT[metric], over_runs(metric)) for metric in others),
-        ),
+        Table(("arm", "runs", "balanced acc.", "95% interval", "runs: mean ± SD", *others), pooled),
     ]
     if seeds := sorted({seed for arm in arms for seed in arm.by_seed}):
-        columns = (
-            (f"seed {seed}", [kit.number(arm.by_seed.get(seed, np.nan)) for arm in arms])
-            for seed in seeds
-        )
+        rows = [
+            (arm.name, *(kit.number(arm.by_seed.get(seed, np.nan)) for seed in seeds))
+            for arm in arms
+        ]
         blocks.append(Text("Pooled balanced accuracy of each seed:"))
-        blocks.append(by_columns("arm", names, *columns))
+        blocks.append(Table(("arm", *(f"seed {seed}" for seed in seeds)), rows))
     known = dict.fromkeys([*names, *study.plan_counts])
     if told := {name: study.descriptions[name] for name in known if name in study.descriptions}:
         blocks.append(kit.facts(told, ("arm", "what it is")))
     most = max(arms, key=lambda arm: int(arm.images.sum()))
+    support = [("images", *map(str, most.images)), ("lesions", *map(str, most.lesions))]
+    recalls = [(arm.name, *map(kit.estimate, arm.recall, arm.recall_ci95)) for arm in arms]
     caption = (
         "Recall of each class by each arm, pooled over the folds, with 95% intervals over "
         "lesions; in each panel the arms in the order of the legend, and a line at the recall of "
         f"{names[0]}."
     )
-    support = _each_class(study, lambda c: [most.images[c], most.lesions[c]])
-    estimates = _each_class(study, lambda c: list(map(kit.estimate, recall[:, c], intervals[:, c])))
+    tables = [Table(("test set, all folds", *classes), support), Table(("arm", *classes), recalls)]
     return [
         Section("Arms", blocks),
-        Section(
-            "Recall of each class",
-            [
-                by_columns("test set, all folds", ("images", "lesions"), *support),
-                by_columns("arm", names, *estimates),
-                Picture(picture, caption),
-            ],
-        ),
+        Section("Recall of each class", [*tables, Picture(picture, caption)]),
     ]
 
 
-def _each_class(
-    study: Study, column: Callable[[int], Sequence[object]]
-) -> list[tuple[str, Sequence[object]]]:
-    return [(name, column(c)) for c, name in enumerate(study.classes.names)]
-
-
-def _ratio_sections(folder: pathlib.Path, study: Study) -> list[Section]:
-    picture, differences = folder / "ratio_curve.png", study.comparison.differences
-    found = [(ratio, d) for d in differences if (ratio := study.ratios.get(d.arm))]
-    found.sort(key=lambda pair: pair[0])
-    ratios = [ratio for ratio, _ in found]
-    if len(set(ratios)) < 2:
+def _ratio_sections(folder: Path, study: Study) -> list[Section]:
+    picture, ratios = folder / "ratio_curve.png", study.ratios
+    found = [d for d in study.comparison.differences if ratios.get(d.arm)]
+    found.sort(key=lambda d: ratios[d.arm] or 0)
+    if len({ratios[d.arm] for d in found}) < 2:
         picture.unlink(missing_ok=True)  # of an earlier call
         return []
-    alone = len(set(ratios)) == len(ratios)
-    figures.ratio_curve(
-        picture,
-        ["all" if alone else d.arm for _, d in found],
-        np.array(ratios),
-        100 * np.array([d.estimate.value for _, d in found]),
-        100 * np.array([d.estimate.interval for _, d in found]),
-        "points of balanced accuracy",
-    )
-    table = by_columns(
-        "arms",
-        [_marked(d) for _, d in found],
-        ("generated per real image", [f"{ratio:g}" for ratio in ratios]),
-        ("difference (95% interval)", [_with_span(d.estimate) for _, d in found]),
-        ("p, Holm", [_holm(d) for _, d in found]),
-    )
+    figures.ratio_curve(picture, found, np.array([ratios[d.arm] for d in found]))
+    header = ("arms", "generated per real image", "difference (95% interval)", "p, Holm")
+    rows = [(_marked(d), f"{ratios[d.arm]:g}", with_span(d.estimate), _holm(d)) for d in found]
     caption = (
         f"Balanced accuracy minus that of {study.comparison.control}, in points, against the "
         "number of generated images per real one, with 95% intervals."
     )
-    return [Section("Generated images per real one", [table, Picture(picture, caption)])]
+    blocks = (Table(header, rows), Picture(picture, caption))
+    return [Section("Generated images per real one", blocks)]
 
 
 def _json(study: Study, sentences: Sequence[str]) -> dict[str, Any]:
     comparison, isolated = study.comparison, study.comparison.isolated
+    judged = study.judged
     return {
         "title": study.title,
         "conclusion": sentences,
@@ -513,17 +438,19 @@ def _json(study: Study, sentences: Sequence[str]) -> dict[str, Any]:
         "runs_planned": sum(study.plan_counts.values()),
         "runs_missing": study.missing,
         "arms": {arm.name: _arm_json(arm, study) for arm in comparison.arms},
-        "differences": {
-            d.arm: _difference_json(d, study, study.judged) for d in comparison.differences
-        },
+        "differences": {d.arm: _difference_json(d, study, judged) for d in comparison.differences},
         "isolated": _difference_json(isolated, study, ()) if isolated else None,
         "facts": {key: str(value) for key, value in study.facts.items()},
     }
 
 
 def _arm_json(arm: Arm, study: Study) -> dict[str, Any]:
-    each_class = zip(arm.recall, arm.recall_ci95, arm.images, arm.lesions, strict=True)
-    keys = ("recall", "ci95", "images", "lesions")
+    per_class: dict[str, Sequence[object] | np.ndarray] = {
+        "recall": arm.recall,
+        "ci95": arm.recall_ci95,
+        "images": arm.images,
+        "lesions": arm.lesions,
+    }
     return {
         "description": study.descriptions.get(arm.name),
         "ratio": study.ratios.get(arm.name),
@@ -531,16 +458,14 @@ def _arm_json(arm: Arm, study: Study) -> dict[str, Any]:
         "balanced_accuracy": arm.balanced_accuracy,
         "balanced_accuracy_ci95": arm.balanced_accuracy_ci95,
         "balanced_accuracy_by_seed": arm.by_seed,
-        "over_runs": {
-            m: arm.over_runs(m)._asdict() | {"n": len(arm.cells)} for m in compared.METRICS
-        },
+        "over_runs": {m: arm.over_runs(m)._asdict() | {"n": len(arm.cells)} for m in arm.runs},
         "runs": [
-            {"fold": fold, "seed": seed} | {m: arm.runs[m][i] for m in compared.METRICS}
+            {"fold": fold, "seed": seed} | {m: values[i] for m, values in arm.runs.items()}
             for i, (fold, seed) in enumerate(arm.cells)
         ],
         "per_class": {
-            name: dict(zip(keys, values, strict=True))
-            for name, values in zip(study.classes.names, each_class, strict=True)
+            name: {key: values[c] for key, values in per_class.items()}
+            for c, name in enumerate(study.classes.names)
         },
     }
 
@@ -567,8 +492,12 @@ def _difference_json(d: Difference, study: Study, claims: Sequence[Claim]) -> di
         "folds": d.paired.fold_differences,
         "recall": {name: {"value": value, "ci95_lesions": ci95} for name, value, ci95 in recalls},
         "claims": [
-            {"source": claim.source, "metric": claim.metric, "difference": claim.points / 100}
-            | {"excluded": claim.excluded(d)}
+            {
+                "source": claim.source,
+                "metric": claim.metric,
+                "difference": claim.points / 100,
+                "excluded": claim.excluded(d),
+            }
             for claim in claims
         ],
         "not_covered": d.not_covered,
@@ -585,29 +514,8 @@ def _estimate_json(estimate: Estimate) -> dict[str, Any]:
     }
 
 
-def _named(difference: Difference) -> str:
-    return f"{difference.arm} minus {difference.control}"
-
-
 def _marked(difference: Difference) -> str:
-    return _named(difference) + " (to be confirmed)" * difference.confirmatory
-
-
-def _points(value: float) -> str:
-    """A difference in points, such as "+0.8"."""
-    return kit.number(100 * value, 1, sign=True)
-
-
-def _spread(found: Spread) -> str:
-    return kit.spread(found, 1, factor=100, sign=True)
-
-
-def _span(interval: Interval) -> str:
-    return kit.span((100 * interval[0], 100 * interval[1]), 1, sign=True)
-
-
-def _with_span(estimate: Estimate) -> str:
-    return f"{_points(estimate.value)} ({_span(estimate.interval)})"
+    return str(difference) + " (to be confirmed)" * difference.confirmatory
 
 
 def _holm(difference: Difference) -> str:

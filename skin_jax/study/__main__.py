@@ -125,10 +125,10 @@ def _ended(plan: "Plan", result: "Result") -> int:
         errors.warn(f"{name} failed: {reason} (see {folder_of(plan.workdir, name)}/log.txt)")
     for name, reason in result.skipped.items():
         errors.warn(f"{name} was not run: {reason}")
-    if result.failed:
-        errors.warn(f"{len(result.failed)} jobs failed; the same command tries them again")
-        return errors.PARTIAL
-    return 0
+    if not result.failed:
+        return 0
+    errors.warn(f"{len(result.failed)} jobs failed; the same command tries them again")
+    return errors.PARTIAL
 
 
 def _report(workdir: Path) -> None:
@@ -145,13 +145,10 @@ def _report(workdir: Path) -> None:
             print("no run is finished yet: there is nothing to report", flush=True)
             return
         arms, folds = record["arms"], len(record["folds"])
+        settings = {name: arm["settings"] for name, arm in arms.items()}
+        roles = {role: record[role] for role in ("control", "confirmatory", "isolating")}
         try:
-            compared = comparison.compare(
-                found,
-                control=record["control"],
-                confirmatory=record["confirmatory"],
-                isolating=record["isolating"],
-            )
+            compared = comparison.compare(found, **roles)
         except ValueError as error:
             raise UserError(
                 f"the runs in {workdir} cannot be compared: {error}; were they given the same "
@@ -166,9 +163,9 @@ def _report(workdir: Path) -> None:
             plan_counts=dict.fromkeys(arms, folds * len(record["seeds"])),
             facts=outcomes.facts(workdir, record),
             descriptions=outcomes.descriptions(record),
-            ratios=outcomes.ratios(record),
+            ratios={name: own["data"]["synthetic_ratio"] for name, own in settings.items()},
             claims=[study_report.CLAIMS[c] for c in record["claims"] if classes.is_ham10000],
-            gan_arms=outcomes.with_generated_images(record),
+            gan_arms=[n for n, s in settings.items() if s["needs"] or s["task"] != "classifier"],
             samples=outcomes.samples(workdir, record, classes),
         )
         page = study_report.write(workdir, study)

@@ -7,21 +7,23 @@ W/jobs/<job>/lock            held by whoever runs it, and by the job itself
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import shlex
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 from skin_jax.base import errors
 from skin_jax.base.files import locked
 from skin_jax.study.plan import Job, Plan
-from skin_jax.train.history import HISTORY, duration, read_history
+from skin_jax.train.history import HISTORY, duration, json_lines, read_history
 
 _LOG_TAIL = 8192
 _LOOK_SECONDS = 0.5  # between looks at a child, or at what another process makes
@@ -36,19 +38,12 @@ class Result:
     skipped: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-@dataclasses.dataclass(frozen=True)
-class Attempt:
-    """A part of a job that was made in one go.
+class Attempt(NamedTuple):
+    """A part of a job that was made in one go."""
 
-    Attributes:
-      seconds: from its start to its end, or to the last line of its metrics.jsonl.
-      units: steps, or folders of images, that were made.
-      code: `Plan.code` of the study that started it.
-    """
-
-    seconds: float
-    units: int
-    code: str
+    seconds: float  # to its end, or to the last line of its metrics.jsonl
+    units: int  # steps, or folders of images, that were made
+    code: str  # `Plan.code` of the study that started it
 
 
 def folder_of(workdir: Path, name: str) -> Path:
@@ -88,13 +83,14 @@ class Costs:
     """
 
     def __init__(self, plan: Plan):
-        seconds: dict[str, float] = {}
-        units: dict[str, int] = {}
+        measured: dict[str, list[Attempt]] = defaultdict(list)
         for job in plan.jobs.values():
-            for attempt in attempts(plan.workdir, job.name):
-                seconds[job.group] = seconds.get(job.group, 0.0) + attempt.seconds
-                units[job.group] = units.get(job.group, 0) + attempt.units
-        self._per_unit = {group: seconds[group] / units[group] for group in seconds}
+            measured[job.group] += attempts(plan.workdir, job.name)
+        self._per_unit = {
+            group: sum(attempt.seconds for attempt in own) / sum(attempt.units for attempt in own)
+            for group, own in measured.items()
+            if own
+        }
 
     def per_unit(self, group: str) -> float | None:
         """Seconds a step, or a folder of images; None before any of the group was measured."""
@@ -102,50 +98,37 @@ class Costs:
 
     def left(self, jobs: Sequence[Job]) -> str:
         """Such as "2h05m", or what is known of it."""
-        total, unknown = 0.0, []
-        for job in jobs:
-            if job.missing():
-                per_unit = self.per_unit(job.group)
-                if per_unit is None:
-                    unknown.append(job.group)
-                else:
-                    total += per_unit * max(job.units - steps_done(job), 0)
+        missing = [job for job in jobs if job.missing()]
+        total = sum(
+            self._per_unit[job.group] * max(job.units - steps_done(job), 0)
+            for job in missing
+            if job.group in self._per_unit
+        )
+        unknown = dict.fromkeys(job.group for job in missing if job.group not in self._per_unit)
         if not unknown:
             return duration(total)
-        groups = ", ".join(dict.fromkeys(unknown))
         known = f"{duration(total)} and " if total else ""
-        return f"{known}an unknown time of {groups} (not measured yet)"
+        return f"{known}an unknown time of {', '.join(unknown)} (not measured yet)"
 
 
 def attempts(workdir: Path, name: str) -> list[Attempt]:
     """Those at a job of a study's folder that got anywhere, in order."""
-    found: list[Attempt] = []
-    start: dict[str, Any] | None = None
-
-    def add(start: dict[str, Any], end: float, units: int) -> None:
-        if units > start["units"] and end > start["time"]:
-            found.append(Attempt(end - start["time"], units - start["units"], start["code"]))
-
-    for row in _rows(workdir, name):
-        if row["event"] == "end" and start:
-            add(start, row["time"], row["units"])
-            start = None
-        elif row["event"] == "start":
-            start = row
-    if start:  # it runs, or was killed together with the study
-        history = workdir / name / HISTORY
-        with contextlib.suppress(OSError):
-            add(start, history.stat().st_mtime, _last_step(history))
-    return found
+    rows, history = _rows(workdir, name), workdir / name / HISTORY
+    if rows and rows[-1]["event"] == "start" and history.exists():
+        # It runs, or was killed together with the study.
+        end = {"event": "end", "time": history.stat().st_mtime, "units": _last_step(history)}
+        rows.append(end)
+    return [
+        Attempt(end["time"] - start["time"], end["units"] - start["units"], start["code"])
+        for start, end in itertools.pairwise(rows)
+        if (start["event"], end["event"]) == ("start", "end")
+        and end["units"] > start["units"]
+        and end["time"] > start["time"]
+    ]
 
 
 def _rows(workdir: Path, name: str) -> list[dict[str, Any]]:
-    path = folder_of(workdir, name) / "attempts.jsonl"
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        with contextlib.suppress(json.JSONDecodeError):  # cut by a kill
-            rows.append(json.loads(line))
-    return rows
+    return list(json_lines(folder_of(workdir, name) / "attempts.jsonl"))
 
 
 class Runner:
@@ -189,7 +172,10 @@ class Runner:
             f"{self._total}",
             flush=True,
         )
-        with self._signals():
+        with contextlib.ExitStack() as stack:
+            for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:  # nohup
+                    stack.callback(signal.signal, signum, signal.signal(signum, self._receive))
             while self._open:
                 if not self._pass():
                     self._say_waiting()
@@ -234,13 +220,12 @@ class Runner:
         return job.name in self._result.failed
 
     def _make(self, job: Job, lock: int | None) -> None:
-        log = folder_of(self._plan.workdir, job.name) / "log.txt"
-        self._say(job, f"begins; it prints to {log}")
+        self._say(job, f"begins; it prints to {self._log(job)}")
         began = time.monotonic()
         status, failure = self._attempt(job, lock, began)
         if failure and (status == errors.STANDS_STILL or status < 0):
             self._say(job, f"{failure}; it goes on")
-            status, failure = self._attempt(job, lock, began)
+            _, failure = self._attempt(job, lock, began)
         spent = duration(time.monotonic() - began)
         if failure:
             self._result.failed[job.name] = failure
@@ -252,19 +237,12 @@ class Runner:
 
     def _attempt(self, job: Job, lock: int | None, began: float) -> tuple[int, str]:
         """Starts a job's process and waits for it: its status, and why it failed if it did."""
-        folder = folder_of(self._plan.workdir, job.name)
-        log = folder / "log.txt"
-        _append(
-            folder,
-            event="start",
-            time=time.time(),
-            units=steps_done(job),
-            code=self._plan.code,
-        )
+        log = self._log(job)
+        _append(log.parent, "start", units=steps_done(job), code=self._plan.code)
         with log.open("ab") as output:
             output.write(f"$ {shlex.join(job.command)}\n".encode())
             output.flush()
-            self._child = subprocess.Popen(
+            child = self._child = subprocess.Popen(
                 job.command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -276,34 +254,30 @@ class Runner:
             )
         try:
             if self._asked is not None:  # while it was started
-                self._child.send_signal(self._asked)
-            self._watch(job, self._child, log, began)
+                child.send_signal(self._asked)
+            self._watch(job, child, log, began)
         finally:
-            if self._child.poll() is None:
-                self._child.terminate()
-                self._child.wait()
-        status, self._child = self._child.returncode, None
-        missing = job.missing()
+            if child.poll() is None:
+                child.terminate()
+                child.wait()
+            self._child = None
+        status, missing = child.returncode, job.missing()
         failure = "" if self._asked is not None else _failure(status, missing, log)
-        _append(
-            folder,
-            event="end",
-            time=time.time(),
-            units=steps_done(job) if missing else job.units,
-            status=status,
-            failure=failure,
-        )
+        units = steps_done(job) if missing else job.units
+        _append(log.parent, "end", units=units, status=status, failure=failure)
         self._end_if_asked(f"{job.name} ended with status {status}")
         return status, failure
+
+    def _log(self, job: Job) -> Path:
+        return folder_of(self._plan.workdir, job.name) / "log.txt"
 
     def _watch(self, job: Job, child: "subprocess.Popen[bytes]", log: Path, began: float) -> None:
         said, said_at = "", time.monotonic()
         while True:
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(_LOOK_SECONDS)
                 return
-            except subprocess.TimeoutExpired:
-                now = time.monotonic()
+            now = time.monotonic()
             if now - said_at > _SAY_SECONDS and (words := last_words(log)) != said:
                 left = Costs(self._plan).left(self._open)
                 self._say(job, f"{words}  ({duration(now - began)}; all jobs: {left} left)")
@@ -318,18 +292,6 @@ class Runner:
             print(f"waiting for {', '.join(self._waiting)}, at work in another process", flush=True)
             self._said_waiting = self._waiting
 
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        taken = [signal.SIGTERM, signal.SIGINT]
-        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # not under nohup
-            taken.append(signal.SIGHUP)
-        previous = {signum: signal.signal(signum, self._receive) for signum in taken}
-        try:
-            yield
-        finally:
-            for signum, handler in previous.items():
-                signal.signal(signum, handler)
-
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         self._asked = signal.SIGINT if signum == signal.SIGINT else signal.SIGTERM
         if self._child is not None:
@@ -337,38 +299,33 @@ class Runner:
 
     def _end_if_asked(self, what: str) -> None:
         if self._asked is not None:
-            interrupted = self._asked == signal.SIGINT
-            raise errors.Ended(
-                f"asked to end: {what}; run the same command again to go on",
-                errors.INTERRUPTED if interrupted else errors.PREEMPTED,
-            )
+            ended = errors.INTERRUPTED if self._asked == signal.SIGINT else errors.PREEMPTED
+            raise errors.Ended(f"asked to end: {what}; run the same command again to go on", ended)
 
 
 def _failure(status: int, missing: str, log: Path) -> str:
     """Why an attempt counts as failed; "" if it does not."""
     if status == 0 and not missing:
         return ""
-    ended = f"status {status}"
+    ended = f"status {status}" if status else f"it ended, but left {missing}"
     if status < 0:
         ended = f"ended by {signal.Signals(-status).name}"
-    elif status == 0:
-        ended = f"it ended, but left {missing}"
     words = last_words(log)
     return f"{ended}: {words}" if words else ended
 
 
-def _append(folder: Path, **row: Any) -> None:
+def _append(folder: Path, event: str, **facts: Any) -> None:
     with (folder / "attempts.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+        file.write(json.dumps({"event": event, "time": time.time(), **facts}) + "\n")
 
 
 def table(plan: Plan, jobs: Sequence[Job]) -> tuple[Sequence[str], list[list[str]]]:
     """How groups of jobs stand and what they cost: a header and rows, without anything started."""
-    header = ["jobs", "needs", "number", "done", "begun", "steps each", "images each", "measured"]
+    header = ("jobs", "needs", "number", "done", "begun", "steps each", "images each", "measured")
     costs, rows = Costs(plan), []
-    groups: dict[str, list[Job]] = {}
+    groups: dict[str, list[Job]] = defaultdict(list)
     for job in jobs:
-        groups.setdefault(job.group, []).append(job)
+        groups[job.group].append(job)
     for group, members in groups.items():
         first, per_unit = members[0], costs.per_unit(group)
         missing = [job for job in members if job.missing()]
@@ -386,4 +343,4 @@ def table(plan: Plan, jobs: Sequence[Job]) -> tuple[Sequence[str], list[list[str
                 costs.left(members) if per_unit is not None else "unknown",
             ]
         )
-    return [*header, "time left"], rows
+    return (*header, "time left"), rows

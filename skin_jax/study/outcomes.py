@@ -1,6 +1,5 @@
 """A study's finished runs: each checked against the plan, and read for the report."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import numpy as np
 
 from skin_jax import config as config_lib
 from skin_jax.base.errors import UserError
+from skin_jax.base.folder import read_record
 from skin_jax.data import classes as classes_lib
 from skin_jax.data import splits
 from skin_jax.data.classes import Classes
@@ -61,19 +61,6 @@ def read(workdir: Path, record: Record) -> tuple[Classes, list[Outcome]]:
     return next(iter(classes), classes_lib.HAM10000), found
 
 
-def ratios(record: Record) -> dict[str, float | None]:
-    """Arm -> generated images for each real one, where it is given by that."""
-    return {
-        name: arm["settings"]["data"]["synthetic_ratio"] for name, arm in record["arms"].items()
-    }
-
-
-def with_generated_images(record: Record) -> list[str]:
-    """Arms that a GAN has a part in."""
-    settings = {name: arm["settings"] for name, arm in record["arms"].items()}
-    return [name for name, s in settings.items() if s["needs"] or s["task"] != "classifier"]
-
-
 def facts(workdir: Path, record: Record) -> dict[str, Any]:
     """What was run: what all arms share, the control's and the steps' own, hardware and time."""
     arms = {name: _shown(arm["settings"]) for name, arm in record["arms"].items()}
@@ -96,22 +83,23 @@ def facts(workdir: Path, record: Record) -> dict[str, Any]:
 
 def descriptions(record: Record) -> dict[str, str]:
     """Arm -> its title, and the settings in which it differs from the control."""
-    usual = _shown(record["arms"][record["control"]]["settings"])
-    found = {}
-    for name, arm in record["arms"].items():
-        own = _shown(arm["settings"])
-        special = [f"{k} = {own.get(k)}" for k in sorted(own) if own[k] != usual.get(k, ...)]
-        found[name] = "; ".join([arm["title"], *special])
-    return found
+    shown = {name: _shown(arm["settings"]) for name, arm in record["arms"].items()}
+    usual = shown[record["control"]]
+    return {
+        name: "; ".join(
+            [record["arms"][name]["title"]]
+            + [f"{k} = {own.get(k)}" for k in sorted(own) if own[k] != usual.get(k, ...)]
+        )
+        for name, own in shown.items()
+    }
 
 
 def samples(workdir: Path, record: Record, classes: Classes) -> list[tuple[str, Path]]:
     """Captions and grids of generated images of the first fold."""
     fold = record["folds"][0]
-    steps = dict.fromkeys(arm["settings"]["needs"] for arm in record["arms"].values())
     found = [
         (f"{title}: {step}, fold {fold}", workdir / f"steps/{step}/fold{fold}/{GRIDS}/{name}.png")
-        for step in steps
+        for step in dict.fromkeys(arm["settings"]["needs"] for arm in record["arms"].values())
         for name, title in zip(classes.names, classes.titles, strict=True)
     ]
     return [(caption, path) for caption, path in found if path.exists()]
@@ -119,24 +107,20 @@ def samples(workdir: Path, record: Record, classes: Classes) -> list[tuple[str, 
 
 def _finished(workdir: Path, record: Record) -> list[tuple[str, int, int, Path]]:
     """Arm, fold, seed and folder of each."""
-    planned = [
-        (arm, fold, seed, workdir / run_name(arm, fold, seed))
+    return [
+        (arm, fold, seed, folder)
         for arm in record["arms"]
         for fold in record["folds"]
         for seed in record["seeds"]
+        for folder in [workdir / run_name(arm, fold, seed)]
+        if all((folder / proof).exists() for proof in RUN_PROOFS)
     ]
-    return [run for run in planned if all((run[-1] / proof).exists() for proof in RUN_PROOFS)]
 
 
 def _check_settings(folder: Path, planned: Record, fold: int, seed: int) -> None:
     """Refuses a run with other settings than the plan's: the folder may have been put there."""
-    path = folder / config_lib.FILE_NAME
-    try:
-        actual = config_lib.flatten(json.loads(path.read_text()))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} is damaged ({error!r}); delete the folder to create it again"
-        ) from None
+    path, mend = folder / config_lib.FILE_NAME, "delete the folder to create it again"
+    actual = read_record(path, config_lib.flatten, mend)
     wanted = config_lib.flatten(planned) | {"data.fold": fold, "seed": seed}
     del wanted["needs"]
     if differing := config_lib.differences(wanted, actual):

@@ -1,9 +1,8 @@
 """A study: arms x folds x seeds of one configuration file, and the jobs that it stands for.
 
-Its configuration (`study`, `arm`, `training` and `generation` make its sections) holds the settings
-of runs as `overrides` of their own configuration files; None leaves what the file has. Later ones
-win: what all jobs share (`data`, `log` and so on), what all arms share (`every_arm`), and what is
-an arm's own.
+Its configuration holds the settings of runs as `overrides` of their own configuration files; None
+leaves what the file has. Later ones win: what all jobs share (`data`, `log` and so on), what all
+arms share (`every_arm`), and what is an arm's own.
 
 W/plan.json                     what the study is; arms, folds and seeds may be added, none goes
 W/runs/<arm>/fold<f>_seed<s>/   work folder of a run
@@ -77,27 +76,18 @@ declare(STUDY, _DECLARED)
 
 
 def study(arms: ConfigDict) -> ConfigDict:
-    """A study without steps and arms.
-
-    Args:
-      arms: a configuration with the keys that all arms have, for `every_arm`.
-    """
+    """A study without steps and arms; `arms` has the keys that all arms have, for `every_arm`."""
     config = defaults(_DECLARED)
     shared = _unchanged(config_lib.base(), (*_OWN, *_OF_ARMS))
     for key in _SHARED:
         config[key] = shared.get_ref(key) if shared.get_type(key) is not ConfigDict else shared[key]
     config.every_arm = _unchanged(arms, (*_OWN, "seed"))
-    config.steps = ConfigDict(sort_keys=False)
-    config.arms = ConfigDict(sort_keys=False)
+    config.steps, config.arms = ConfigDict(sort_keys=False), ConfigDict(sort_keys=False)
     return config
 
 
 def arm(
-    file: str,
-    title: str,
-    overrides: Mapping[str, Any] | None = None,
-    *,
-    needs: str | None = None,
+    file: str, title: str, overrides: Mapping[str, Any] | None = None, *, needs: str | None = None
 ) -> ConfigDict:
     """One arm of a study: runs of `skin_jax.main`.
 
@@ -109,7 +99,7 @@ def arm(
     """
     section = _of_file(file, overrides, (*_OWN, "seed"))
     section.update(title=title, needs=placeholder(str))
-    section.update(needs=needs)
+    section.needs = needs
     return section
 
 
@@ -119,12 +109,9 @@ def training(file: str, overrides: Mapping[str, Any] | None = None) -> ConfigDic
 
 
 def generation(source: str, **options: float) -> ConfigDict:
-    """A step that generates images for each fold.
+    """A step that generates images for each fold by what the step `source` trains.
 
-    Args:
-      source: name of the step that trains the generator.
-      options: of `skin_jax.generate`: per_class, balance_to or ratio, seed, min_confidence,
-        max_tries.
+    The options are some of `_OPTIONS`, which are those of `skin_jax.generate`.
     """
     section = ConfigDict({"source": source})
     for name in _OPTIONS:
@@ -163,27 +150,20 @@ def _update(config: ConfigDict, changes: Mapping[str, Any], where: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One command of a study.
+    """One command of a study."""
 
-    Attributes:
-      name: also its folder in the work folder.
-      group: such jobs differ in fold and seed alone: "runs/<arm>" or "steps/<step>".
-      needs: names of the jobs whose results it takes.
-      folder: where its result goes.
-      command: that makes the result, or goes on with it.
-      proofs: files of the folder that are there once it is finished, and not before.
-      steps: of the optimiser; 0 where images are generated.
-      images: that go through these steps.
-    """
+    name: str  # also of its folders in the work folder
+    needs: tuple[str, ...]  # names of the jobs whose results it takes
+    folder: Path  # where its result goes
+    command: tuple[str, ...]  # that makes the result, or resumes making it
+    proofs: tuple[str, ...]  # files of the folder that are there once it is finished, not before
+    steps: int = 0  # of the optimiser; none where images are generated
+    images: int = 0  # that go through these steps
 
-    name: str
-    group: str
-    needs: tuple[str, ...]
-    folder: Path
-    command: tuple[str, ...]
-    proofs: tuple[str, ...]
-    steps: int
-    images: int
+    @property
+    def group(self) -> str:
+        """Of jobs that differ in fold and seed alone: "runs/<arm>" or "steps/<step>"."""
+        return self.name.rpartition("/")[0]
 
     @property
     def units(self) -> int:
@@ -192,49 +172,39 @@ class Job:
 
     def missing(self) -> str:
         """A file that it has not written yet, or what is not in it; "" once it is finished."""
+
+        def progress(content: Mapping[str, Any]) -> tuple[int, int]:
+            return len(content["rows"]), sum(content["settings"]["images"].values())
+
         for proof in self.proofs:
             if not (self.folder / proof).exists():
                 return f"no {proof}"
         if _GENERATION in self.proofs:
             try:
-                content = json.loads((self.folder / _GENERATION).read_text())
-                wanted = sum(content["settings"]["images"].values())
-                if len(content["rows"]) < wanted:
-                    return f"{len(content['rows'])} of {wanted} images"
-            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                there, wanted = folder.read_record(self.folder / _GENERATION, progress, "")
+            except (UserError, FileNotFoundError):
                 return f"a damaged {_GENERATION}"
+            if there < wanted:
+                return f"{there} of {wanted} images"
         return ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The jobs of a study.
-
-    Attributes:
-      workdir: of the study.
-      record: what `plan.json` keeps of it.
-      code: SHA-256 of the package's sources, which a run may depend on.
-      jobs: name -> job; each after those that it needs.
-      runs: names of the arms' runs, seed by seed, fold by fold, so that early results are paired.
-    """
+    """The jobs of a study."""
 
     workdir: Path
-    record: dict[str, Any]
-    code: str
-    jobs: Mapping[str, Job]
-    runs: tuple[str, ...]
+    record: dict[str, Any]  # what `plan.json` keeps of it
+    code: str  # SHA-256 of the package's sources, which a run may depend on
+    jobs: Mapping[str, Job]  # by name, each after those that it needs
+    runs: tuple[str, ...]  # seed by seed, fold by fold, so that early results are paired
 
     def with_needs(self, names: Sequence[str]) -> list[Job]:
         """Jobs of these names, each after those that it needs."""
         found: dict[str, Job] = {}
-
-        def add(name: str) -> None:
-            for need in self.jobs[name].needs:
-                add(need)
-            found.setdefault(name, self.jobs[name])
-
         for name in names:
-            add(name)
+            found |= {job.name: job for job in self.with_needs(self.jobs[name].needs)}
+            found[name] = self.jobs[name]
         return list(found.values())
 
     def share(self, shard: int, shards: int) -> list[str]:
@@ -254,59 +224,58 @@ def make(config: ConfigDict, workdir: Path) -> Plan:
       UserError: a setting that does not fit.
     """
     _check(config)
-    arms = {name: _Resolved.of(config, name, is_arm=True) for name in config.arms}
-    _check_lengths(arms)
+    arms = {name: _resolve(config, "arm", name) for name in config.arms}
+    steps = {name: arm.steps for name, arm in arms.items()}
+    if len(set(steps.values())) > 1:
+        raise UserError(
+            "arms are compared after equally many steps, but here they have "
+            + ", ".join(f"{name} {count}" for name, count in steps.items())
+            + "; give --config.every_arm.num_steps=N, and none to an arm of its own"
+        )
     needed = {section.needs for section in config.arms.values() if section.needs}
-    needed |= {config.steps[name].source for name in needed}
-    steps = {
-        name: _Resolved.of(config, name, is_arm=False)
-        for name in config.steps
-        if name in needed and "file" in config.steps[name]
-    }
+    sources = {config.steps[name].source for name in needed}
+    generators = {name: _resolve(config, "step", name) for name in config.steps if name in sources}
     generations = {
         name: {k: v for k, v in config.steps[name].items() if v is not None}
         for name in config.steps
-        if name in needed and name not in steps
+        if name in needed
     }
-    jobs: dict[str, Job] = {}
-    for name, step in steps.items():
-        for fold in config.folds:
-            _add(jobs, step.job(workdir, f"steps/{name}/fold{fold}", fold=fold))
-    for name, options in generations.items():
-        for fold in config.folds:
-            _add(jobs, _generation_job(workdir, name, options, fold))
-    runs = []
-    for seed in config.seeds:
-        for fold in config.folds:
-            for name, resolved in arms.items():
-                need = config.arms[name].needs
-                job = resolved.job(
-                    workdir,
-                    run_name(name, fold, seed),
-                    fold=fold,
-                    seed=seed,
-                    needs=f"steps/{need}/fold{fold}" if need else None,
-                )
-                _add(jobs, job)
-                runs.append(job.name)
+    jobs = [
+        generator.job(workdir, f"steps/{name}/fold{fold}", {"data.fold": fold})
+        for name, generator in generators.items()
+        for fold in config.folds
+    ]
+    jobs += [
+        _generation_job(workdir, name, options, fold)
+        for name, options in generations.items()
+        for fold in config.folds
+    ]
+    runs = [
+        arm.job(
+            workdir,
+            run_name(name, fold, seed),
+            {"data.fold": fold, "seed": seed},
+            f"steps/{config.arms[name].needs}/fold{fold}" if config.arms[name].needs else None,
+        )
+        for seed in config.seeds
+        for fold in config.folds
+        for name, arm in arms.items()
+    ]
     record = {
-        "control": config.control,
-        "confirmatory": config.confirmatory,
-        "isolating": config.isolating,
-        "folds": list(config.folds),
-        "seeds": list(config.seeds),
-        "claims": list(config.claims),
-        "steps": {name: {"settings": step.settings.to_dict()} for name, step in steps.items()}
+        **{key: config[key] for key in _ROLES},
+        **{key: list(config[key]) for key in ("folds", "seeds", "claims")},
+        "steps": {name: {"settings": step.settings.to_dict()} for name, step in generators.items()}
         | {name: {"settings": options} for name, options in generations.items()},
         "arms": {
             name: {
                 "title": config.arms[name].title,
-                "settings": resolved.settings.to_dict() | {"needs": config.arms[name].needs},
+                "settings": arm.settings.to_dict() | {"needs": config.arms[name].needs},
             }
-            for name, resolved in arms.items()
+            for name, arm in arms.items()
         },
     }
-    return Plan(workdir, record, _code(), jobs, tuple(runs))
+    named = {job.name: job for job in (*jobs, *runs)}
+    return Plan(workdir, record, _code(), named, tuple(run.name for run in runs))
 
 
 def _code() -> str:
@@ -316,24 +285,9 @@ def _code() -> str:
     return digest.hexdigest()
 
 
-def _check_lengths(arms: "Mapping[str, _Resolved]") -> None:
-    """Refuses arms of which one learns longer than another."""
-    steps = {name: arm.steps for name, arm in arms.items()}
-    if len(set(steps.values())) > 1:
-        raise UserError(
-            "arms are compared after equally many steps, but here they have "
-            + ", ".join(f"{name} {count}" for name, count in steps.items())
-            + "; give --config.every_arm.num_steps=N, and none to an arm of its own"
-        )
-
-
 def run_name(arm: str, fold: int, seed: int) -> str:
     """Name of the job that is one run of an arm."""
     return f"runs/{arm}/fold{fold}_seed{seed}"
-
-
-def _add(jobs: dict[str, Job], job: Job) -> None:
-    jobs[job.name] = job
 
 
 @dataclasses.dataclass(frozen=True)
@@ -343,34 +297,7 @@ class _Resolved:
     file: str
     overrides: Mapping[str, Any]
     settings: ConfigDict
-    is_arm: bool
-
-    @classmethod
-    def of(cls, config: ConfigDict, name: str, *, is_arm: bool) -> "_Resolved":
-        section = config.arms[name] if is_arm else config.steps[name]
-        layers = [ConfigDict({key: config[key] for key in _SHARED})]
-        layers += [config.every_arm] if is_arm else []
-        overrides: dict[str, Any] = {}
-        for layer in (*layers, section.overrides):
-            overrides |= {k: v for k, v in _leaves(layer) if v is not None}
-        where = f"{'arm' if is_arm else 'step'} {name} ({section.file})"
-        settings = load(section.file)
-        settings.lock()
-        _update(settings, overrides, where)
-        if settings.num_steps is None:
-            raise UserError(
-                f"{where} has no number of steps, and epochs of different folds differ; give "
-                f"--config.{'every_arm' if is_arm else f'steps.{name}.overrides'}.num_steps=N"
-            )
-        checked = settings.copy_and_resolve_references()
-        if is_arm and section.needs:
-            checked.data.synthetic = "generated"  # in a run there is a folder
-        try:
-            config_lib.validate(checked)
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from None
-        config_lib.normalize(settings)
-        return cls(section.file, overrides, settings, is_arm)
+    proofs: tuple[str, ...]
 
     @property
     def steps(self) -> int:
@@ -378,67 +305,62 @@ class _Resolved:
         dispatch = self.settings.steps_per_dispatch
         return -(-self.settings.num_steps // dispatch) * dispatch
 
-    def job(
-        self,
-        workdir: Path,
-        name: str,
-        *,
-        fold: int,
-        seed: int | None = None,
-        needs: str | None = None,
-    ) -> Job:
-        own = {**self.overrides, "data.fold": fold}
-        if seed is not None:
-            own["seed"] = seed
-        if needs is not None:
-            own["data.synthetic"] = str(workdir / needs)
-        settings, folder = self.settings, workdir / name
+    def job(self, workdir: Path, name: str, own: Mapping[str, Any], need: str | None = None) -> Job:
+        given = {**self.overrides, **own}
+        if need is not None:
+            given["data.synthetic"] = str(workdir / need)
         classes = 1
-        if "classes" in settings:  # without names all that the data have: who knows how many?
-            classes = len(settings.classes or HAM10000.names)
-        return Job(
-            name=name,
-            group=name.rpartition("/")[0],
-            needs=(needs,) if needs else (),
-            folder=folder,
-            command=_command(
-                "skin_jax.main",
-                f"--config={self.file}",
-                f"--workdir={folder}",
-                *(f"--config.{key}={_flag(value)}" for key, value in own.items()),
-            ),
-            proofs=RUN_PROOFS if self.is_arm else TRAINING_PROOFS,
-            steps=self.steps,
-            images=self.steps * settings.batch_size * classes,
+        if "classes" in self.settings:  # without names all that the data have: who knows how many?
+            classes = len(self.settings.classes or HAM10000.names)
+        flags = [f"--config={self.file}", f"--workdir={workdir / name}"]
+        flags += [
+            f"--config.{key}={value if isinstance(value, str) else repr(value)}"
+            for key, value in given.items()
+        ]
+        command = _command("skin_jax.main", flags)
+        images = self.steps * self.settings.batch_size * classes
+        needs = (need,) if need else ()
+        return Job(name, needs, workdir / name, command, self.proofs, self.steps, images)
+
+
+def _resolve(config: ConfigDict, kind: str, name: str) -> _Resolved:
+    """Puts an "arm", or a "step" that trains, together from what the study says of it."""
+    section = config[f"{kind}s"][name]
+    layers = [ConfigDict({key: config[key] for key in _SHARED}), section.overrides]
+    if kind == "arm":
+        layers.insert(1, config.every_arm)
+    overrides = {k: v for layer in layers for k, v in _leaves(layer) if v is not None}
+    where = f"{kind} {name} ({section.file})"
+    settings = load(section.file)
+    settings.lock()
+    _update(settings, overrides, where)
+    if settings.num_steps is None:
+        raise UserError(
+            f"{where} has no number of steps, and epochs of different folds differ; give "
+            f"--config.{'every_arm' if kind == 'arm' else f'steps.{name}.overrides'}.num_steps=N"
         )
+    checked = settings.copy_and_resolve_references()
+    if section.get("needs"):
+        checked.data.synthetic = "generated"  # in a run there is a folder
+    try:
+        config_lib.validate(checked)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    config_lib.normalize(settings)
+    proofs = RUN_PROOFS if kind == "arm" else TRAINING_PROOFS
+    return _Resolved(section.file, overrides, settings, proofs)
 
 
-def _generation_job(workdir: Path, name: str, options: Mapping[str, Any], fold: int) -> Job:
-    need = f"steps/{options['source']}/fold{fold}"
-    folder = workdir / "steps" / name / f"fold{fold}"
-    return Job(
-        name=f"steps/{name}/fold{fold}",
-        group=f"steps/{name}",
-        needs=(need,),
-        folder=folder,
-        command=_command(
-            "skin_jax.generate",
-            f"--workdir={workdir / need}",
-            f"--out={folder}",
-            *(f"--{key}={value}" for key, value in options.items() if key != "source"),
-        ),
-        proofs=(MANIFEST, _GENERATION),
-        steps=0,
-        images=0,
-    )
+def _generation_job(workdir: Path, step: str, options: Mapping[str, Any], fold: int) -> Job:
+    name, need = f"steps/{step}/fold{fold}", f"steps/{options['source']}/fold{fold}"
+    flags = [f"--workdir={workdir / need}", f"--out={workdir / name}"]
+    flags += [f"--{key}={value}" for key, value in options.items() if key != "source"]
+    command = _command("skin_jax.generate", flags)
+    return Job(name, (need,), workdir / name, command, (MANIFEST, _GENERATION))
 
 
-def _command(module: str, *flags: str) -> tuple[str, ...]:
+def _command(module: str, flags: Sequence[str]) -> tuple[str, ...]:
     return (sys.executable, "-u", "-m", module, *flags)
-
-
-def _flag(value: Any) -> str:
-    return value if isinstance(value, str) else repr(value)
 
 
 def _leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -463,27 +385,25 @@ def _check(config: ConfigDict) -> None:
             raise UserError(
                 f"{name!r} is no name of an arm or a step: take letters, digits and underscores"
             )
+    others = [name for name in config.arms if name != config.control]
+    generations = [name for name, step in config.steps.items() if "source" in step]
+    trainings = [name for name in config.steps if name not in generations]
+    choices: list[tuple[str | None, Sequence[str], str]] = [
+        (config.confirmatory, others, "confirmatory"),
+        (config.isolating, [n for n in others if n != config.confirmatory], "isolating"),
+        *((claim, CLAIMS, "claims") for claim in config.claims),
+        *((arm.needs, generations, f"arms.{name}.needs") for name, arm in config.arms.items()),
+        *((config.steps[n].source, trainings, f"steps.{n}.source") for n in generations),
+    ]
     config_lib.choice(config.control, tuple(config.arms), "control")
-    if config.confirmatory is not None:
-        others = tuple(name for name in config.arms if name != config.control)
-        config_lib.choice(config.confirmatory, others, "confirmatory")
-    if config.isolating is not None:
-        others = tuple(n for n in config.arms if n not in (config.control, config.confirmatory))
-        config_lib.choice(config.isolating, others, "isolating")
-        if config.confirmatory is None:
-            raise UserError(
-                "config.isolating names what config.confirmatory is compared with, and that is "
-                "not given: give both or neither"
-            )
-    for claim in config.claims:
-        config_lib.choice(claim, CLAIMS, "claims")
-    generations = {name: step for name, step in config.steps.items() if "source" in step}
-    for name, section in config.arms.items():
-        if section.needs is not None:
-            config_lib.choice(section.needs, tuple(generations), f"arms.{name}.needs")
-    trainings = tuple(name for name in config.steps if name not in generations)
-    for name, step in generations.items():
-        config_lib.choice(step.source, trainings, f"steps.{name}.source")
+    for value, options, key in choices:
+        if value is not None:
+            config_lib.choice(value, options, key)
+    if config.isolating is not None and config.confirmatory is None:
+        raise UserError(
+            "config.isolating names what config.confirmatory is compared with, and that is "
+            "not given: give both or neither"
+        )
 
 
 def register(plan: Plan) -> dict[str, Any]:
@@ -511,24 +431,17 @@ def check(plan: Plan) -> dict[str, Any]:
     if not (plan.workdir / FILE_NAME).exists():
         return now
     before = recorded(plan.workdir)
-    folder.check_same(
-        plan.workdir,
-        "a study",
-        _fixed(before, now),
-        _fixed(now, before),
-        "--workdir (arms, folds and seeds may be added)",
-    )
-    return now | {
-        "folds": sorted({*before["folds"], *now["folds"]}),
-        "seeds": sorted({*before["seeds"], *now["seeds"]}),
-        "steps": before["steps"] | now["steps"],
-        "arms": before["arms"] | now["arms"],
-    }
+    flag = "--workdir (arms, folds and seeds may be added)"
+    fixed = _fixed(before, now), _fixed(now, before)
+    folder.check_same(plan.workdir, "a study", *fixed, flag)
+    more = {key: sorted({*before[key], *now[key]}) for key in ("folds", "seeds")}
+    return now | more | {kind: before[kind] | now[kind] for kind in ("steps", "arms")}
 
 
 def _fixed(record: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     """What may not change between two records of one study, flat."""
-    found = {f"config.{key}": record[key] for key in _ROLES}
+    lesions = "procedural lesions" if is_procedural(record) else "images of a folder"
+    found = {f"config.{key}": record[key] for key in _ROLES} | {"config.data.dir": lesions}
     for kind in ("steps", "arms"):
         for name in record[kind].keys() & other[kind].keys():
             settings = completed(config_lib.flatten(record[kind][name]["settings"]))
@@ -537,8 +450,7 @@ def _fixed(record: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any
                 for key, value in settings.items()
                 if key != _MORE_OF_THE_SAME and not config_lib.is_neutral(key)
             }
-    lesions = "procedural lesions" if is_procedural(record) else "images of a folder"
-    return found | {"config.data.dir": lesions}
+    return found
 
 
 def is_procedural(record: Mapping[str, Any]) -> bool:
@@ -554,9 +466,8 @@ def recorded(workdir: Path) -> dict[str, Any]:
     """
 
     def parse(content: dict[str, Any]) -> dict[str, Any]:
-        for key in (*_ROLES, "folds", "seeds", "claims", "steps", "arms"):
-            content[key]
-        return content
+        keys = (*_ROLES, "folds", "seeds", "claims", "steps", "arms")
+        return {key: content[key] for key in keys}
 
     try:
         return folder.read_record(workdir / FILE_NAME, parse, "restore it from a copy")

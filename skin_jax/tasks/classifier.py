@@ -1,6 +1,7 @@
 """A classifier: a network, usually pretrained, fine-tuned with conventional augmentation."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from skin_jax.config import NO_WEIGHTS, choice
 from skin_jax.models import pretrained
 from skin_jax.models.cnn import Cnn
 from skin_jax.models.densenet import DenseNet
-from skin_jax.models.efficientnet_lite import EfficientNetLite0
+from skin_jax.models.efficientnet_lite import LITE, lite
 from skin_jax.models.layers import ClassifierOutput
 from skin_jax.models.resnet import ResNet
 from skin_jax.tasks import augment, losses, optimizers, settings
@@ -34,8 +35,8 @@ Metrics = dict[str, jax.Array]
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet50": ResNet,
     "densenet121": DenseNet,
-    "efficientnet_lite0": EfficientNetLite0,
     "cnn": Cnn,
+    **{f"efficientnet_lite{n}": functools.partial(lite, n) for n in range(len(LITE))},
 }
 
 # Tags that give each use of the run's key its own stream.

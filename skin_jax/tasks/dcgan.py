@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from skin_jax.base import devices
 from skin_jax.base.errors import UserError
-from skin_jax.models.dcgan import Discriminator, Generator, check_image_size
+from skin_jax.models.dcgan import Discriminator, Generator, doublings_from_4x4
 from skin_jax.tasks import augment, losses, optimizers, settings
 from skin_jax.tasks.declared.dcgan import defaults, smoke
 from skin_jax.tasks.gan import Metrics, adversarial_step, in_training
@@ -191,8 +191,8 @@ class Dcgan(Task):
         noise = self.training_noise(key, state.step)
 
         def objective(generated: jax.Array, d: Network) -> jax.Array:
-            logits, _ = in_training(self.discriminator, d.params, d.batch_stats, generated)
-            return losses.binary_cross_entropy(logits, 1.0)
+            output, _ = in_training(self.discriminator, d.params, d.batch_stats, generated)
+            return losses.binary_cross_entropy(output.logits[:, 0], 1.0)
 
         return adversarial_step(
             state,
@@ -222,6 +222,7 @@ class Dcgan(Task):
             on_generated, _ = in_training(
                 self.discriminator, params, network.batch_stats, generated
             )
+            on_real, on_generated = on_real.logits[:, 0], on_generated.logits[:, 0]
             loss = losses.binary_cross_entropy(on_real, 1.0)
             loss += losses.binary_cross_entropy(on_generated, 0.0)
             metrics = {
@@ -330,15 +331,15 @@ def build(
         )
     size = config.data.image_size
     try:
-        check_image_size(size)
+        doublings = doublings_from_4x4(size)
     except ValueError as error:
         raise UserError(f"config.data.image_size: {error}") from None
     dtype = settings.compute_dtype(config.precision)
     return Dcgan(
         labels=labels,
         per_class=config.batch_size,
-        generator=Generator(size, config.model.width, dtype=dtype),
-        discriminator=Discriminator(config.model.width, dtype=dtype),
+        generator=Generator(size, config.model.width, True, doublings, dtype=dtype),
+        discriminator=Discriminator(1, config.model.width, True, doublings, dtype=dtype),
         image_size=size,
         noise_size=config.model.noise_size,
         generator_optimizer=optimizers.make(config.optimizer, num_steps),

@@ -14,7 +14,7 @@ import optax
 from ml_collections import ConfigDict
 
 from skin_jax.base.errors import UserError
-from skin_jax.models.sgan import Discriminator, DiscriminatorOutput, Generator, check_image_size
+from skin_jax.models.dcgan import Discriminator, DiscriminatorOutput, Generator, check_image_size
 from skin_jax.tasks import augment, losses, optimizers, settings
 from skin_jax.tasks.declared.sgan import defaults, smoke
 from skin_jax.tasks.gan import Metrics, adversarial_step, in_training

@@ -39,7 +39,7 @@ class _Manager(ocp.CheckpointManager):
         return False
 
 
-class Checkpoints:
+class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
     """The checkpoints of one run: the last two, and the best by the task's score; or all.
 
     Each holds the whole state and its digest. Saving is asynchronous; an error of a save is raised
@@ -57,16 +57,12 @@ class Checkpoints:
         """Opens, or makes, the folder of checkpoints; `score` chooses the best one."""
         policies = checkpoint_managers.preservation_policy
         self._score = score
-
-        def goodness(metrics: PyTree) -> float:
-            value = float(metrics.get(score.name, _UNKNOWN))
-            return -math.inf if math.isnan(value) else value
-
-        self._goodness = goodness
         last_two_and_best = policies.AnyPreservationPolicy(
             [
                 policies.LatestN(2),
-                policies.BestN(get_metric_fn=goodness, n=1, keep_checkpoints_without_metrics=False),
+                policies.BestN(
+                    get_metric_fn=self._goodness, n=1, keep_checkpoints_without_metrics=False
+                ),
             ]
         )
         self._directory = directory.absolute()
@@ -74,7 +70,7 @@ class Checkpoints:
             self._directory,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.PreserveAll() if keep_all else last_two_and_best,
-                best_fn=goodness,
+                best_fn=self._goodness,
                 cleanup_tmp_directories=not read_only,
                 read_only=read_only,
                 enable_background_delete=False,
@@ -88,11 +84,7 @@ class Checkpoints:
     def save(self, step: int, state: PyTree, score: float | None) -> None:
         """Starts to save a state after `step` steps; does nothing if that step is saved already.
 
-        Args:
-          step: number of finished steps.
-          state: pytree of arrays.
-          score: the task's at this step; None or NaN where it is not known, which never counts as
-            the best.
+        Where the task's score at this step is None or NaN, it never counts as the best.
 
         Raises:
           SaveError: this save could not start, or the one before it failed.
@@ -115,12 +107,13 @@ class Checkpoints:
             return _UNKNOWN
         return score if self._score.higher_is_better else -score
 
-    def wait(self) -> None:
-        """Returns when everything is on disk.
+    def _goodness(self, metrics: PyTree) -> float:
+        """What `_as_goodness` gave; NaN, which has no place in an order, counts as the worst."""
+        value = float(metrics.get(self._score.name, _UNKNOWN))
+        return -math.inf if math.isnan(value) else value
 
-        Raises:
-          SaveError: saving failed, for example on a full disk.
-        """
+    def wait(self) -> None:
+        """Returns when everything is on disk; a SaveError says that it cannot be."""
         with self._saving():
             self._manager.wait_until_finished()
 
@@ -140,15 +133,10 @@ class Checkpoints:
         """Steps with a checkpoint, in order, as the first of several processes sees them."""
         return devices.first_lists(sorted(self._manager.all_steps()))
 
-    def best_step(self) -> int | None:
-        """The step with the highest score, the later one of equals; the last where none has one."""
-        return next(iter(self._best_first()), None)
-
     def restore_latest(self, template: PyTree) -> tuple[PyTree, int] | None:
         """The newest undamaged state and its step, or None where there is no checkpoint.
 
-        Args:
-          template: pytree of `jax.ShapeDtypeStruct` with shardings.
+        The template is a pytree of `jax.ShapeDtypeStruct` with shardings.
 
         Raises:
           UserError: there are checkpoints, and every one is damaged.
@@ -160,11 +148,7 @@ class Checkpoints:
         return self._restore_first(self._best_first(), template)
 
     def restore(self, step: int, template: PyTree) -> PyTree:
-        """The state of one of `steps()`, in this process alone; see `restore_latest`.
-
-        Raises:
-          UserError: there is none of that step, or it is damaged.
-        """
+        """The state of one of `steps()`, in this process alone; refuses a damaged one."""
         try:
             return self._restore(step, template)
         except Exception as error:
@@ -175,27 +159,33 @@ class Checkpoints:
 
     def _best_first(self) -> list[int]:
         """Steps by score, the later of equals first."""
+
+        def score(step: int) -> float:
+            try:
+                metrics = self._manager.metrics(step)
+            except Exception:
+                return -math.inf
+            return self._goodness(metrics) if metrics else -math.inf
+
         steps = self._manager.all_steps()
-        return devices.first_lists(
-            sorted(steps, key=lambda step: (self._read_score(step), step), reverse=True)
-        )
+        steps = sorted(steps, key=lambda step: (score(step), step), reverse=True)
+        return devices.first_lists(steps)
 
     def _restore_first(self, steps: list[int], template: PyTree) -> tuple[PyTree, int] | None:
-        damaged = []
+        damaged: list[str] = []
         for step in steps:
             reason = ""
             try:
                 state = self._restore(step, template)
             except Exception as error:
                 reason = _reason(error)
-            if not devices.everywhere(not reason):
-                reason = reason or "another process cannot read it"
-                damaged.append(f"{self._directory / str(step)}: {reason}")
-                errors.warn(f"checkpoint {damaged[-1]}; trying another")
-                continue
-            if damaged:
-                errors.warn(f"going on from step {step}")
-            return state, step
+            if devices.everywhere(not reason):
+                if damaged:
+                    errors.warn(f"going on from step {step}")
+                return state, step
+            reason = reason or "another process cannot read it"
+            damaged.append(f"{self._directory / str(step)}: {reason}")
+            errors.warn(f"checkpoint {damaged[-1]}; trying another")
         if damaged:
             raise errors.listed(
                 f"no checkpoint in {self._directory} can be read; restore the folder from a copy, "
@@ -207,8 +197,7 @@ class Checkpoints:
     def _restore(self, step: int, template: PyTree) -> PyTree:
         """Reads a state and checks it, in this process alone.
 
-        Not by the manager: it would wait for the other processes after reading, also for those
-        that could not read.
+        The manager would wait for the other processes, also for those that could not read.
         """
         folder = self._directory / str(step)
         handler = ocp.StandardCheckpointHandler()
@@ -223,10 +212,7 @@ class Checkpoints:
         return state
 
     def set_aside_after(self, step: int) -> None:
-        """Moves checkpoints later than `step`, the damaged ones, to the folder `damaged` beside.
-
-        There they are out of the way of saving those steps anew, and nothing is lost.
-        """
+        """Moves checkpoints later than `step`, the damaged ones, to the folder `damaged` beside."""
         later = [s for s in self.steps() if s > step]
         for number in later if devices.is_first() else ():
             target = self._directory.parent / "damaged" / f"{number}_{time.time_ns()}"
@@ -237,12 +223,8 @@ class Checkpoints:
             devices.wait_for_all("damaged checkpoints are set aside")
             self._manager.reload()
 
-    def _read_score(self, step: int) -> float:
-        try:
-            metrics = self._manager.metrics(step)
-        except Exception:
-            return -math.inf
-        return self._goodness(metrics) if metrics else -math.inf
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Waits for the last save and ends Orbax's threads."""
@@ -269,8 +251,7 @@ class Preemption:
     """What SIGTERM and Ctrl-C do: they end the process, with status 143 or 130, after saving.
 
     Within `deferred` the signal is only remembered, for the loop to look at between dispatches;
-    elsewhere (loading, restoring, evaluating) it raises at once, because everything is saved there.
-    A second Ctrl-C interrupts at once everywhere.
+    elsewhere it raises at once, because everything is saved. So does a second Ctrl-C everywhere.
 
     Among several processes SIGTERM is JAX's own: a signal to any of them ends all of them at the
     same dispatch, and outside the loop it is kept until there is one.
@@ -293,12 +274,7 @@ class Preemption:
             signal.signal(signum, handler)
 
     def requested(self, dispatch: int) -> bool:
-        """Whether to save and end now.
-
-        Args:
-          dispatch: number of finished dispatches; several processes agree on one, so each has to
-            ask at every one.
-        """
+        """Whether to save and end now; several processes have to ask at every dispatch."""
         if self._distributed:
             return multihost_utils.reached_preemption_sync_point(dispatch)
         return self._received is not None

@@ -1,6 +1,7 @@
 """Where training reports to: metrics.jsonl, TensorBoard, and one progress line at a time."""
 
 import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -17,25 +18,20 @@ HISTORY = "metrics.jsonl"
 
 
 class History:
-    """Appends scalars to `metrics.jsonl` and, if asked, to a TensorBoard event file.
+    """Appends scalars to `metrics.jsonl` of a work folder and, if asked, to TensorBoard's events.
 
-    The event file is written with TensorBoard's own record writer, which needs no TensorFlow.
-
-    Args:
-      workdir: where to.
-      tensorboard: whether to write an event file.
-      enabled: False writes nothing at all: of several processes one reports.
+    The event file is written with TensorBoard's own record writer, which needs no TensorFlow. Where
+    not `enabled`, nothing is written at all: of several processes one reports.
     """
 
     def __init__(self, workdir: Path, tensorboard: bool, *, enabled: bool = True):
         path = workdir / HISTORY if enabled else Path(os.devnull)
-        tensorboard = tensorboard and enabled
         cut = path.is_file() and path.read_bytes()[-1:] not in (b"", b"\n")  # by a kill
         self._history = path.open("a", encoding="utf-8")
         if cut:
             self._history.write("\n")
         self._events: RecordWriter | None = None
-        if tensorboard:
+        if tensorboard and enabled:
             folder = workdir / "tensorboard"
             folder.mkdir(exist_ok=True)
             name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
@@ -48,16 +44,10 @@ class History:
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Scalars after `step` steps; values that are not finite become null in the JSON."""
-        self._line(
-            {"step": step}
-            | {key: value if math.isfinite(value) else None for key, value in values.items()}
-        )
-        summary = summary_pb2.Summary(
-            value=[
-                summary_pb2.Summary.Value(tag=key, simple_value=value)
-                for key, value in values.items()
-            ]
-        )
+        finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
+        self._line({"step": step, **finite})
+        shown = [summary_pb2.Summary.Value(tag=k, simple_value=v) for k, v in values.items()]
+        summary = summary_pb2.Summary(value=shown)
         self._event(event_pb2.Event(wall_time=time.time(), step=step, summary=summary))
 
     def close(self) -> None:
@@ -80,13 +70,13 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     """Reads the rows of a `metrics.jsonl` that still count, in order, without the start lines.
 
     A run that is killed and resumed at step N writes again what came after N: rows of later steps
-    above a start line are superseded. A line cut off by the kill is left out.
+    above a start line are superseded.
 
     Returns:
       Dicts with "step" and values, float or None (not finite); none where there is no such file.
     """
     rows: list[dict[str, Any]] = []
-    for row in _rows(path):
+    for row in json_lines(path):
         if "event" in row:
             rows = [kept for kept in rows if kept["step"] <= row["step"]]
         else:
@@ -96,17 +86,19 @@ def read_history(path: Path) -> list[dict[str, Any]]:
 
 def read_starts(path: Path) -> list[dict[str, Any]]:
     """Reads the start lines of a `metrics.jsonl`; none where there is no such file."""
-    return [row for row in _rows(path) if "event" in row]
+    return [row for row in json_lines(path) if "event" in row]
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
+def json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Reads the objects of a file with one a line; none where there is no such file."""
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        # A cut line has no end, so the start line of the resumed run is glued to it.
+        # A line that a kill has cut has no end: what was appended afterwards is glued to it.
         start = line.rfind('{"event"')
         with contextlib.suppress(json.JSONDecodeError):
             yield json.loads(line[max(start, 0) :])
 
 
+@dataclasses.dataclass
 class Progress:
     """One line for each report: step, epoch, rate, losses, and the time that is left.
 
@@ -114,21 +106,15 @@ class Progress:
     those named in `headline` are shown.
     """
 
-    def __init__(
-        self,
-        first_step: int,
-        num_steps: int,
-        steps_per_epoch: float,
-        batch_size: int,
-        headline: Sequence[str],
-    ):
-        self._headline = headline
-        self._step = first_step
-        self._num_steps = num_steps
-        self._steps_per_epoch = steps_per_epoch
-        self._batch_size = batch_size
+    step: int  # of the last report
+    num_steps: int
+    steps_per_epoch: float
+    batch_size: int
+    headline: Sequence[str]
+
+    def __post_init__(self) -> None:
         self._first: tuple[int, float] | None = None
-        self._mark = time.perf_counter()
+        self.resume_clock()
 
     def resume_clock(self) -> None:
         """Leaves out of the rate what passed since the last report."""
@@ -137,19 +123,19 @@ class Progress:
     def report(self, step: int, values: Mapping[str, float]) -> float:
         """Prints the line and returns the rate since the last one, in images a second."""
         now = time.perf_counter()
-        rate = (step - self._step) * self._batch_size / max(now - self._mark, 1e-9)
+        rate = (step - self.step) * self.batch_size / max(now - self._mark, 1e-9)
         left = ""
         if self._first is None:
             self._first = (step, now)  # the first report holds the compilation: no estimate yet
         elif step > self._first[0]:
             per_step = (now - self._first[1]) / (step - self._first[0])
-            left = f"  {duration(per_step * (self._num_steps - step))} left"
-        self._step, self._mark = step, now
+            left = f"  {duration(per_step * (self.num_steps - step))} left"
+        self.step, self._mark = step, now
         if values.get("nonfinite"):
             left += f"  ({values['nonfinite']:.0f} steps undone: not finite)"
-        shown = "  ".join(f"{key} {values[key]:.3f}" for key in self._headline if key in values)
+        shown = "  ".join(f"{key} {values[key]:.3f}" for key in self.headline if key in values)
         print(
-            f"step {step}/{self._num_steps}  epoch {step / self._steps_per_epoch:.1f}  "
+            f"step {step}/{self.num_steps}  epoch {step / self.steps_per_epoch:.1f}  "
             f"{rate:.0f} images/s  {shown}{left}",
             flush=True,
         )

@@ -1,11 +1,10 @@
 """The one training loop: dispatch, log, evaluate, save, stop, resume. It knows no task."""
 
 import contextlib
-import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -31,11 +30,9 @@ _IN_FLIGHT = 4
 loop knows how far they are."""
 
 
-class Evaluator(Protocol):
-    """Looks at the state between dispatches: prints, draws, and gives scores."""
-
-    def __call__(self, state: PyTree, step: int) -> tuple[PyTree, Scalars]:
-        """The state, in which it may keep what scored best, and scalars to log."""
+Evaluator = Callable[[PyTree, int], tuple[PyTree, Scalars]]
+"""Looks at the state between dispatches: (state, step) -> the state, in which it may keep what
+scored best, and scalars to log."""
 
 
 def train(
@@ -72,8 +69,8 @@ def train(
     progress = Progress(
         step, experiment.num_steps, experiment.steps_per_epoch, experiment.rows, task.headline
     )
-    drawn = task.classes_drawn(len(experiment.classes))
-    names = [experiment.classes.names[label] for label in drawn]
+    classes = experiment.classes
+    names = [classes.names[label] for label in task.classes_drawn(len(classes))]
     dispatch = make_dispatch(experiment)
     watchdog = Watchdog(config.watchdog_seconds)
     profile = Profile(
@@ -134,8 +131,7 @@ def make_dispatch(
 ) -> Callable[[PyTree, PyTree, dict[str, jax.Array], jax.Array], tuple[PyTree, PyTree]]:
     """The jitted function (state, resident, feed, rng) -> (state, metrics) of K steps.
 
-    The state is donated; metrics are means over the K steps, but for the count of non-finite steps
-    in a row, which is that of the last one.
+    The state is donated; metrics are means over the K steps, but for counts, which are the last.
     """
     pipeline, train_step = experiment.pipeline, experiment.task.step_on(experiment.mesh)
     per_dispatch = experiment.config.steps_per_dispatch
@@ -196,8 +192,7 @@ def feeds(experiment: Experiment, first_step: int) -> Iterator[dict[str, jax.Arr
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Due:
+class _Due(NamedTuple):
     log: bool
     evaluate: bool
     keep: bool  # the generators, for a choice by hand
@@ -206,40 +201,34 @@ class _Due:
 
 def _due(experiment: Experiment, before: int, step: int) -> _Due:
     """What is due at the dispatch boundary after steps before .. step - 1."""
-    config = experiment.config
+    config, last = experiment.config, step >= experiment.num_steps
 
-    def crossed(every: float) -> bool:
-        return math.floor(before / every) != math.floor(step / every)
+    def crossed(every: float, times: int = 1) -> bool:
+        return math.floor(before / every) // times != math.floor(step / every) // times
 
-    last = step >= experiment.num_steps
     epoch = config.eval_every_steps or experiment.steps_per_epoch
-    every = config.get("keep_generators_every")
+    kept = config.get("keep_generators_every")
     return _Due(
         log=last or crossed(config.log.every_steps),
         evaluate=last or crossed(epoch),
         # Whole numbers of epochs, so that none is kept that is not evaluated.
-        keep=bool(every)
-        and math.floor(before / epoch) // every != math.floor(step / epoch) // every,
+        keep=bool(kept) and crossed(epoch, kept),
         save=crossed(config.checkpoint.every_steps),
     )
 
 
 def _keep_generators(generators: PyTree, step: int, workdir: Path) -> None:
-    """Saves the generators beside the checkpoints, from which none is ever deleted."""
-    kept = checkpoint_lib.Checkpoints(workdir / checkpoint_lib.GENERATORS, keep_all=True)
-    with contextlib.closing(kept):
+    """Saves the generators next to the checkpoints, where none is ever deleted."""
+    folder = workdir / checkpoint_lib.GENERATORS
+    with checkpoint_lib.Checkpoints(folder, keep_all=True) as kept:
         kept.save(step, generators, None)
 
 
 def _averages(pending: list[PyTree], names: Sequence[str]) -> Scalars:
     """Means over the dispatches since the last report, in one transfer; counts are the last.
 
-    A metric of each class is averaged over these as well, where it is finite; their undone steps
-    add up, and only those of all of them count as steps in a row.
-
-    Args:
-      pending: metrics of each dispatch, [] or [K].
-      names: of the K classes.
+    A metric of each class, [K], is averaged over these as well, where it is finite; their undone
+    steps add up, and only those of all of them count as steps in a row.
     """
     rows = jax.device_get(pending)
     averages = {key: np.mean([row[key] for row in rows], axis=0) for key in rows[0]}

@@ -14,17 +14,10 @@ _FROM = 3  # dispatches later: the first compiles, and the next ones find caches
 
 
 class Profile:
-    """Traces a few steps, where `enabled`.
+    """Traces a few steps into a folder, where `enabled`, pausing the watchdog while it is written.
 
     The steps come after the first few dispatches; of a shorter run all but the first dispatch,
     which compiles.
-
-    Args:
-      folder: of the trace.
-      watchdog: paused while the trace is written.
-      enabled: False does nothing.
-      per_dispatch: steps in a dispatch.
-      steps_left: of the run.
     """
 
     def __init__(

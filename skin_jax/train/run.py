@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from skin_jax.data import generated as generated_lib
 from skin_jax.data import pipeline as pipelines
 from skin_jax.data.classes import Classes
 from skin_jax.data.examples import Examples, Joined, write_skipped
+from skin_jax.data.generated import Generated
 from skin_jax.train import checkpoints as checkpoint_lib
 
 PyTree = Any
@@ -39,36 +40,22 @@ Check = Callable[[ConfigDict, tasks.Task, Mesh], None]
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """A configuration with everything that it names in hand.
-
-    Attributes:
-      config: as given.
-      examples: all real ones, with their images; splits and evaluation know no others.
-      assignment: "train" | "val" | "test" [N].
-      mesh: the devices.
-      synthetic: generated images that are trained with, None where the run has none; a reopened
-        run goes without.
-      training_indices: what the training stream goes through, int64 [n]: places among the examples
-        and, from `len(examples.records)` on, among the generated images. An example may repeat.
-      training_labels: their classes, int32 [n].
-      pipeline: batches of the examples and, after them, of the generated images.
-      task: what is trained.
-      num_steps: length of the run, a multiple of the steps per dispatch.
-      steps_per_epoch: batches in one pass over the training split: as many with generated images
-        and repeated examples as without.
-    """
+    """A configuration with everything that it names in hand."""
 
     config: ConfigDict
-    examples: Examples
-    assignment: np.ndarray
-    synthetic: Examples | None
+    examples: Examples  # all real ones; splits and evaluation know no others
+    assignment: np.ndarray  # "train" | "val" | "test" [N]
+    synthetic: Examples | None  # generated ones that are trained with; a reopened run has none
     training_indices: np.ndarray
-    training_labels: np.ndarray
+    """What the training stream goes through, int64 [n]: places among the examples and, from
+    `len(examples.records)` on, among the generated images. An example may repeat."""
+    training_labels: np.ndarray  # their classes, int32 [n]
     mesh: Mesh
-    pipeline: pipelines.Pipeline
+    pipeline: pipelines.Pipeline  # of the examples and, after them, of the generated images
     task: tasks.Task
-    num_steps: int
+    num_steps: int  # length of the run, a multiple of the steps per dispatch
     steps_per_epoch: float
+    """Batches in one pass over the training split, without generated and repeated images."""
 
     @property
     def classes(self) -> Classes:
@@ -89,11 +76,6 @@ class Experiment:
         """Indices of the examples of a split, int64 [n]."""
         return np.flatnonzero(self.assignment == split)
 
-    @property
-    def is_demo(self) -> bool:
-        """Whether the examples are procedural lesions."""
-        return self.examples.records[0].path is None
-
     def class_counts(self, split: str) -> np.ndarray:
         """Images of each class in a split, int64 [n]."""
         labels = self.examples.labels[self.indices(split)]
@@ -104,16 +86,14 @@ class Experiment:
 def session(workdir: Path) -> Iterator[checkpoint_lib.Preemption]:
     """A work folder for as long as a run trains in it; all processes of the run enter it.
 
-    Only the first process prints. Errors of the disk and of other processes end in a sentence.
-
-    Yields:
-      What SIGTERM and Ctrl-C do meanwhile.
+    Only the first process prints. Yields what SIGTERM and Ctrl-C do meanwhile.
 
     Raises:
-      UserError: another run is training in the folder, or it cannot be written.
+      UserError: another run is training in the folder, it cannot be written, or another process of
+        the run has died.
       Ended: by SIGTERM (status 143) or Ctrl-C (130); everything is saved.
     """
-    first = devices.is_first()
+    first, whole = devices.is_first(), "what is saved is whole"
     with contextlib.ExitStack() as stack:
         if not first:
             nowhere = stack.enter_context(open(os.devnull, "w"))
@@ -125,27 +105,20 @@ def session(workdir: Path) -> Iterator[checkpoint_lib.Preemption]:
         try:
             yield preemption
         except OSError as error:
-            raise UserError(
-                f"{workdir}: {error}; what is saved is whole: mend that and run the same command "
-                "again",
-                errors.FAILURE,
-            ) from error
+            said = f"{workdir}: {error}; {whole}: mend that and run the same command again"
+            raise UserError(said, errors.FAILURE) from error
         except jax.errors.JaxRuntimeError as error:
-            if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
+            if not devices.several() or "RESOURCE_EXHAUSTED" in str(error):
                 raise
             raise UserError(
-                f"another process of this run does not answer ({errors.first_line(error)}); what "
-                "is saved is whole: run the same command again in all of them",
+                f"another process of this run does not answer ({errors.first_line(error)}); "
+                f"{whole}: run the same command again in all of them",
                 errors.PEER_DIED,
             ) from error
 
 
 def load_examples(config: ConfigDict) -> Examples:
-    """The examples that `config.data` names, at `config.data.image_size`.
-
-    Raises:
-      UserError: no folder is given where one is needed, or its contents are wrong.
-    """
+    """The examples that `config.data` names, at its `image_size`; refuses wrong contents."""
     data = config.data
     told = reading.Reading.of(data)
     if config_lib.is_procedural(data):
@@ -206,12 +179,8 @@ def start(config: ConfigDict, workdir: Path, check: Check | None = None) -> Expe
         if rows is not None:
             generated = _load_synthetic(config, rows, examples, assignment)
             if resumed:
-                _check_digest(
-                    workdir / _SYNTHETIC_DIGEST_FILE,
-                    generated.digest,
-                    "generated images",
-                    "data.synthetic",
-                )
+                path = workdir / _SYNTHETIC_DIGEST_FILE
+                _check_digest(path, generated.digest, "generated images", "data.synthetic")
     digests = [found.digest for found in (examples, generated) if found is not None]
     if not devices.same_everywhere(" ".join(digests)):
         raise UserError(
@@ -250,7 +219,16 @@ def _check(config: ConfigDict, workdir: Path, resumed: bool, check: Check | None
         before = config_lib.read(workdir)
         tasks.kind(before).settle(before, names)
         config_lib.check_resumable(before, config, workdir)
-        _check_same_synthetic(before.data.get("synthetic"), config.data.synthetic, workdir)
+        there = before.data.synthetic
+        if (there is None) != (config.data.synthetic is None):
+            how, mend = "without", "leave out --config.data.synthetic"
+            if there is not None:
+                how = "with"
+                mend = f"give their folder with --config.data.synthetic (it was {there})"
+            raise UserError(
+                f"{workdir} holds a run that is trained {how} generated images; {mend}, or take a "
+                "new --workdir"
+            )
         return mesh
     if any((workdir / name).exists() for name in (CHECKPOINTS, checkpoint_lib.GENERATORS)):
         raise UserError(
@@ -265,38 +243,27 @@ def _check(config: ConfigDict, workdir: Path, resumed: bool, check: Check | None
 
 
 def _write(experiment: Experiment, workdir: Path, resumed: bool) -> None:
-    examples = experiment.examples
+    examples, synthetic = experiment.examples, experiment.synthetic
     if examples.skipped:
         write_skipped(workdir / "skipped.csv", examples.skipped)
         warn(f"{len(examples.skipped)} unreadable images are left out: {workdir}/skipped.csv")
     if not resumed:
         classes_lib.write(examples.classes, workdir)
-        splits.write(
-            workdir / SPLITS_FILE, examples.records, experiment.assignment, examples.classes
-        )
+        members = examples.records, experiment.assignment, examples.classes
+        splits.write(workdir / SPLITS_FILE, *members)
         write_atomically(workdir / DIGEST_FILE, examples.digest + "\n")
-        if experiment.synthetic is not None:
-            digest = experiment.synthetic.digest
-            write_atomically(workdir / _SYNTHETIC_DIGEST_FILE, digest + "\n")
+        if synthetic is not None:
+            write_atomically(workdir / _SYNTHETIC_DIGEST_FILE, synthetic.digest + "\n")
     config_lib.write(experiment.config, workdir)  # last: it is what makes the folder a run
 
 
 def _load_synthetic(
-    config: ConfigDict,
-    rows: Sequence[generated_lib.Generated],
-    examples: Examples,
-    assignment: np.ndarray,
+    config: ConfigDict, rows: Sequence[Generated], examples: Examples, assignment: np.ndarray
 ) -> Examples:
-    """The generated images that the run is trained with.
-
-    Raises:
-      UserError: they cannot be decoded, or their generator may have seen what this run is
-        evaluated on.
-    """
-    source = Path(config.data.synthetic)
-    own = generated_lib.train_split_digest(
-        splits.members_of(examples.records, assignment, "train", examples.classes)
-    )
+    """The generated images to train with; refuses those of a generator that saw other lesions."""
+    source, classes = Path(config.data.synthetic), examples.classes
+    members = splits.members_of(examples.records, assignment, "train", classes)
+    own = generated_lib.train_split_digest(members)
     if foreign := sum(row.train_split != own for row in rows):
         found = (
             f"{foreign} of the {len(rows)} images in {source} are of a generator that was fitted "
@@ -310,54 +277,35 @@ def _load_synthetic(
                 "or take them all the same with --config.data.synthetic_allow_foreign=True"
             )
         warn(f"{found}: scores of this run may be too high")
-    real_counts = np.bincount(
-        examples.labels[assignment == "train"], minlength=len(examples.classes)
-    )
-    taken = generated_lib.at_most(rows, real_counts, config.data.synthetic_ratio, examples.classes)
-    return generated_lib.load(source, taken, config.data.image_size, examples.classes)
+    counts = np.bincount(examples.labels[assignment == "train"], minlength=len(classes))
+    taken = generated_lib.at_most(rows, counts, config.data.synthetic_ratio, classes)
+    return generated_lib.load(source, taken, config.data.image_size, classes)
 
 
 def fitted_on(workdir: Path) -> str:
-    """What the networks of a run were fitted on, for the manifest of the images that they generate.
+    """`generated.train_split_digest` of a run, for the manifest of the images that it generates.
 
-    Returns:
-      `generated.train_split_digest` of its training split. Where foreign generated images were
-      among them, their digest counts too: nobody knows what their generator had seen, so that no
-      run may take the result for a generator of its own training split.
+    Where foreign generated images were among its training images, their digest counts too: nobody
+    knows what their generator had seen, so that no run may take the result for a generator of its
+    own training split.
     """
     members = splits.members(workdir / SPLITS_FILE, "train")
     data = config_lib.read(workdir).data
-    if data.get("synthetic") is not None and data.get("synthetic_allow_foreign"):
+    if data.synthetic is not None and data.synthetic_allow_foreign:
         members = [*members, ((workdir / _SYNTHETIC_DIGEST_FILE).read_text().strip(), "foreign")]
     return generated_lib.train_split_digest(members)
-
-
-def _check_same_synthetic(before: str | None, now: str | None, workdir: Path) -> None:
-    """Refuses to resume without the generated images of a run, or with some where it had none."""
-    if before is not None and now is None:
-        raise UserError(
-            f"{workdir} holds a run that is trained with generated images; give their folder with "
-            f"--config.data.synthetic (it was {before}), or take a new --workdir"
-        )
-    if before is None and now is not None:
-        raise UserError(
-            f"{workdir} holds a run that is trained without generated images; leave out "
-            "--config.data.synthetic, or take a new --workdir"
-        )
 
 
 def read_split(examples: Examples, workdir: Path) -> np.ndarray:
     """The split of a run, "train" | "val" | "test" [N]; it is never drawn twice.
 
-    Raises:
-      UserError: its files are gone, or the examples are not those that it was drawn from.
+    Examples that are not those that it was drawn from are refused.
     """
     _check_digest(workdir / DIGEST_FILE, examples.digest, "images", "data.dir")
     return splits.read(workdir / SPLITS_FILE, examples.records, examples.classes)
 
 
 def _check_digest(path: Path, found: str, what: str, key: str) -> None:
-    """Compares a digest with that in a file of a work folder."""
     try:
         digest = path.read_text().strip()
     except OSError as error:
@@ -406,7 +354,7 @@ def _assemble(
 
 
 def _repeated(indices: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
-    """The examples class by class, those of a class that has fewer than `count` repeated to it."""
+    """The examples class by class, those of smaller classes repeated up to `count`."""
     groups = [indices[labels == c] for c in np.unique(labels)]
     if all(len(group) >= count for group in groups):
         raise UserError(
@@ -421,11 +369,8 @@ def _build_task(
 ) -> tuple[tasks.Task, int, float]:
     """The task, the length of the run in steps, and the batches in an epoch.
 
-    Args:
-      config: as in `start`.
-      names: of the n classes.
-      real_counts: int [n], real training images of each class, which make an epoch.
-      class_counts: int [n], images of each class in the training stream.
+    Of each of the n classes are given its name, the number of its real training images, which make
+    an epoch, and that of its images in the training stream: int [n].
     """
     steps_per_epoch = tasks.kind(config).epoch(config, names, real_counts) / config.batch_size
     per_dispatch = config.steps_per_dispatch
@@ -440,18 +385,12 @@ def _build_task(
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A work folder, without its images.
-
-    Attributes:
-      workdir: of the run.
-      config: that it was trained with.
-      classes: of its images.
-      task: that it was trained on.
-    """
+    """A run and what its work folder says of it, without the images."""
 
     workdir: Path
     config: ConfigDict
     classes: Classes
+    train_counts: np.ndarray  # training images of each class, int [n]
     task: tasks.Task
 
     @property
@@ -463,78 +402,56 @@ class Trained:
         """One of the task's abilities; see `tasks.require`."""
         return tasks.require(self.task, name, self.workdir)
 
-    def train_counts(self) -> np.ndarray:
-        """Training images of each class, int64 [n]."""
-        return splits.class_counts(self.workdir / SPLITS_FILE, "train", self.classes)
-
     def best_state(self, mesh: Mesh) -> tuple[PyTree, int]:
-        """The best checkpoint's state, on every device of a mesh, and its step.
-
-        Raises:
-          UserError: the run has no checkpoint, or only damaged ones.
-        """
+        """The best checkpoint's state, on every device of a mesh, and its step."""
         with self._checkpoints() as checkpoints:
             return best_state(self.task, checkpoints, mesh)
 
     def state_at(self, mesh: Mesh, step: int) -> PyTree:
-        """The state of the checkpoint of a step.
-
-        Raises:
-          UserError: there is none, or it is damaged.
-        """
-        with self._checkpoints() as checkpoints:
-            if step not in (steps := checkpoints.steps()):
-                raise self._no_such_step(step, "checkpoint", steps)
-            return checkpoints.restore(step, _template(self.task, mesh))
+        """The state of the checkpoint of a step; refuses one that is missing or damaged."""
+        return self._restored(step, "checkpoint", {CHECKPOINTS: _template(self.task, mesh)})[1]
 
     def drawn_from(self, mesh: Mesh, step: int | None) -> tasks.Drawn:
-        """The best generators of the run, or those of a step: kept alone, or in a checkpoint.
-
-        Raises:
-          UserError: there are none, or they are damaged.
-        """
+        """The best generators of the run, or those of a step: kept alone, or in a checkpoint."""
         num_classes = len(self.classes)
         if step is None:
             return self.task.drawn_from(*self.best_state(mesh), num_classes)
-        template = _template(self.task, mesh)
-        with self._checkpoints(checkpoint_lib.GENERATORS) as kept, self._checkpoints() as all_:
-            if step in kept.steps():
-                generators = kept.restore(step, self.task.generators(template))
-            elif step in all_.steps():
-                generators = self.task.generators(all_.restore(step, template))
-            else:
-                steps = sorted({*kept.steps(), *all_.steps()})
-                raise self._no_such_step(step, "generators", steps)
+        state = _template(self.task, mesh)
+        templates = {checkpoint_lib.GENERATORS: self.task.generators(state), CHECKPOINTS: state}
+        name, generators = self._restored(step, "generators", templates)
+        if name == CHECKPOINTS:
+            generators = self.task.generators(generators)
         return tasks.Drawn(generators, np.full(num_classes, step), np.ones(num_classes, bool))
 
-    def _checkpoints(
-        self, name: str = CHECKPOINTS
-    ) -> "contextlib.closing[checkpoint_lib.Checkpoints]":
-        folder = self.workdir / name
-        return contextlib.closing(
-            checkpoint_lib.Checkpoints(folder, self.task.score, read_only=True)
-        )
+    def _restored(
+        self, step: int, what: str, templates: Mapping[str, PyTree]
+    ) -> tuple[str, PyTree]:
+        """Name of the first of some folders of checkpoints that has a step, and what it has."""
+        there: set[int] = set()
+        for name, template in templates.items():
+            with self._checkpoints(name) as checkpoints:
+                if step in (steps := checkpoints.steps()):
+                    return name, checkpoints.restore(step, template)
+            there |= {*steps}
+        known = f"those of {', '.join(map(str, sorted(there)))}" if there else "none"
+        raise UserError(f"{self.workdir} has no {what} of step {step}; there are {known}")
 
-    def _no_such_step(self, step: int, what: str, steps: Sequence[int]) -> UserError:
-        there = f"those of {', '.join(map(str, steps))}" if steps else "none"
-        return UserError(f"{self.workdir} has no {what} of step {step}; there are {there}")
+    def _checkpoints(self, name: str = CHECKPOINTS) -> checkpoint_lib.Checkpoints:
+        return checkpoint_lib.Checkpoints(self.workdir / name, self.task.score, read_only=True)
 
 
 def trained(workdir: Path) -> Trained:
-    """Opens a work folder to look at it, without its images.
-
-    Raises:
-      UserError: it is not the folder of a run, or damaged.
-    """
+    """Opens a work folder without its images; refuses one that is none of a run, or damaged."""
     config, classes = config_lib.read(workdir), classes_lib.read(workdir)
     counts = splits.class_counts(workdir / SPLITS_FILE, "train", classes)
-    return Trained(workdir, config, classes, _build_task(config, classes.names, counts, counts)[0])
+    task, _, _ = _build_task(config, classes.names, counts, counts)
+    return Trained(workdir, config, classes, counts, task)
 
 
 def reopen(workdir: Path) -> Experiment:
     """Opens the experiment of a work folder to look at it, on whatever devices are here.
 
-    Generated images that it was trained with are not needed, and left out.
+    Generated images that it was trained with are left out.
 
     Raises:
       UserError: the folder is not one of a run, or its images are gone or others.
@@ -548,11 +465,7 @@ def reopen(workdir: Path) -> Experiment:
 def best_state(
     task: tasks.Task, checkpoints: checkpoint_lib.Checkpoints, mesh: Mesh
 ) -> tuple[PyTree, int]:
-    """The best checkpoint's state and its step.
-
-    Raises:
-      UserError: the run has no checkpoint, or only damaged ones.
-    """
+    """The best checkpoint's state and its step; refuses a run without any that can be read."""
     restored = checkpoints.restore_best(_template(task, mesh))
     if restored is None:
         raise UserError("this run has no checkpoint yet; train it first with skin_jax.main")

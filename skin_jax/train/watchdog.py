@@ -12,14 +12,11 @@ from skin_jax.base.errors import STANDS_STILL
 
 
 class Watchdog:
-    """Ends the process with status 75 where `beat` is not heard for some seconds.
+    """Ends the process with status 75 where `beat` is not heard for some seconds; 0 turns it off.
 
     A hang is out of Python's hands: a read from a file system that is gone, a collective whose
     other side is dead. So a thread watches, prints where every other thread stands, and ends the
     process without asking it. The first `beat` arms it.
-
-    Args:
-      seconds: the longest silence; 0 turns it off.
     """
 
     def __init__(self, seconds: float):

@@ -19,6 +19,7 @@ BEGIN = '''"""Does something.
 Then more.
 """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 from ml_collections import ConfigDict
 from skin_jax.base import command
 

@@ -1,6 +1,9 @@
+import json
 import os
 import stat
+from typing import NamedTuple
 
+import numpy as np
 import pytest
 
 from skin_jax.base import files
@@ -53,3 +56,26 @@ def test_without_locks_the_work_goes_on_with_a_warning(tmp_path, monkeypatch, ca
     with files.locked(tmp_path / "lock") as alone:
         assert not alone
     assert "cannot be locked" in capsys.readouterr().err
+
+
+class Pair(NamedTuple):
+    mean: float
+    sd: float
+
+
+def test_json_has_plain_values_and_null_for_what_is_not_finite(tmp_path):
+    content = {
+        1: (np.int64(2), np.float32(0.5), np.bool_(True)),
+        "rows": np.array([[1.0, np.nan], [np.inf, 4.0]]),
+        "spread": Pair(0.25, float("nan")),
+        "none": None,
+        "text": "é",
+    }
+    files.write_json(tmp_path / "c.json", content)
+    assert json.loads((tmp_path / "c.json").read_text()) == {
+        "1": [2, 0.5, True],
+        "rows": [[1.0, None], [None, 4.0]],
+        "spread": {"mean": 0.25, "sd": None},
+        "none": None,
+        "text": "é",
+    }

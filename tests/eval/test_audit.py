@@ -145,9 +145,7 @@ def test_generated_like_real_reach_the_floor_and_others_do_not(real, extractor):
     half = real.images[real.labels == NV][:40]
     noise = np.random.default_rng(0).integers(0, 256, half.shape, dtype=np.uint8)
     good, bad = (
-        audit.audit(
-            real, generated(x, [NV] * 40, real.train_split), extractor, progress=False
-        ).groups
+        audit.audit(real, generated(x, [NV] * 40, real.train_split), extractor).groups
         for x in (half, noise)
     )
     assert [group.name for group in good] == [*CLASSES, "overall"]
@@ -179,7 +177,7 @@ def test_the_floor_is_of_disjoint_halves_and_always_the_same(real, extractor, mo
         return kid(x, y)
 
     monkeypatch.setattr(quality, "kid", watched)
-    first, again = (audit.audit(real, picture, extractor, progress=False) for _ in range(2))
+    first, again = (audit.audit(real, picture, extractor) for _ in range(2))
     for a, b in zip(first.groups, again.groups, strict=True):
         assert json.dumps(dataclasses.asdict(a)) == json.dumps(dataclasses.asdict(b))
     assert len({row.tobytes() for row in extractor(real.images)}) == len(real.images)
@@ -199,7 +197,7 @@ def test_planted_copies_are_found_however_they_are_turned(real, extractor, tmp_p
         images[place] = copy
     labels = rng.choice([DF, NV], 40)
     folder = generated(images, labels, real.train_split)
-    found = audit.audit(real, folder, extractor, progress=False)
+    found = audit.audit(real, folder, extractor)
     copies = found.copies
     assert set(planted) <= {pair.generated for pair in copies.closest[:5]}
     assert (copies.distances[list(planted)] < copies.threshold).all()
@@ -249,7 +247,7 @@ def test_too_few_images_are_null_and_said(real, extractor, tmp_path):
         train_split="other",
     )
     folder = generated(others(17), [0, 1, 1, 1, 2, 2, 3, 3, 3, 4, *[NV] * 7], "0" * 64)
-    found = audit.audit(real, folder, extractor, progress=False)
+    found = audit.audit(real, folder, extractor)
     text = " ".join(quality_report.write(tmp_path, found, {}).split())
     groups = json.loads((tmp_path / "quality.json").read_text())["groups"]
     for name in ("akiec", "bcc", "bkl"):
@@ -276,7 +274,7 @@ def test_other_classes_are_audited_under_their_own_names(real, extractor, tmp_pa
     val_labels = np.arange(len(real.val_images)) % num_classes
     real = dataclasses.replace(real, classes=classes, labels=labels, val_labels=val_labels)
     images = generated(others(12), [0] * 12, real.train_split)
-    found = audit.audit(real, images, extractor, progress=False)
+    found = audit.audit(real, images, extractor)
     text = quality_report.write(tmp_path, found, {})
     content = json.loads((tmp_path / "quality.json").read_text())
     assert list(content["groups"]) == [*classes.names, "overall"]
@@ -377,13 +375,11 @@ def test_efficientnet_finds_a_planted_copy_of_a_real_image(real_data):
     pictures = np.stack([decode(file, 64) for file in files])
     train, val, fresh = np.split(pictures, [120, 160])
     planted = [train[17], cropped(train[99][:, ::-1]), np.rot90(cropped(train[110]), 3)]
-    extractor = features.efficientnet_lite0(
+    extractor = features.efficientnet_lite(
         str(Path(weights) / "tf_efficientnet_lite0.in1k.safetensors"), devices.make_mesh(None)
     )
     described = extractor(train)
     assert described.shape == (120, 1280)
-    copies = audit.find_copies(
-        np.concatenate([fresh, planted]), val, described, extractor, progress=False
-    )
+    copies = audit.find_copies(np.concatenate([fresh, planted]), val, described, extractor)
     assert {pair.generated: pair.train for pair in copies.closest[:3]} == {10: 17, 11: 99, 12: 110}
     assert (copies.distances[10:] < copies.threshold).all()

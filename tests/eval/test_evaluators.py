@@ -165,7 +165,7 @@ def test_the_score_is_the_kid_of_features_where_weights_are_given(
         asked.append((weights, flag))
         return Mean()
 
-    monkeypatch.setattr(features, "efficientnet_lite0", extractor)
+    monkeypatch.setattr(features, "efficientnet_lite", extractor)
     with experiment.config.unlocked():
         weights = experiment.config.score.weights
         experiment.config.score.weights = "some.safetensors"

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from skin_jax.base.errors import UserError
 from skin_jax.models import pretrained
 from skin_jax.models.densenet import DenseNet
-from skin_jax.models.efficientnet_lite import EfficientNetLite0
+from skin_jax.models.efficientnet_lite import LITE, EfficientNetLite, lite
 from skin_jax.models.resnet import ResNet
 
 NAMES = ("resnet", "densenet", "efficientnet_lite")
@@ -75,7 +75,7 @@ def test_every_tensor_is_used_once_and_the_head_stays(tiny, tmp_path, name):
     np.testing.assert_allclose(sums, expected, rtol=1e-9)
 
 
-@pytest.mark.parametrize("make", [ResNet, DenseNet, EfficientNetLite0])
+@pytest.mark.parametrize("make", [ResNet, DenseNet, EfficientNetLite])
 def test_the_tables_name_every_variable_of_the_full_networks_once(make):
     network = make(7)
     layers = list(pretrained._TABLES[make](network))
@@ -263,16 +263,45 @@ def test_without_the_hub_the_file_and_its_page_are_named(tiny, monkeypatch):
     refused("hf:timm/resnet50.a1_in1k", "pip install 'skin_jax[hub]'", page.format("main"))
 
 
-def test_the_real_weights_give_the_golden_values():
+def test_a_file_says_which_efficientnet_lite_it_is_of(tmp_path):
+    for n in range(len(LITE)):
+        network = lite(n, 1000)
+        shapes = shapes_of(network)
+        tensors = {}
+        for layer in pretrained._TABLES[EfficientNetLite](network):
+            for collection, variable, part in pretrained._PARTS[layer.kind]:
+                leaf = shapes[collection]
+                for key in (*layer.module, variable):
+                    leaf = leaf[key]
+                axes = pretrained._AXES[leaf.ndim]
+                shape = [leaf.shape[axes.index(axis)] for axis in range(leaf.ndim)]
+                tensors[f"{layer.names[0]}.{part}"] = np.zeros(shape, np.float16)
+        file = saved(tensors, tmp_path / "w.safetensors")
+        found, variables = pretrained.efficientnet_lite(file, "--weights")
+        assert (found, pretrained.title(found)) == (lite(n, 1), f"EfficientNet-Lite{n}")
+        assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype(np.float32)}
+        del tensors["blocks.3.1.bn2.bias"]
+        file = saved(tensors, tmp_path / "w.safetensors")
+        with pytest.raises(UserError, match=rf"does not fit EfficientNet-Lite{n}: .*1 missing"):
+            pretrained.efficientnet_lite(file, "--weights")
+
+
+@pytest.mark.parametrize("n", [0, 2])
+def test_the_real_weights_give_the_golden_values(n):
     folder = os.environ.get("SKIN_JAX_TEST_WEIGHTS")
     if not folder:
         pytest.skip("SKIN_JAX_TEST_WEIGHTS is not set")
-    network = EfficientNetLite0(1000)
-    file = str(Path(folder) / "tf_efficientnet_lite0.in1k.safetensors")
+    file = str(Path(folder) / f"tf_efficientnet_lite{n}.in1k.safetensors")
+    network = lite(n, 1000)
     variables = pretrained.load(shapes_of(network), network, file, head=True)
-    with np.load(Path(folder) / "tf_efficientnet_lite0.golden.npz") as golden:
+    judge, of_judge = pretrained.efficientnet_lite(file, "--weights")
+    assert judge.clone(num_classes=1000) == network
+    with np.load(Path(folder) / f"tf_efficientnet_lite{n}.golden.npz") as golden:
         images = golden["images_u8"] / np.float32(127.5) - 1.0
         out = jax.jit(lambda v, x: network.apply(v, x, train=False))(variables, images)
         np.testing.assert_allclose(out.logits, golden["logits"], atol=1e-4)
         np.testing.assert_allclose(out.pooled, golden["pooled_features"], atol=1e-4)
-    assert np.argsort(-out.logits[0])[:5].tolist() == [285, 282, 281, 287, 728]
+        pooled = jax.jit(lambda v, x: judge.apply(v, x, train=False).pooled)(of_judge, images)
+        np.testing.assert_allclose(pooled, golden["pooled_features"], atol=1e-4)
+    best = {0: [285, 282, 281, 287, 728], 2: [285, 282, 281, 287, 622]}[n]
+    assert np.argsort(-out.logits[0])[:5].tolist() == best

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -87,9 +88,13 @@ def test_every_curve_and_chart_is_drawn(tmp_path, num_classes):
     figures.real_and_generated_by_class(
         tmp_path / "by_class.png", dict.fromkeys(classes.names, (images[:2], images[:3]))
     )
-    recall = np.full((2, num_classes), 0.5)
+    recall = np.full(num_classes, 0.5)
     intervals = np.stack([recall - 0.1, recall + 0.1], axis=-1)
-    figures.recalls(tmp_path / "recalls.png", ["arm", "other"], recall, intervals, classes)
+    arms = [
+        SimpleNamespace(name=name, recall=recall, recall_ci95=intervals)
+        for name in ("arm", "other")
+    ]
+    figures.recalls(tmp_path / "recalls.png", arms, classes)
     written = sorted(tmp_path.iterdir())
     assert len(written) == 12
     for path in written:

@@ -264,8 +264,7 @@ def stand_in_plan(
     def job(name: str, *needs: str) -> Job:
         folder = workdir / name
         command = (sys.executable, "-S", STAND_IN, control, name, folder, PROOF)
-        group = name.rpartition("/")[0]
-        return Job(name, group, needs, folder, tuple(map(str, command)), (PROOF,), steps, 0)
+        return Job(name, needs, folder, tuple(map(str, command)), (PROOF,), steps)
 
     all_jobs = [job(f"steps/gan/fold{f}") for f in range(folds)]
     runs = []
@@ -573,9 +572,7 @@ class TestCosts:
 
 
 def test_generated_images_are_finished_when_all_are_there(tmp_path):
-    job = Job(
-        "steps/g/fold0", "steps/g", (), tmp_path, (), ("manifest.csv", "generation.json"), 0, 0
-    )
+    job = Job("steps/g/fold0", (), tmp_path, (), ("manifest.csv", "generation.json"))
     assert job.missing() == "no manifest.csv"
     (tmp_path / "manifest.csv").touch()
     content = {"settings": {"images": {"mel": 2, "df": 1}}, "rows": [[], []]}

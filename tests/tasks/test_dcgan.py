@@ -87,10 +87,10 @@ def test_losses_are_those_of_goodfellow_et_al():
     )
 
     def probabilities(network, images):
-        logits, _ = task.discriminator.apply(
+        output, _ = task.discriminator.apply(
             network.variables, images, train=True, mutable=["batch_stats"]
         )
-        return np.asarray(jax.nn.sigmoid(logits), np.float64)
+        return np.asarray(jax.nn.sigmoid(output.logits), np.float64)
 
     real = jnp.asarray(IMAGES[0, 4], jnp.float32) / 127.5 - 1
     on_real, on_generated = (probabilities(one.discriminator, x) for x in (real, generated))

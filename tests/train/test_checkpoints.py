@@ -40,7 +40,6 @@ def folder(tmp_path):
 def test_keeps_the_last_two_and_the_best(folder):
     checkpoints = saved(folder, {1: 0.5, 2: 0.9, 3: 0.6, 4: None, 5: 0.7, 6: float("nan")})
     assert checkpoints.steps() == [2, 5, 6]
-    assert checkpoints.best_step() == 2
     state, step = checkpoints.restore_best(template())
     assert (step, int(state["step"])) == (2, 2)
     checkpoints.close()
@@ -49,13 +48,13 @@ def test_keeps_the_last_two_and_the_best(folder):
 def test_the_later_of_equal_scores_is_the_best(folder):
     checkpoints = saved(folder, {1: 0.9, 2: 0.9, 3: 0.1, 4: 0.1})
     assert checkpoints.steps() == [2, 3, 4]
-    assert checkpoints.best_step() == 2
+    assert checkpoints.restore_best(template())[1] == 2
     checkpoints.close()
 
 
 def test_without_any_score_the_last_is_the_best(folder):
     checkpoints = saved(folder, {1: None, 2: None})
-    assert checkpoints.best_step() == 2
+    assert checkpoints.restore_best(template())[1] == 2
     checkpoints.close()
 
 
@@ -73,7 +72,7 @@ def test_restores_bit_for_bit_onto_other_devices(folder):
 def test_a_folder_without_checkpoints_restores_nothing(folder):
     checkpoints = checkpoint_lib.Checkpoints(folder)
     assert checkpoints.restore_latest(template()) is None
-    assert checkpoints.best_step() is None
+    assert checkpoints.restore_best(template()) is None
     checkpoints.close()
 
 

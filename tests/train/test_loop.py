@@ -19,7 +19,7 @@ from skin_jax.base import devices, errors
 from skin_jax.base.files import locked
 from skin_jax.data import demo
 from skin_jax.eval import evaluators, inference, runs
-from skin_jax.models.efficientnet_lite import LITE0, EfficientNetLite0
+from skin_jax.models.efficientnet_lite import LITE, EfficientNetLite
 from skin_jax.tasks import classifier, dcgan, sgan
 from skin_jax.tasks import state as state_lib
 from skin_jax.train import checkpoints as checkpoint_lib
@@ -90,7 +90,7 @@ def test_a_restart_in_the_middle_changes_no_bit(tmp_path, pipeline, per_dispatch
 
 @pytest.mark.as_compiled
 def test_a_restart_of_a_classifier_changes_no_bit_and_needs_no_weights(tmp_path, monkeypatch):
-    network = functools.partial(EfficientNetLite0, stages=LITE0[:1], last_features=8)
+    network = functools.partial(EfficientNetLite, stages=LITE[0][:1], last_features=8)
     monkeypatch.setitem(classifier.MODELS, "tiny", network)
     loaded = []
 
@@ -186,7 +186,9 @@ def test_class_gans_see_training_images_of_their_class_alone(tmp_path):
 def test_generators_are_kept_at_evaluations_alone(tmp_path):
     """An epoch of 31 images in batches of 24: ten of them end between two steps."""
     (tmp_path / "run").mkdir()
-    experiment = start(class_gans(eval_every_steps=None), tmp_path / "run")
+    experiment = start(class_gans(), tmp_path / "run")
+    with experiment.config.ignore_type():
+        experiment.config.eval_every_steps = None
     odd = dataclasses.replace(experiment, steps_per_epoch=31 / 24, num_steps=10_000)
     due = [loop._due(odd, step - 1, step) for step in range(1, 9_999)]
     kept = [d for d in due if d.keep]

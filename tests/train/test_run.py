@@ -15,7 +15,7 @@ from skin_jax.base.errors import UserError
 from skin_jax.data import demo, splits
 from skin_jax.data import generated as generated_lib
 from skin_jax.data.classes import HAM10000
-from skin_jax.eval import runs
+from skin_jax.eval import runs, tables
 from skin_jax.tasks import state as state_lib
 from skin_jax.tasks.declared import classifier
 from skin_jax.train import checkpoints as checkpoint_lib
@@ -358,9 +358,12 @@ def test_a_finished_run_tells_of_its_generated_images_and_is_evaluated_without_t
     experiment = reopen(workdir)
     assert experiment.synthetic is None
     checkpoints = checkpoint_lib.Checkpoints(workdir / "checkpoints", read_only=True)
-    runs.evaluate_split(experiment, checkpoints, "test", tmp_path / "again")
+    again = runs.evaluate_split(experiment, checkpoints, "test")
     checkpoints.close()
-    assert (tmp_path / "again" / "predictions.csv").read_text() == written
+    tables.write_predictions(
+        tmp_path / "again.csv", again.image_ids, again.probabilities, again.classes
+    )
+    assert (tmp_path / "again.csv").read_text() == written
     assert written.count("\n") == 1 + np.sum(experiment.assignment == "test")
 
 

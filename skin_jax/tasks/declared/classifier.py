@@ -21,7 +21,8 @@ settings.declare(
         "model",
         name=Setting(
             None,
-            "Network: resnet50, densenet121, efficientnet_lite0 or cnn.",
+            "Network: resnet50, densenet121, efficientnet_lite0, efficientnet_lite1, "
+            "efficientnet_lite2, efficientnet_lite3, efficientnet_lite4 or cnn.",
             str,
             also=("arch", "model", "backbone"),
         ),

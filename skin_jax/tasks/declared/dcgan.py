@@ -43,8 +43,8 @@ settings.declare(
         "score",
         weights=Setting(
             config_lib.NO_WEIGHTS,
-            "EfficientNet-Lite0 as FILE.safetensors or hf:OWNER/NAME: scores are KIDs; none: they "
-            "are sliced Wasserstein distances.",
+            "An EfficientNet-Lite as FILE.safetensors or hf:OWNER/NAME: scores are KIDs; none: "
+            "they are sliced Wasserstein distances.",
         ),
         images=Setting(
             500, "Generated images of each class in a score, and most of the real ones.", low=2

@@ -18,23 +18,17 @@ settings.declare(
     | section(
         "model",
         width=Setting(
-            64,
-            "Channels at half the resolution, doubled at each halving (open in the paper).",
-            low=1,
+            64, "Channels at half the resolution, doubled at each halving (open).", low=1
         ),
-        noise_size=Setting(
-            128, "Length of the noise vector (open in the paper).", low=1, also=("latent_dim",)
-        ),
-        generator_batch_norm=Setting(True, "Batch norm in the generator (open in the paper)."),
-        discriminator_batch_norm=Setting(
-            False, "Batch norm in the discriminator (open in the paper)."
-        ),
+        noise_size=Setting(128, "Length of the noise vector (open).", low=1, also=("latent_dim",)),
+        generator_batch_norm=Setting(True, "Batch norm in the generator (open)."),
+        discriminator_batch_norm=Setting(False, "Batch norm in the discriminator (open)."),
     )
     | section(
         "loss",
         reading=Setting(
             "softmax",
-            "softmax: p(fake) is the last of n+1; separate: a sigmoid of its own.",
+            "softmax: p(fake) is the last of n+1; separate: its own sigmoid.",
             choices=("softmax", "separate"),
         ),
         generator=Setting(
@@ -44,17 +38,14 @@ settings.declare(
         ),
         generated_images=Setting(
             "fake",
-            "pseudo_label: confident generated images also train a class; fake: they do not.",
+            "pseudo_label: confident ones also train their class.",
             choices=("fake", "pseudo_label"),
         ),
         pseudo_label_from_epoch=Setting(
             5, 'First epoch with pseudo-labels ("after a few epochs").', low=0
         ),
         pseudo_label_threshold=Setting(
-            0.95,
-            "Class probability from which an image is confident (open in the paper).",
-            above=0,
-            high=1,
+            0.95, "Class probability from which an image is confident (open).", above=0, high=1
         ),
         updates=Setting(
             "sequential",

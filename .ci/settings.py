@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Writes the table of settings, which the tasks declare, into docs/settings.md: `make settings`."""
 
 from pathlib import Path
@@ -9,4 +8,10 @@ from skin_jax.tasks.declared import classifier, dcgan, sgan
 page = Path(__file__).parents[1] / "docs" / "settings.md"
 begin, end = "<!-- settings -->\n", "\n<!-- end of settings -->"
 before, _, rest = page.read_text().partition(begin)
-page.write_text(before + begin + settings.table([task.NAME for task in (sgan, dcgan, classifier)]) + end + rest.partition(end)[2])
+page.write_text(
+    before
+    + begin
+    + settings.table([task.NAME for task in (sgan, dcgan, classifier)])
+    + end
+    + rest.partition(end)[2]
+)

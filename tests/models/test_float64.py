@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from skin_jax.models import layers
+from skin_jax.models import layers, ops
 
 pytestmark = pytest.mark.as_compiled
 
@@ -37,13 +37,13 @@ def pointwise(stride):
 # Name -> the fast form, the plain form, the kernel's height and width, whether it is depthwise.
 FORMS = {
     "conv": (
-        layers.strided_conv,
+        ops.strided_conv,
         lambda x, k: plain_conv(x, k, 2, SAME),
         4,
         False,
     ),
     "conv_transpose": (
-        layers.strided_conv_transpose,
+        ops.strided_conv_transpose,
         lambda x, k: lax.conv_transpose(x, k, (2, 2), "SAME", dimension_numbers=DIMENSIONS),
         4,
         False,
@@ -57,13 +57,13 @@ FORMS = {
     "pointwise": (pointwise(1), plain_conv, 1, False),
     "strided_pointwise": (pointwise(2), lambda x, k: plain_conv(x, k, 2), 1, False),
     "depthwise": (
-        lambda x, k: layers.depthwise_conv(x, k, 1, SAME),
+        lambda x, k: ops.depthwise_conv(x, k, 1, SAME),
         lambda x, k: plain_conv(x, k, 1, SAME, x.shape[-1]),
         3,
         True,
     ),
     "strided_depthwise": (
-        lambda x, k: layers.depthwise_conv(x, k, 2, SAME),
+        lambda x, k: ops.depthwise_conv(x, k, 2, SAME),
         lambda x, k: plain_conv(x, k, 2, SAME, x.shape[-1]),
         3,
         True,
@@ -137,7 +137,7 @@ def test_max_pool(shape):
     # No two are equal: where they are, the gradient has no one value.
     x = np.random.default_rng(0).permutation(np.prod(shape[:4])).reshape(shape[:4])
     x = (x / x.size - 0.5).astype(np.float32)
-    ours = jax.jit(lambda x: values_and_gradients(layers.max_pool, x))(x)
+    ours = jax.jit(lambda x: values_and_gradients(ops.max_pool, x))(x)
     with jax.enable_x64(True):
         exact = jax.jit(
             lambda x: values_and_gradients(
