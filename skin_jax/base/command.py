@@ -62,12 +62,14 @@ class _Path(flags.ArgumentParser[str]):
 
 def define_path(name: str, default: str | None, help: str) -> flags.FlagHolder[str | None]:
     """Defines a flag for a path."""
-    return flags.DEFINE(_Path(), name, default, help, serializer=flags.ArgumentSerializer[str]())
+    serializer = flags.ArgumentSerializer[str]()
+    return flags.DEFINE(_Path(), name, default, help, flags.FLAGS, serializer)
 
 
 def define_paths(name: str, help: str) -> flags.FlagHolder[list[str]]:
     """Defines a flag for paths that may be repeated; `paths_in` reads each of its values."""
-    return flags.DEFINE_multi(_Path(), flags.ArgumentSerializer[str](), name, [], f"{help}\n")
+    serializer = flags.ArgumentSerializer[str]()
+    return flags.DEFINE_multi(_Path(), serializer, name, [], f"{help}\n", flags.FLAGS)
 
 
 def paths_in(text: str) -> list[str]:
