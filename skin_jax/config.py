@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
-from skin_jax.base import code, settings
+from skin_jax.base import code, folder, settings
 from skin_jax.base.errors import UserError, first_line
 from skin_jax.base.files import CACHE_ROOT, write_atomically
 from skin_jax.base.settings import MAX_SEED, Neutral, Setting, flatten, section
@@ -119,11 +119,7 @@ settings.declare(None, COMMON)
 
 
 def base(task: Any = None) -> ConfigDict:
-    """The settings of a task at their defaults.
-
-    Args:
-      task: a name; None, or a task of one's own (see `tasks.Kind`): the settings of all tasks.
-    """
+    """A task's settings at their defaults; of None or a task of one's own, those of all tasks."""
     config = settings.defaults(settings.DECLARED.get(task, COMMON))
     with config.ignore_type():
         config.task = task
@@ -131,25 +127,15 @@ def base(task: Any = None) -> ConfigDict:
 
 
 def shrink(config: ConfigDict) -> None:
-    """Makes a run one of about a minute, which saves three times before its end, in place.
-
-    It keeps the data set and the split.
-    """
-    config.data.image_size = 32
-    config.batch_size = 32
-    config.num_steps = 40
-    config.eval_every_steps = 10
-    config.log.every_steps = 10
+    """Makes a run one of about a minute that saves three times before its end; keeps the split."""
+    small = {"data.image_size": 32, "batch_size": 32, "num_steps": 40}
+    config.update_from_flattened_dict({**small, "eval_every_steps": 10, "log.every_steps": 10})
 
 
 def for_variant(
     config: ConfigDict, variant: str, smoke: Callable[[ConfigDict], None]
 ) -> ConfigDict:
-    """The configuration itself (""), or shrunk by its task ("smoke").
-
-    Raises:
-      UserError: another variant.
-    """
+    """The configuration itself (""), or shrunk by its task ("smoke"); UserError for others."""
     if variant not in ("", "smoke"):
         raise UserError(f"there is no variant {variant!r} of this configuration; there is ':smoke'")
     if variant:
@@ -160,11 +146,8 @@ def for_variant(
 def load(file: str) -> ConfigDict:
     """The configuration of a file, or the package's own of that name, with its variant.
 
-    Args:
-      file: such as "demo", "configs/demo.py:smoke", "/home/me/mine.py".
-
-    Raises:
-      UserError: there is no such file, or it fails: it is a program.
+    Such as "demo", "configs/demo.py:smoke", "/home/me/mine.py". UserError: there is no such file,
+    or it fails: it is a program.
     """
     name, _, variant = file.partition(":")
     path = Path(name).expanduser()
@@ -173,8 +156,12 @@ def load(file: str) -> ConfigDict:
     if not path.is_file():
         own = ", ".join(sorted(path.stem for path in FILES.glob("*.py")))
         raise UserError(f"there is no file {name} in {Path.cwd()}; skin_jax itself has {own}")
+    # A module, which `inspect` finds again by the classes that the file defines.
+    module: Any = types.ModuleType(f"configuration {path.absolute()}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module
     try:
-        module = _module(path)
+        exec(compile(path.read_bytes(), path, "exec"), vars(module))
         return module.get_config(variant) if variant else module.get_config()
     except UserError:
         raise
@@ -185,15 +172,6 @@ def load(file: str) -> ConfigDict:
         raise UserError(
             f"the configuration {where} failed: {type(error).__name__}: {first_line(error)}"
         ) from None
-
-
-def _module(path: Path) -> Any:
-    """The module of a file, which `inspect` finds again by the classes that it defines."""
-    module = types.ModuleType(f"configuration {path.absolute()}")
-    module.__file__ = str(path)
-    sys.modules[module.__name__] = module
-    exec(compile(path.read_bytes(), path, "exec"), vars(module))
-    return module
 
 
 def is_procedural(data: Mapping[str, Any]) -> bool:
@@ -212,10 +190,7 @@ def without_folders(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def normalize(config: ConfigDict) -> None:
-    """Writes settings that mean the same in the same way, in place.
-
-    Paths become absolute, so that a run can be resumed and looked at from any folder.
-    """
+    """Makes paths absolute, in place: a run can be resumed and looked at from any folder."""
     for key in ("dir", "synthetic"):
         if config.data[key] is not None:
             config.data[key] = str(Path(config.data[key]).expanduser().absolute())
@@ -228,11 +203,7 @@ def normalize(config: ConfigDict) -> None:
 
 
 def to_json(config: ConfigDict) -> str:
-    """The configuration as JSON; of code of one's own, where it stands.
-
-    Raises:
-      UserError: the code could not be found again.
-    """
+    """The configuration as JSON; of code of one's own, where it stands: UserError if nowhere."""
     return json.dumps(config.to_dict(), indent=2, sort_keys=True, default=code.record)
 
 
@@ -244,8 +215,7 @@ def write(config: ConfigDict, workdir: Path) -> None:
 def read(workdir: Path) -> ConfigDict:
     """The configuration of a work folder; what it does not say has the declared default.
 
-    Raises:
-      UserError: there is none, or it is damaged.
+    UserError: there is none, or it is damaged.
     """
     path = workdir / FILE_NAME
     try:
@@ -270,49 +240,32 @@ def read(workdir: Path) -> ConfigDict:
 
 
 def validate(config: ConfigDict) -> None:
-    """Refuses settings that are outside of their ranges, or do not fit each other.
-
-    Raises:
-      UserError: names the key, the value and what it can be.
-    """
+    """Refuses settings outside of their ranges, or that do not fit: names key, value and choice."""
     settings.check(config)
     data = config.data
-    if data.pipeline == "tf" and not importlib.util.find_spec("tensorflow"):
-        raise UserError(
-            "config.data.pipeline is 'tf', but TensorFlow is not installed; install the extra "
-            "skin_jax[tf] or pass --config.data.pipeline=device"
-        )
-    if data.synthetic_ratio is not None and data.synthetic is None:
-        raise UserError(
-            "config.data.synthetic_ratio needs generated images; give their folder with "
-            "--config.data.synthetic, or leave it out"
-        )
-    if data.oversample_to is None:
-        return
-    if data.synthetic is not None:
-        raise UserError(
-            "config.data.oversample_to is the control of config.data.synthetic: it repeats real "
-            "images in the place of generated ones; give one of them"
-        )
-    if data.sampling == "balanced":
-        raise UserError(
-            "config.data.oversample_to changes nothing with config.data.sampling='balanced', which "
-            "draws every class equally often; give one of them"
-        )
-    if "classes" in config:
-        raise UserError(
-            "config.data.oversample_to changes nothing for a network of each class, whose batches "
-            "are of its own images; leave it out"
-        )
+    without_tf = data.pipeline == "tf" and not importlib.util.find_spec("tensorflow")
+    repeats = data.oversample_to is not None
+    faults = {
+        "pipeline is 'tf', but TensorFlow is not installed; install the extra skin_jax[tf] or pass "
+        "--config.data.pipeline=device": without_tf,
+        "synthetic_ratio needs generated images; give their folder with --config.data.synthetic, "
+        "or leave it out": data.synthetic_ratio is not None and data.synthetic is None,
+        "oversample_to is the control of config.data.synthetic: it repeats real images in the "
+        "place of generated ones; give one of them": repeats and data.synthetic is not None,
+        "oversample_to changes nothing with config.data.sampling='balanced', which draws every "
+        "class equally often; give one of them": repeats and data.sampling == "balanced",
+        "oversample_to changes nothing for a network of each class, whose batches are of its own "
+        "images; leave it out": repeats and "classes" in config,
+    }
+    for fault, holds in faults.items():
+        if holds:
+            raise UserError(f"config.data.{fault}")
 
 
 def check_resumable(old: ConfigDict, new: ConfigDict, workdir: Path) -> None:
-    """Refuses to resume a run under a configuration that would change its result.
+    """Refuses to resume a run with settings that change its result, and names all that differ.
 
     Under a constant learning rate the run may become longer.
-
-    Raises:
-      UserError: names every key that differs, with both values.
     """
     before, after = flatten(old), flatten(new)
     if after.get("optimizer.schedule") == "constant":
@@ -327,16 +280,12 @@ def check_resumable(old: ConfigDict, new: ConfigDict, workdir: Path) -> None:
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """What differs between two flat configurations and can change a result, one phrase a key.
-
-    A setting that one of them lacks has its default there.
-    """
-    before, after = settings.completed(before), settings.completed(after)
-    return [
-        f"config.{key}: {before.get(key)!r} there, {after.get(key)!r} now"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and not is_neutral(key)
+    """What differs and can change a result, one phrase a key; what is not said is the default."""
+    kept = [
+        {f"config.{key}": v for key, v in settings.completed(flat).items() if not is_neutral(key)}
+        for flat in (before, after)
     ]
+    return folder.differences(*kept)
 
 
 def is_neutral(key: str) -> bool:
@@ -345,11 +294,7 @@ def is_neutral(key: str) -> bool:
 
 
 def choice(value: _T, allowed: Sequence[_T], key: str) -> _T:
-    """The value of `config.<key>`, if it is one of those allowed.
-
-    Raises:
-      UserError: names the key, the value and the choices.
-    """
+    """The value of `config.<key>`; a UserError with the choices if it is not one allowed."""
     if value not in allowed:
         options = ", ".join(repr(option) for option in allowed)
         raise UserError(f"config.{key} is {value!r}; it can be {options}")

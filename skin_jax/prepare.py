@@ -22,7 +22,7 @@ FLAGS = flags.FLAGS
 
 command.define_path("data_dir", None, "Folder in a known layout, or, with --table, of images.")
 reading.define_flags()
-flags.DEFINE_integer("image_size", 224, "Side of the prepared images in pixels.")
+flags.DEFINE_integer("image_size", 224, "Side of the prepared images in pixels.", 1)
 command.define_path("cache_dir", files.CACHE_ROOT, "Where prepared images are kept.")
 flags.DEFINE_enum("on_bad_image", "error", ["error", "skip"], "What to do about unreadable images.")
 flags.DEFINE_bool("download", False, "Without --data_dir: fetch the ISIC 2018 archives (3 GB).")

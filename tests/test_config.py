@@ -120,6 +120,7 @@ def test_a_folder_without_a_run_and_a_damaged_one_are_told_apart(tmp_path):
         ({"seed": 2**32}, r"config\.seed is 4294967296; .* at most 4294967295"),
         ({"data__split_seed": 2**32}, r"config\.data\.split_seed is 4294967296"),
         ({"data__fold": 5}, r"config\.data\.fold is 5; .* at most 4"),
+        ({"data__fold": -1}, r"config\.data\.fold is -1; it must be at least 0"),
         (
             {"optimizer__schedule": "linear"},
             r"schedule is .linear.; it can be .constant",
@@ -128,6 +129,8 @@ def test_a_folder_without_a_run_and_a_damaged_one_are_told_apart(tmp_path):
         ({"optimizer__warmup_steps": -1}, r"config\.optimizer\.warmup_steps is -1"),
         ({"loss__pseudo_label_threshold": 1.5}, r"threshold is 1\.5; it must be at most 1"),
         ({"sharding__num_devices": 0}, r"config\.sharding\.num_devices is 0"),
+        ({"distributed__num_processes": 0}, r"num_processes is 0; it must be at least 1"),
+        ({"distributed__heartbeat_timeout_seconds": 0}, r"seconds is 0; it must be at least 1"),
         ({"batch_size": None}, r"config\.batch_size is None; it takes a whole number"),
         (
             {"data__classes": (1, 2)},

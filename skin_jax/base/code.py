@@ -16,14 +16,7 @@ def name_of(own: Callable[..., Any]) -> str:
 
 
 def record(own: Callable[..., Any]) -> dict[str, str]:
-    """Says where a class or a function is defined, for `load`.
-
-    Returns:
-      The absolute path of its file, its name there, and the SHA-256 of the file.
-
-    Raises:
-      UserError: no later command could find it: it is defined in no file, or inside a function.
-    """
+    """Says for `load` where code is defined: file, name, SHA-256; a UserError if in no file."""
     name = name_of(own)
     try:
         file = inspect.getsourcefile(own)
@@ -35,22 +28,14 @@ def record(own: Callable[..., Any]) -> dict[str, str]:
             f"the configuration holds {name}, which later commands could not load again: define it "
             "at the top level of a file, such as the configuration file itself"
         )
-    return {
-        "file": str(Path(file).absolute()),
-        "name": name,
-        "sha256": hashlib.sha256(content).hexdigest(),
-    }
+    digest = hashlib.sha256(content).hexdigest()
+    return {"file": str(Path(file).absolute()), "name": name, "sha256": digest}
 
 
 def load(recorded: dict[str, Any], where: Path) -> Any:
-    """Runs the file of a `record` and returns what it defines under the name.
+    """Runs the file of a `record` and returns what it defines; other objects as they are.
 
-    Args:
-      recorded: of `record`; any other object is returned as it is.
-      where: it was recorded, for messages.
-
-    Raises:
-      UserError: the file is gone, changed, or fails.
+    UserError, with `where` it was recorded: the file is gone, changed, or fails.
     """
     if recorded.keys() != {"file", "name", "sha256"}:
         return recorded

@@ -62,14 +62,14 @@ class _Path(flags.ArgumentParser[str]):
 
 def define_path(name: str, default: str | None, help: str) -> flags.FlagHolder[str | None]:
     """Defines a flag for a path."""
-    parser, serializer = _Path(), flags.ArgumentSerializer[str]()
-    return flags.DEFINE(parser, name, default, help, flags.FLAGS, serializer)
+    serializer = flags.ArgumentSerializer[str]()
+    return flags.DEFINE(_Path(), name, default, help, flags.FLAGS, serializer)
 
 
 def define_paths(name: str, help: str) -> flags.FlagHolder[list[str]]:
     """Defines a flag for paths that may be repeated; `paths_in` reads each of its values."""
-    parser, serializer = _Path(), flags.ArgumentSerializer[str]()
-    return flags.DEFINE_multi(parser, serializer, name, [], f"{help}\n", flags.FLAGS)
+    serializer = flags.ArgumentSerializer[str]()
+    return flags.DEFINE_multi(_Path(), serializer, name, [], f"{help}\n", flags.FLAGS)
 
 
 def paths_in(text: str) -> list[str]:
@@ -114,24 +114,25 @@ def run(main: Callable[..., int | None], load: Callable[[str], ConfigDict] | Non
     logging.set_verbosity(logging.FATAL)
     atexit.register(_let_go)
     flags.DEFINE_bool("debug", False, "Show the traceback of an unforeseen error.")
-    arguments: list[Any] = []
 
-    def parse(argv: list[str]) -> None:
+    def parse(argv: list[str]) -> list[Any]:
         if _VERSION & {*argv}:
             _say(f"skin_jax {version()}")
         config, rest = _configured(argv, load) if load else (None, argv)
         if _HELP & {*rest}:
-            _say(_help(main, config, load))
+            _say(_help(main, config, load is not None))
         try:
-            arguments[:] = [flags.FLAGS(rest), config] if load else [flags.FLAGS(rest)]
+            return [flags.FLAGS(rest), config] if load else [flags.FLAGS(rest)]
         except flags.Error as error:
             raise errors.UserError(f"{error} (see --help)") from None
 
-    def work() -> int | None:
+    def work(arguments: list[Any]) -> int | None:
         _keep_compiled()
         return main(*arguments)
 
-    app.run(lambda _: _guarded(work), flags_parser=lambda argv: _guarded(lambda: parse(argv)))
+    app.run(
+        lambda arguments: _guarded(work, arguments), flags_parser=lambda argv: _guarded(parse, argv)
+    )
 
 
 def _configured(
@@ -169,27 +170,22 @@ def _configured(
     return config.lock(), rest
 
 
-def _help(
-    main: Callable[..., Any], config: ConfigDict | None, load: Callable[[str], ConfigDict] | None
-) -> str:
+def _help(main: Callable[..., Any], config: ConfigDict | None, takes_config: bool) -> str:
     module = main.__module__
     own = flags.FLAGS.get_key_flags_for_module(sys.argv[0] if module == "__main__" else module)
     lines = [sys.modules[module].__doc__ or "", "flags:"]
-    if load:
+    if takes_config:
         lines += [
             "  --config",
-            "      Name of a configuration, or a file; with ':smoke' a short try.",
+            "      Name of a configuration, or file; with ':smoke' a short try.",
         ]
     for flag in sorted(own, key=lambda flag: flag.name):
         default = f" ({flag.default})" if flag.default else ""
         lines += [f"  --{flag.name}", f"      {flag.help.splitlines()[0]}{default}"]
-    if load:
+    if takes_config:
         which = "this configuration" if config else "all configurations (--config=NAME --help: all)"
-        lines += [
-            "",
-            f"settings of {which}:",
-            settings.described(config or settings.defaults(settings.DECLARED[None])),
-        ]
+        shown = config or settings.defaults(settings.DECLARED[None])
+        lines += ["", f"settings of {which}:", settings.described(shown)]
     return "\n".join(lines)
 
 
@@ -209,8 +205,8 @@ def _keep_compiled() -> None:
             f"compiled programs cannot be kept for the next start ({error}); set {_CACHE} to a "
             "folder that can be written, or to nothing for none"
         )
-        return
-    os.environ[_CACHE] = str(folder)
+    else:
+        os.environ[_CACHE] = str(folder)
 
 
 def _say(text: str) -> NoReturn:
@@ -218,10 +214,10 @@ def _say(text: str) -> NoReturn:
     sys.exit(0)
 
 
-def _guarded(action: Callable[[], _T]) -> _T:
+def _guarded(action: Callable[[list[Any]], _T], given: list[Any]) -> _T:
     """Turns whatever ends an action into a line on stderr and an exit status."""
     try:
-        return action()
+        return action(given)
     except (errors.UserError, errors.Ended) as end:
         prefix = "error: " if isinstance(end, errors.UserError) else ""
         print(f"{prefix}{end}", file=sys.stderr)

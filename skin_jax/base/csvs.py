@@ -20,22 +20,14 @@ class Row(NamedTuple):
 
 
 def parse(
-    content: bytes,
-    problems: list[str],
-    *,
-    columns: Sequence[str] = (),
-    strip: bool = False,
+    content: bytes, problems: list[str], *, columns: Sequence[str] = (), strip: bool = False
 ) -> tuple[tuple[str, ...], list[Row]]:
     """Reads the header and the rows of a table; what is wrong is added to `problems`.
 
-    Blank rows are passed over. Cells are separated by tabs where the header has any, else by
-    commas, else by semicolons.
-
-    Args:
-      content: of the file, in UTF-8 with or without a mark.
-      problems: gets a clause for each fault, with its row and column.
-      columns: that must be there; others may be.
-      strip: takes spaces around names and cells away, for tables that people made.
+    The text is UTF-8 with or without a mark. Blank rows are passed over. Cells are separated by
+    tabs where the header has any, else by commas, else by semicolons. Each fault becomes a clause
+    with its row and column. Columns beside those that must be there may be; `strip` takes spaces
+    around names and cells away, for tables that people made.
 
     Returns:
       The header, and the rows that have as many cells as it; none where the header is at fault.

@@ -36,8 +36,7 @@ def start_distributed(
       coordinator_address: "host:port", where process 0 listens; the same in all processes.
       num_processes: how many there are.
       process_id: which one this is, from 0.
-      heartbeat_timeout_seconds: a process that was not heard of for so long counts as dead, and the
-        others end.
+      heartbeat_timeout_seconds: silence after which a process counts as dead, and the others end.
 
     Raises:
       UserError: some are named and others not, they don't fit, or the others cannot be reached.
@@ -46,17 +45,13 @@ def start_distributed(
         return
     if num_processes == 1 and coordinator_address is None and process_id in (None, 0):
         return
-    if coordinator_address is None and num_processes is None and process_id is None:
-        detect = True
-    elif coordinator_address is None or num_processes is None or process_id is None:
-        raise UserError(
-            "config.distributed names only a part of coordinator_address, num_processes and "
-            "process_id: give all three, or none where the cluster is to be detected"
-        )
-    else:
-        detect = False
-        if num_processes < 1:
-            raise UserError(f"config.distributed.num_processes is {num_processes}; it is 1 or more")
+    detect = coordinator_address is None and num_processes is None and process_id is None
+    if not detect:
+        if coordinator_address is None or num_processes is None or process_id is None:
+            raise UserError(
+                "config.distributed names only a part of coordinator_address, num_processes and "
+                "process_id: give all three, or none where the cluster is to be detected"
+            )
         if not 0 <= process_id < num_processes:
             raise UserError(
                 f"config.distributed.process_id is {process_id}; of {num_processes} processes it "
@@ -68,11 +63,6 @@ def start_distributed(
                 f"config.distributed.coordinator_address is {coordinator_address!r}; it is "
                 "host:port"
             )
-    if heartbeat_timeout_seconds < 1:
-        raise UserError(
-            "config.distributed.heartbeat_timeout_seconds is "
-            f"{heartbeat_timeout_seconds}; it must be at least 1"
-        )
     try:
         jax.distributed.initialize(
             coordinator_address,
@@ -112,46 +102,37 @@ def several() -> bool:
 
 def first_decides(value: bool) -> bool:
     """What process 0 found, in all processes."""
-    if jax.process_count() == 1:
-        return value
     return bool(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
 def first_lists(values: Sequence[int]) -> list[int]:
     """The numbers (int32) that process 0 found, in its order, in all processes."""
-    if jax.process_count() == 1:
-        return list(values)
     count = int(multihost_utils.broadcast_one_to_all(np.int32(len(values))))
-    mine = np.array(values, np.int32) if is_first() else np.zeros(count, np.int32)
-    return [int(value) for value in multihost_utils.broadcast_one_to_all(mine)]
+    mine = np.array(values if is_first() else [0] * count, np.int32)
+    return multihost_utils.broadcast_one_to_all(mine).tolist()
 
 
 def everywhere(value: bool) -> bool:
     """Whether it holds in all processes."""
-    if jax.process_count() == 1:
+    if not several():
         return value
     return bool(multihost_utils.process_allgather(np.int32(value)).all())
 
 
 def same_everywhere(text: str) -> bool:
     """Whether all processes have the same text."""
-    if jax.process_count() == 1:
-        return True
     digest = np.frombuffer(hashlib.blake2b(text.encode(), digest_size=16).digest(), np.uint8)
-    return bool((multihost_utils.process_allgather(digest) == digest).all())
+    first = multihost_utils.broadcast_one_to_all(digest)
+    return everywhere(bool((first == digest).all()))
 
 
 def wait_for_all(what: str) -> None:
     """Returns when all processes are here; `what` names the place."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(what)
+    multihost_utils.sync_global_devices(what)
 
 
 def leave(message: str, status: int) -> NoReturn:
-    """Ends this process at once, without the usual farewell to the others, who may be waiting.
-
-    They end by the heartbeat.
-    """
+    """Ends this process without a farewell to the others, who may wait: the heartbeat ends them."""
     print(message, file=sys.stderr, flush=True)
     os._exit(status)
 
@@ -160,28 +141,21 @@ def leave(message: str, status: int) -> NoReturn:
 def together() -> Iterator[None]:
     """A block that fails in all processes if it fails in one; nothing in it may wait for others.
 
-    Raises:
-      Exception: this process's own.
-      UserError: another process has failed.
+    Where it fails is this process's own exception; elsewhere a UserError.
     """
-    problem = None
     try:
         yield
-    except Exception as error:
-        problem = error
-    fine = everywhere(problem is None)
-    if problem is not None:
-        raise problem
-    if not fine:
+    except Exception:
+        everywhere(False)
+        raise
+    if not everywhere(True):
         raise UserError("another process of this run cannot go on; its own message says why")
 
 
 def make_mesh(num_devices: int | None) -> Mesh:
     """One `data` axis over the first `num_devices` devices (all where None).
 
-    Raises:
-      UserError: more devices are asked for than there are, or fewer where there are several
-        processes: some of them would be left without.
+    UserError: more than there are, or fewer, where some of several processes would have none.
     """
     devices = jax.devices()
     if num_devices not in (None, len(devices)) and jax.process_count() > 1:
@@ -214,9 +188,7 @@ def compiler_options(platform: str) -> dict[str, str | bool] | None:
     """On a CPU what makes steps faster, on a GPU always the same bits.
 
     A CPU's single convolutions are Eigen's, not YNNPACK's, and its optimisation barriers last until
-    operations are fused, where they would be taken away before.
-
-    An option that a version of jaxlib does not know is an error: only versions that were tried.
+    operations are fused. Only for versions of jaxlib that were tried: unknown options are errors.
     """
     if platform == "gpu":
         return {"xla_gpu_deterministic_ops": True}
@@ -240,11 +212,7 @@ def over_batch(mesh: Mesh, axis: int = 0) -> NamedSharding:
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, key: str) -> None:
-    """Refuses a batch size that does not divide over the devices.
-
-    Raises:
-      UserError: names the nearest sizes that do.
-    """
+    """Refuses a batch size that does not divide over the devices; names the nearest that do."""
     devices = mesh.size
     if batch_size < 1 or batch_size % devices:
         below = batch_size // devices * devices

@@ -15,9 +15,7 @@ PREEMPTED = 143
 class UserError(Exception):
     """Something that the user can put right; entry points print it without a traceback.
 
-    Args:
-      message: says what is wrong, where, and what to do.
-      exit_code: the exit status of the process, BAD_INPUT by default.
+    The message says what is wrong, where, and what to do.
     """
 
     def __init__(self, message: str, exit_code: int = BAD_INPUT):
@@ -26,14 +24,10 @@ class UserError(Exception):
 
 
 class Ended(BaseException):
-    """The process was asked to end by a signal.
+    """The process was asked to end by a signal: INTERRUPTED or PREEMPTED.
 
     It may come in the middle of anything, so no handler of errors (`except Exception`) may take it
-    for a failure of what it interrupts.
-
-    Args:
-      message: what is saved, and what to do.
-      exit_code: INTERRUPTED or PREEMPTED.
+    for a failure of what it interrupts. The message says what is saved, and what to do.
     """
 
     def __init__(self, message: str, exit_code: int):

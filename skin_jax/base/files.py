@@ -19,11 +19,7 @@ CACHE_ROOT = os.path.join(
 
 
 def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
-    """Writes a whole file or nothing, so that a reader never meets half of it.
-
-    Raises:
-      UserError: the folder cannot be written.
-    """
+    """Writes a whole file or nothing: no reader meets half of it. UserError if it cannot."""
     path = Path(path)
     data = content.encode() if isinstance(content, str) else content
     try:
@@ -33,7 +29,9 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
             # mkstemp makes files that only their owner reads; a result is as readable as any file.
-            os.chmod(temporary, 0o666 & ~_umask())
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(temporary, 0o666 & ~umask)
             os.replace(temporary, path)
         except BaseException:
             os.unlink(temporary)
@@ -43,11 +41,7 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
-    """Writes `plain(content)` as JSON, whole or not at all.
-
-    Raises:
-      UserError: the folder cannot be written.
-    """
+    """Writes `plain(content)` as JSON, as `write_atomically` does."""
     write_atomically(path, json.dumps(plain(content), indent=2, allow_nan=False) + "\n")
 
 
@@ -71,16 +65,12 @@ def plain(value: Any) -> Any:
 def locked(path: Path, *, waiting_for: str | None = None) -> Iterator[int | None]:
     """Lets one process at a time in; the lock goes with its process, also with a killed one.
 
-    Args:
-      path: of the lock file, made where it is missing.
-      waiting_for: what is said when another process is in, before waiting for it.
+    Another process is waited for, and `waiting_for` is said before; where that is None, it is a
+    BlockingIOError.
 
     Yields:
       The lock's file descriptor; a child process that inherits it keeps others out as long as it
       lives, whatever becomes of this process. None where the file system cannot lock.
-
-    Raises:
-      BlockingIOError: another process is in, and `waiting_for` is None.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
@@ -96,9 +86,3 @@ def locked(path: Path, *, waiting_for: str | None = None) -> Iterator[int | None
             yield None
             return
         yield file.fileno()
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current

@@ -14,13 +14,8 @@ from skin_jax.base.files import locked
 def claimed(folder: Path, busy: str, *, lock: bool = True) -> Iterator[None]:
     """Creates a folder where it is missing and keeps other processes out of it.
 
-    Args:
-      folder: of the work.
-      busy: what is said where another process is in.
-      lock: False only creates the folder: of several processes that share it one has the lock.
-
-    Raises:
-      UserError: another process is in, or the folder cannot be written.
+    `busy` is said where another is in. Without `lock` the folder is only created: of several
+    processes that share it one has the lock. UserError also where it cannot be written.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -35,13 +30,7 @@ def claimed(folder: Path, busy: str, *, lock: bool = True) -> Iterator[None]:
 
 
 def check_own(folder: Path, record: str, flag: str) -> None:
-    """Refuses a folder that holds files of somebody else: any, but no record.
-
-    Args:
-      folder: that may be missing.
-      record: name of the file that says what the folder is.
-      flag: that named the folder, for the message.
-    """
+    """Refuses the folder of a flag that holds files of somebody else: any, but no `record`."""
     if (folder / record).exists() or not folder.is_dir():
         return
     if other := sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")):
@@ -52,17 +41,10 @@ def check_own(folder: Path, record: str, flag: str) -> None:
 
 
 def read_record(path: Path, parse: Callable[[dict[str, Any]], Any], mend: str) -> Any:
-    """Reads a JSON object that this program wrote.
+    """Reads a JSON object that this program wrote, and parses it.
 
-    Args:
-      path: of the file, which exists.
-      parse: the object -> what is returned; a KeyError, TypeError, ValueError or AttributeError of
-        it means that the file is damaged.
-      mend: what to do about a damaged file.
-
-    Raises:
-      FileNotFoundError: there is no such file.
-      UserError: it is damaged.
+    FileNotFoundError where it is missing; a UserError that ends with `mend` where it is damaged:
+    `parse` may raise a KeyError, TypeError, ValueError or AttributeError.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -78,24 +60,18 @@ def read_record(path: Path, parse: Callable[[dict[str, Any]], Any], mend: str) -
 def check_same(
     folder: Path, what: str, before: Mapping[str, Any], after: Mapping[str, Any], flag: str
 ) -> None:
-    """Refuses to resume work under other settings.
-
-    Args:
-      folder: of the work.
-      what: it holds, such as "a run".
-      before, after: flat settings, by the name to show.
-      flag: that named the folder, for the message.
-
-    Raises:
-      UserError: names every setting that differs, with both values.
-    """
-    differing = [
-        f"{key}: {before.get(key)!r} there, {after.get(key)!r} now"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)
-    ]
-    if differing:
+    """Refuses to resume `what` is in a folder, such as "a run", under settings that differ."""
+    if differing := differences(before, after):
         raise UserError(
             f"{folder} holds {what} with other settings; give them as they were, or a new folder "
             f"as {flag}: " + "; ".join(differing)
         )
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """What differs between flat settings, by the name to show, one phrase a key."""
+    return [
+        f"{key}: {before.get(key)!r} there, {after.get(key)!r} now"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    ]

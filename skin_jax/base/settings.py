@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import difflib
 import functools
+import itertools
 import math
 import numbers
 import operator
@@ -136,11 +137,7 @@ def declare(task: str | None, own: Mapping[str, Setting]) -> None:
 
 
 def declared_for(config: Mapping[str, Any] | ConfigDict) -> Mapping[str, Setting]:
-    """The settings of a configuration's task, by their dotted keys.
-
-    Args:
-      config: nested or flat; of a task that declared nothing it has those of all tasks.
-    """
+    """The settings of a configuration's task, or of all tasks where it declared nothing."""
     return DECLARED.get(config.get("task", STUDY), DECLARED[None])
 
 
@@ -183,11 +180,7 @@ def as_in_json(value: Any) -> Any:
 
 
 def check(config: ConfigDict) -> None:
-    """Refuses values that are not what was declared.
-
-    Raises:
-      UserError: names the key, the value and what it can be.
-    """
+    """Refuses values that are not what was declared; names the key and what it can be."""
     flat, settings = flatten(config), declared_for(config)
     for key in (key for key in settings if key in flat and settings[key].kind is not object):
         if fault := settings[key].fault(flat[key]):
@@ -202,8 +195,7 @@ def _wrong(key: str, value: Any, fault: str) -> UserError:
 def override(config: ConfigDict, key: str, text: str) -> None:
     """Sets a setting to the value that a text stands for.
 
-    Raises:
-      UserError: an unknown key, whose neighbours are named, or a value that does not fit.
+    UserError: an unknown key, whose neighbours are named, or a value that does not fit.
     """
     if key not in flatten(config):
         raise _unknown(config, key)
@@ -234,12 +226,8 @@ def _unknown(config: ConfigDict, key: str) -> UserError:
     if inside := [other for other in known if other.startswith(f"{key}.")]:
         return UserError(f"--config.{key} is a section: give its settings, as --config.{inside[0]}")
     leaf = key.rpartition(".")[2]
-    leaves = {leaf} | {
-        declared.rpartition(".")[2]
-        for settings in DECLARED.values()
-        for declared, setting in settings.items()
-        if leaf in setting.also
-    }
+    every = itertools.chain.from_iterable(own.items() for own in DECLARED.values())
+    leaves = {leaf, *(name.rpartition(".")[2] for name, setting in every if leaf in setting.also)}
     near = [other for other in known if other.rpartition(".")[2] in leaves]
     near += difflib.get_close_matches(key, known, n=3, cutoff=0.5)
     hints = " or ".join(f"--config.{other}" for other in list(dict.fromkeys(near))[:4])
@@ -254,10 +242,8 @@ def described(config: ConfigDict) -> str:
     for name, keys in _by_section(key for key in settings if key in flat).items():
         lines += ["", f"{name or 'general'}:"]
         for key in keys:
-            lines += [f"  --config.{key}={flat[key]}"]
-            lines += textwrap.wrap(
-                settings[key].described, 98, initial_indent=" " * 6, subsequent_indent=" " * 6
-            )
+            lines.append(f"  --config.{key}={flat[key]}")
+            lines.append(textwrap.indent(textwrap.fill(settings[key].described, 92), " " * 6))
     if more := sorted({key.partition(".")[0] for key in flat.keys() - settings.keys()}):
         lines += ["", f"and what is in {', '.join(more)}"]
     return "\n".join(lines)
@@ -273,9 +259,8 @@ def table(names: Sequence[str]) -> str:
             by_default: dict[str, list[str]] = {}
             for task, setting in own.items():
                 by_default.setdefault(f"`{setting.default}`", []).append(task)
-            shown = [f"{default} ({', '.join(who)})" for default, who in by_default.items()]
-            if len(shown) == 1 and len(own) == len(tasks):
-                shown = list(by_default)
+            same = len(by_default) == 1 and len(own) == len(tasks)
+            shown = [d if same else f"{d} ({', '.join(who)})" for d, who in by_default.items()]
             rows.append(f"| `{key}` | {'; '.join(shown)} | {next(iter(own.values())).described} |")
     return "\n".join(rows).replace(CACHE_ROOT, "~/.cache/skin_jax")
 

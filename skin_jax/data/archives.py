@@ -5,12 +5,13 @@ HAM10000: as Harvard Dataverse (doi:10.7910/DVN/DBW86T) and Kaggle ship it.
 PAD-UFES-20: as Mendeley Data (doi:10.17632/zr7vgbcyr2.1) ships it.
 DermaMNIST: a file of MedMNIST v2 (doi:10.5281/zenodo.6496656).
 
-Each has a function that recognises its folder, and one that fills `Findings` and returns the
+For each there is what recognises its folder, and a function that fills `Findings` and returns the
 classes.
 """
 
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,41 +25,26 @@ from skin_jax.data.classes import HAM10000, ISIC_2019, ISIC_2020, PAD_UFES_20, C
 from skin_jax.data.findings import Columns, Facts, Findings, is_litter, leads_back
 
 HAM_METADATA = "HAM10000_metadata"
+_HAM_FOLDERS = "ham10000_images.*|images"
+_SAME = {"age": "age", "sex": "sex", "localization": "localization"}
+_LESION = {"lesion": "lesion_id"}
 HAM_COLUMNS = Columns(
-    "image_id",
-    label="dx",
-    groups=(("lesion", "lesion_id"),),
-    described=(
-        *(("age", "age"), ("sex", "sex"), ("localization", "localization")),
-        ("confirmation", "dx_type"),
-    ),
+    "image_id", label="dx", groups=_LESION, described={**_SAME, "confirmation": "dx_type"}
 )
-_GROUPINGS = Columns(
-    "image",
-    groups=(("lesion", "lesion_id"),),
-    described=(("confirmation", "diagnosis_confirm_type"),),
-)
+_GROUPINGS = Columns("image", groups=_LESION, described={"confirmation": "diagnosis_confirm_type"})
 _METADATA_2019 = Columns(
-    "image",
-    groups=(("lesion", "lesion_id"),),
-    described=(("age", "age_approx"), ("sex", "sex"), ("localization", "anatom_site_general")),
+    "image", described={**_SAME, "age": "age_approx", "localization": "anatom_site_general"}
 )
 _TRUTH_2020 = Columns(
     "image_name",
-    groups=(("patient", "patient_id"),),
-    described=(
-        *(("age", "age_approx"), ("sex", "sex")),
-        ("localization", "anatom_site_general_challenge"),
-    ),
+    groups={"patient": "patient_id"},
+    described={**_SAME, "age": "age_approx", "localization": "anatom_site_general_challenge"},
 )
 _PAD = Columns(
     "img_id",
     label="diagnostic",
-    groups=(("patient", "patient_id"), ("lesion", "lesion_id")),
-    described=(
-        *(("age", "age"), ("sex", "gender"), ("localization", "region")),
-        ("confirmation", "biopsed"),
-    ),
+    groups={"patient": "patient_id", **_LESION},
+    described={"age": "age", "sex": "gender", "localization": "region", "confirmation": "biopsed"},
 )
 _PARTS = {"Training": "train", "Validation": "val", "Test": "test"}
 """The challenges' words for the sides of their split."""
@@ -92,14 +78,27 @@ def tables_named(folder: Path, stem: str) -> list[Path]:
     return found
 
 
-def one(findings: Findings, found: Sequence[Path]) -> Path | None:
-    """The table that was found; of several, which must say the same, the first."""
-    for other in found[1:]:
-        if findings.table(other) != findings.table(found[0]):
-            findings.problems.append(
-                f"{findings.name(found[0])} and {findings.name(other)} differ; remove one of them"
-            )
-    return found[0] if found else None
+def one(findings: Findings, found: Sequence[Path]) -> Path:
+    """The first of the tables that were found, at least one; all must say the same."""
+    first, *others = found
+    findings.problems += [
+        f"{findings.name(first)} and {findings.name(other)} differ; remove one of them"
+        for other in others
+        if findings.table(other) != findings.table(first)
+    ]
+    return first
+
+
+def rows_of(findings: Findings, found: Sequence[Path], columns: Columns) -> dict[str, Facts]:
+    """The rows of `one` of the tables by image id; none where no table was found."""
+    return findings.rows(one(findings, found), columns) if found else {}
+
+
+def _with_lesions(findings: Findings, found: Sequence[Path], columns: Columns) -> Columns:
+    """The columns, with that of lesions where a table has it."""
+    if not (found and "lesion_id" in findings.table(found[0])[0]):
+        return columns
+    return replace(columns, groups={**columns.groups, "lesion": "lesion_id"})
 
 
 def _folders(root: Path, pattern: str) -> list[Path]:
@@ -115,42 +114,37 @@ class _Challenge:
     folder: str
     columns: Columns
 
-    def truth(self, root: Path, part: str) -> list[Path]:
-        return tables_named(root, self.table.format(part))
-
-    def inputs(self, root: Path, part: str) -> list[Path]:
-        return _folders(root, self.folder.format(part))
-
-    def has(self, root: Path, part: str) -> bool:
-        return bool(self.inputs(root, part) and self.truth(root, part))
+    def parts(self, root: Path, part: str) -> tuple[list[Path], list[Path]]:
+        """The folders of images of a part, and the tables that label them."""
+        folders = _folders(root, self.folder.format(part))
+        return folders, tables_named(root, self.table.format(part))
 
     def read(
         self, findings: Findings, part: str, *more: Mapping[str, Facts]
     ) -> list[tuple[str, Facts]]:
         """Adds the images of a part, with what more tables say; tells what is left out, and why."""
-        folders = self.inputs(findings.root, part)
-        truth = one(findings, self.truth(findings.root, part))
+        folders, found = self.parts(findings.root, part)
         findings.named.update(folders)
-        if truth is None or not folders:
-            for folder in folders:
+        if not (folders and found):
+            findings.notes += [
+                f"{folder.name} is left out: it has no ground truth, so no labels"
+                for folder in folders
+            ]
+            for path in found[:1]:
+                findings.named.add(path.parent)
                 findings.notes.append(
-                    f"{folder.name} is left out: it has no ground truth, so no labels"
-                )
-            if truth:
-                findings.named.add(truth.parent)
-                findings.notes.append(
-                    f"{findings.name(truth)} is left out: its images are not there"
+                    f"{findings.name(path)} is left out: its images are not there"
                 )
             return []
         # Dataverse's own test set has HAM10000's columns.
-        columns = HAM_COLUMNS if "dx" in findings.table(truth)[0] else self.columns
-        return _add(findings, folders, truth, columns, _PARTS[part], *more)
+        columns = HAM_COLUMNS if "dx" in findings.table(found[0])[0] else self.columns
+        return _add(findings, folders, found, columns, _PARTS[part], *more)
 
 
 def _add(
     findings: Findings,
     folders: Sequence[Path],
-    table: Path,
+    tables: Sequence[Path],
     columns: Columns,
     split: str,
     *more: Mapping[str, Facts],
@@ -158,13 +152,12 @@ def _add(
 ) -> list[tuple[str, Facts]]:
     """Adds the images in folders, and loose ones, that a table labels; returns its rows of them."""
     files = [*loose, *(path for folder in folders for path in findings.scan(folder))]
-    files = _without_twins(findings, files)
-    added = []
-    for image_id, facts, path in findings.match(findings.rows(table, columns), files, table):
+    files, table = _without_twins(findings, files), one(findings, tables)
+    added = findings.match(findings.rows(table, columns), files, table)
+    for image_id, facts, path in added:
         told = [rows[image_id] for rows in more if image_id in rows]
         findings.add(image_id, path, facts.label, split, facts.where, facts, *told)
-        added.append((image_id, facts))
-    return added
+    return [(image_id, facts) for image_id, facts, _ in added]
 
 
 def _without_twins(findings: Findings, paths: Sequence[Path]) -> list[Path]:
@@ -188,22 +181,18 @@ _ISIC_2018 = _Challenge(
 
 def is_isic_2018(root: Path) -> bool:
     """Any part of the challenge, with its truth, but not the test set beside HAM10000."""
-    parts = [part for part in _PARTS if _ISIC_2018.has(root, part)]
+    parts = [part for part in _PARTS if all(_ISIC_2018.parts(root, part))]
     return "Training" in parts or bool(parts and not is_ham10000(root))
 
 
 def read_isic_2018(findings: Findings) -> Classes:
     """Joins the truth with the lesion groupings, and with HAM10000's metadata where they are."""
     root, name = findings.root, "ISIC2018_Task3_Training_LesionGroupings"
-    found = [
-        path
-        for folder in (root, *_folders(root, _ISIC_2018.table.format("Training")))
-        for path in tables_named(folder, name)
-    ]
-    path = one(findings, found)
-    groupings = findings.rows(path, _GROUPINGS) if path else {}
-    path = one(findings, tables_named(root, HAM_METADATA))
-    metadata = findings.rows(path, replace(HAM_COLUMNS, label=None)) if path else {}
+    folders = (root, *_folders(root, _ISIC_2018.table.format("Training")))
+    found = [path for folder in folders for path in tables_named(folder, name)]
+    groupings = rows_of(findings, found, _GROUPINGS)
+    columns = replace(HAM_COLUMNS, label=None)
+    metadata = rows_of(findings, tables_named(root, HAM_METADATA), columns)
     for part in _PARTS:
         for image_id, facts in _ISIC_2018.read(findings, part, groupings, metadata):
             if part == "Training" and groupings and image_id not in groupings:
@@ -213,15 +202,11 @@ def read_isic_2018(findings: Findings) -> Classes:
     return HAM10000
 
 
-def _ham_folders(root: Path) -> list[Path]:
-    return _folders(root, "ham10000_images.*|images")
-
-
 def is_ham10000(root: Path) -> bool:
     """The metadata; they may also lie beside the challenge's folders, or beside class folders."""
-    if not tables_named(root, HAM_METADATA) or _ISIC_2018.has(root, "Training"):
+    if not tables_named(root, HAM_METADATA) or all(_ISIC_2018.parts(root, "Training")):
         return False
-    return bool(_ham_folders(root)) or not has_ham10000_classes(root)
+    return bool(_folders(root, _HAM_FOLDERS)) or not has_ham10000_classes(root)
 
 
 def has_ham10000_classes(root: Path) -> bool:
@@ -231,11 +216,9 @@ def has_ham10000_classes(root: Path) -> bool:
 
 def read_ham10000(findings: Findings) -> Classes:
     """The images lie in the archives' folders, in `images` or beside the metadata."""
-    root = findings.root
-    table = one(findings, tables_named(root, HAM_METADATA))
-    assert table is not None
-    loose = findings.scan(root, deep=False)
-    _add(findings, _ham_folders(root), table, HAM_COLUMNS, "train", loose=loose)
+    root, loose = findings.root, findings.scan(findings.root, deep=False)
+    tables = tables_named(root, HAM_METADATA)
+    _add(findings, _folders(root, _HAM_FOLDERS), tables, HAM_COLUMNS, "train", loose=loose)
     for part in ("Validation", "Test"):
         _ISIC_2018.read(findings, part)
     return HAM10000
@@ -252,57 +235,48 @@ _ISIC_2019 = _Challenge(
 
 def is_isic_2019(root: Path) -> bool:
     """The training part, or the test part."""
-    return any(_ISIC_2019.has(root, part) for part in _PARTS)
+    return any(all(_ISIC_2019.parts(root, part)) for part in _PARTS)
 
 
 def read_isic_2019(findings: Findings) -> Classes:
     """Images of UNK, which only the test part has, are left out unless they are asked for."""
     for part in ("Training", "Test"):
-        path = one(findings, tables_named(findings.root, f"ISIC_2019_{part}_Metadata"))
-        metadata = {}
-        if path:
-            has_lesions = "lesion_id" in findings.table(path)[0]  # the test set has none
-            groups = _METADATA_2019.groups if has_lesions else ()
-            metadata = findings.rows(path, replace(_METADATA_2019, groups=groups))
-        _ISIC_2019.read(findings, part, metadata)
+        found = tables_named(findings.root, f"ISIC_2019_{part}_Metadata")
+        columns = _with_lesions(findings, found, _METADATA_2019)  # the test set has none
+        _ISIC_2019.read(findings, part, rows_of(findings, found, columns))
     if {"UNK", "unk"}.isdisjoint({*findings.reading.classes, *dict(findings.reading.rename)}):
-        findings.leave_class("UNK")
+        findings.left_out += Counter(
+            image.label for image in findings.images if image.label == "UNK"
+        )
+        findings.images = [image for image in findings.images if image.label != "UNK"]
     return ISIC_2019
 
 
-def _tables_2020(root: Path) -> list[Path]:
+def tables_2020(root: Path) -> list[Path]:
+    """The tables of ISIC 2020, under the challenge's or Kaggle's name."""
     stem = "ISIC_2020_Training_GroundTruth"
     found = tables_named(root, f"{stem}_v2") or tables_named(root, stem)
     found = found or tables_named(root, "train")
     return [path for path in found if {"image_name", "target"} <= {*header_of(path)}]
 
 
-def is_isic_2020(root: Path) -> bool:
-    """The table, under the challenge's or Kaggle's name."""
-    return bool(_tables_2020(root))
-
-
 def read_isic_2020(findings: Findings) -> Classes:
     """The class is `target`, with which `benign_malignant` has to agree."""
-    root = findings.root
-    table = one(findings, _tables_2020(root))
-    assert table is not None
-    columns, (header, rows) = _TRUTH_2020, findings.table(table)
-    if "lesion_id" in header:
-        columns = replace(columns, groups=(*columns.groups, ("lesion", "lesion_id")))
+    root, found = findings.root, tables_2020(findings.root)
+    (header, rows), columns = findings.table(found[0]), _with_lesions(findings, found, _TRUTH_2020)
     label = "benign_malignant" if "benign_malignant" in header else "target"
     for row in rows if label == "benign_malignant" else ():
         target, name = row.values["target"].removesuffix(".0"), row.values[label]
-        if name not in ("benign", "malignant") or target != str(int(name == "malignant")):
+        if (target, name) not in (("0", "benign"), ("1", "malignant")):
             findings.problems.append(
-                f"{findings.name(table)}, row {row.number}: {label} is {name!r}, but target is "
+                f"{findings.name(found[0])}, row {row.number}: {label} is {name!r}, but target is "
                 f"{target!r}"
             )
     folders = _folders(root, "train|ISIC_2020_Training_(JPEG|Input)")
     for outer in _folders(root, "jpeg"):
         findings.named.add(outer)
         folders += _folders(outer, "train")
-    _add(findings, folders, table, replace(columns, label=label), "train")
+    _add(findings, folders, found, replace(columns, label=label), "train")
     if label == "target":
         numbers = {"0": "benign", "1": "malignant"}
         findings.images = [
@@ -312,50 +286,31 @@ def read_isic_2020(findings: Findings) -> Classes:
     return ISIC_2020
 
 
-def _pad_tables(root: Path) -> list[Path]:
+def tables_pad(root: Path) -> list[Path]:
+    """The tables of PAD-UFES-20."""
     wanted = {"img_id", "diagnostic", "patient_id"}
     return [path for path in tables_named(root, "metadata") if wanted <= {*header_of(path)}]
 
 
-def is_pad_ufes_20(root: Path) -> bool:
-    """The metadata."""
-    return bool(_pad_tables(root))
-
-
 def read_pad_ufes_20(findings: Findings) -> Classes:
     """The images lie in `images`, in the archives' folders or beside the metadata."""
-    root = findings.root
-    table = one(findings, _pad_tables(root))
-    assert table is not None
+    root, loose = findings.root, findings.scan(findings.root, deep=False)
     folders = _folders(root, r"images|imgs_part_\d+")
-    _add(findings, folders, table, _PAD, "train", loose=findings.scan(root, deep=False))
-    words = {"true": "histo", "false": "consensus"}  # of dermatologists, says the paper
-    for image in findings.images:
-        if "confirmation" in image.described:
-            cell, where = image.described["confirmation"]
-            image.described["confirmation"] = words.get(cell.casefold(), cell), where
+    _add(findings, folders, tables_pad(root), _PAD, "train", loose=loose)
     return PAD_UFES_20
 
 
 # DermaMNIST
 
 
-def _npz_files(root: Path) -> list[Path]:
+def npz_files(root: Path) -> list[Path]:
+    """The files of DermaMNIST in a folder, of any size of images."""
     return [path for path in sorted(root.glob("dermamnist*.npz")) if path.is_file()]
 
 
-def is_dermamnist(root: Path) -> bool:
-    """A file of any size of images."""
-    return bool(_npz_files(root))
-
-
 def read_dermamnist(findings: Findings, file: Path | None = None) -> Classes:
-    """Reads the file that is given, or the one in the folder.
-
-    Raises:
-      UserError: the folder has several.
-    """
-    first, *others = [file] if file else _npz_files(findings.root)
+    """Reads the file that is given, or the one in the folder: a UserError if there are several."""
+    first, *others = [file] if file else npz_files(findings.root)
     if others:
         raise UserError(
             f"{findings.root} holds {first.name} and {others[0].name}; pass the file that is meant "

@@ -5,17 +5,16 @@ the ground truth files of the ISIC challenges of 2018 (task 3), 2019 and 2020; P
 "PAD-UFES-20", Data in Brief 32, 106221 (2020).
 """
 
-import json
+import itertools
 import re
 import unicodedata
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from skin_jax.base import csvs
-from skin_jax.base.errors import UserError
+from skin_jax.base import csvs, folder
 from skin_jax.base.files import write_json
 
 FILE_NAME = "classes.json"
@@ -83,126 +82,80 @@ class Classes:
 
     @property
     def colours(self) -> tuple[str, ...]:
-        """A colour for each class, #RRGGBB; from the ninth class on they repeat.
-
-        They stay apart for colour-blind readers; what is drawn differs in dashes or markers, too.
-        """
-        return tuple(_COLOURS[label % len(_COLOURS)] for label in range(len(self)))
+        """A colour for each class, #RRGGBB, which colour-blind readers tell apart up to eight."""
+        return tuple(itertools.islice(itertools.cycle(_COLOURS), len(self)))
 
     @property
     def is_ham10000(self) -> bool:
         """Whether these are the seven classes of papers A and B, whose figures may stand beside."""
         return self.names == HAM10000.names
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, as `classes.json` and reports hold them."""
-        return {
-            "names": list(self.names),
-            "titles": list(self.titles),
-            "groups": list(self.groups),
-            "focus": self.focus,
-            "columns": list(self.columns),
-        }
+
+_Known = dict[str, tuple[str, str]]
+"""Name -> title and group."""
+
+_HAM10000: _Known = {
+    "akiec": ("actinic keratosis / Bowen's disease", MALIGNANT),
+    "bcc": ("basal cell carcinoma", MALIGNANT),
+    "bkl": ("benign keratosis", BENIGN),
+    "df": ("dermatofibroma", BENIGN),
+    "mel": ("melanoma", MALIGNANT),
+    "nv": ("melanocytic nevus", BENIGN),
+    "vasc": ("vascular lesion", BENIGN),
+}
+_ISIC_2019: _Known = {
+    "ak": ("actinic keratosis", ""),  # the challenge does not say what it takes them for
+    **{name: _HAM10000[name] for name in ("bcc", "bkl", "df", "mel", "nv")},
+    "scc": ("squamous cell carcinoma", MALIGNANT),
+    "vasc": _HAM10000["vasc"],
+}
+_ISIC_2020: _Known = {BENIGN: (BENIGN, BENIGN), MALIGNANT: (MALIGNANT, MALIGNANT)}
+_PAD_UFES_20: _Known = {
+    "ack": ("actinic keratosis", BENIGN),
+    "bcc": ("basal cell carcinoma", MALIGNANT),
+    "mel": ("melanoma", MALIGNANT),
+    "nev": ("nevus", BENIGN),
+    "scc": ("squamous cell carcinoma", MALIGNANT),
+    "sek": ("seborrheic keratosis", BENIGN),
+}
+_KNOWN = {
+    **(_PAD_UFES_20 | _ISIC_2019 | _HAM10000 | _ISIC_2020),
+    "melanoma": ("melanoma", MALIGNANT),
+    "unk": ("none of the others", ""),
+}
 
 
-HAM10000 = Classes(
-    names=("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"),
-    titles=(
-        "actinic keratosis / Bowen's disease",
-        "basal cell carcinoma",
-        "benign keratosis",
-        "dermatofibroma",
-        "melanoma",
-        "melanocytic nevus",
-        "vascular lesion",
-    ),
-    groups=(MALIGNANT, MALIGNANT, BENIGN, BENIGN, MALIGNANT, BENIGN, BENIGN),
-    focus="mel",
-    columns=("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"),
-)
+def _classes(known: _Known, focus: str, columns: str) -> Classes:
+    titles, groups = zip(*known.values(), strict=True)
+    return Classes(tuple(known), titles, groups, focus, tuple(columns.split()))
+
+
+HAM10000 = _classes(_HAM10000, "mel", "MEL NV BCC AKIEC BKL DF VASC")
 """Of HAM10000 and of the ISIC 2018 challenge, task 3; the columns are the challenge's."""
 
-ISIC_2019 = Classes(
-    names=("ak", "bcc", "bkl", "df", "mel", "nv", "scc", "vasc"),
-    titles=(
-        "actinic keratosis",
-        *HAM10000.titles[1:6],
-        "squamous cell carcinoma",
-        "vascular lesion",
-    ),
-    # The challenge does not say what it takes actinic keratoses for.
-    groups=("", MALIGNANT, BENIGN, BENIGN, MALIGNANT, BENIGN, MALIGNANT, BENIGN),
-    focus="mel",
-    columns=("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC"),
-)
+ISIC_2019 = _classes(_ISIC_2019, "mel", "MEL NV BCC AK BKL DF VASC SCC")
 """Of the ISIC 2019 challenge, without its UNK: no training image is of that."""
 
-ISIC_2020 = Classes(
-    names=("benign", "malignant"),
-    titles=("benign", "malignant"),
-    groups=(BENIGN, MALIGNANT),
-    focus="malignant",
-    columns=("benign", "malignant"),
-)
+ISIC_2020 = _classes(_ISIC_2020, MALIGNANT, f"{BENIGN} {MALIGNANT}")
 """Of the ISIC 2020 challenge (SIIM-ISIC), where malignant means melanoma."""
 
-PAD_UFES_20 = Classes(
-    names=("ack", "bcc", "mel", "nev", "scc", "sek"),
-    titles=(
-        "actinic keratosis",
-        "basal cell carcinoma",
-        "melanoma",
-        "nevus",
-        "squamous cell carcinoma",
-        "seborrheic keratosis",
-    ),
-    groups=(BENIGN, MALIGNANT, MALIGNANT, BENIGN, MALIGNANT, BENIGN),
-    focus="mel",
-    columns=("ACK", "BCC", "MEL", "NEV", "SCC", "SEK"),
-)
+PAD_UFES_20 = _classes(_PAD_UFES_20, "mel", "ACK BCC MEL NEV SCC SEK")
 """Of PAD-UFES-20, whose authors call the first group skin cancer and the second skin disease."""
 
-_KNOWN: dict[str, tuple[str, str]] = {
-    name: (title, group)
-    for known in (PAD_UFES_20, ISIC_2019, HAM10000, ISIC_2020)
-    for name, title, group in zip(known.names, known.titles, known.groups, strict=True)
-} | {"melanoma": ("melanoma", MALIGNANT), "unk": ("none of the others", "")}
 _FOCUS = ("malignant", "melanoma", "mel")
 _RESERVED = ("grids", "image", "overall")
 """Names that files have beside those of the classes: folders, columns and rows of reports."""
 
-HAM10000_COUNTS: dict[str, int] = {
-    "akiec": 327,
-    "bcc": 514,
-    "bkl": 1099,
-    "df": 115,
-    "mel": 1113,
-    "nv": 6705,
-    "vasc": 142,
-}
+HAM10000_COUNTS = dict(zip(HAM10000.names, (327, 514, 1099, 115, 1113, 6705, 142), strict=True))
 """Images of each class in the full training set (papers A and B)."""
 
 
-def arranged(
-    found: Sequence[str],
-    known: Classes | None,
-    wanted: Sequence[str],
-    rename: Sequence[tuple[str, str]],
-) -> Classes:
-    """The classes of a data set in the order of their labels.
+def arranged(found: Iterable[str], allowed: Sequence[str], known: Classes | None) -> Classes:
+    """The classes in the order of their labels: those allowed, else those found, by name.
 
-    Args:
-      found: names of the images' classes, in any order and number.
-      known: the classes of the layout, which are there even without images; None: those found, by
-        name, whole numbers in their order.
-      wanted: names to take, in this order; empty: all.
-      rename: pairs (name of `known`, new name).
+    Whole numbers in names are in their order. `known` are the classes of the layout.
     """
-    names = tuple(wanted)
-    if not names and known:
-        names = tuple(dict.fromkeys(dict(rename).get(name, name) for name in known.names))
-    elif not names:
-        names = tuple(sorted(set(found), key=_natural))
+    names = tuple(allowed) or tuple(sorted(set(found), key=_natural))
     if known and names == known.names:
         return known
     return HAM10000 if names == HAM10000.names else Classes.of(names)
@@ -217,15 +170,9 @@ def name_problems(names: Sequence[str]) -> list[str]:
         if key in folded:
             problems.append(f"the classes {folded[key]!r} and {name!r} differ only in case")
         folded[key] = name
-        if (
-            name != name.strip()
-            or name.startswith(".")
-            or not name
-            or len(name.encode(errors="replace")) > 100
-            or not {"/", "\\"}.isdisjoint(name)
-            or csvs.is_odd(name)
-            or key in _RESERVED
-        ):
+        unfit = name != name.strip() or name.startswith(".") or not name or csvs.is_odd(name)
+        unfit |= len(name.encode(errors="replace")) > 100 or not {"/", "\\"}.isdisjoint(name)
+        if unfit or key in _RESERVED:
             problems.append(
                 f"{name!r} cannot be the name of a class: files and folders are named after it"
             )
@@ -241,30 +188,20 @@ def _natural(name: str) -> list[tuple[int, int, str]]:
 
 def write(classes: Classes, workdir: Path) -> None:
     """Writes `classes.json` into a work folder, whole or not at all."""
-    write_json(workdir / FILE_NAME, classes.to_json())
+    write_json(workdir / FILE_NAME, asdict(classes))
 
 
 def read(workdir: Path) -> Classes:
-    """The classes of a run; the seven of HAM10000 in a work folder from before there was a choice.
+    """The classes of a run; HAM10000's in a work folder that is older than the choice."""
 
-    Raises:
-      UserError: `classes.json` is damaged.
-    """
-    path = workdir / FILE_NAME
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        found = Classes(
-            names=tuple(content["names"]),
-            titles=tuple(content["titles"]),
-            groups=tuple(content["groups"]),
-            focus=content["focus"],
-            columns=tuple(content["columns"]),
-        )
-        lengths = {len(part) for part in (found.names, found.titles, found.groups, found.columns)}
-        if len(lengths) != 1 or sorted(found.column_order) != list(range(len(found))):
+    def parse(content: dict[str, Any]) -> Classes:
+        lists = {key: tuple(content[key]) for key in ("names", "titles", "groups", "columns")}
+        found = Classes(**lists, focus=content["focus"])
+        if len(set(map(len, lists.values()))) != 1 or {*found.column_order} != {*range(len(found))}:
             raise ValueError("its lists do not fit each other")
         return found
+
+    try:
+        return folder.read_record(workdir / FILE_NAME, parse, "restore it from a copy")
     except FileNotFoundError:
         return HAM10000
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error!r}); restore it from a copy") from None

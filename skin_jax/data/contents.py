@@ -32,13 +32,8 @@ def digests(
     """Identifies what image files hold.
 
     Hashes are remembered under what no program can give to other contents: device, inode, size, and
-    the times of the last change of contents and of the inode.
-
-    Args:
-      paths: image files.
-      known: JSON file in which hashes are kept from one start to the next; rewritten where some are
-        new, left as it is where it cannot be written.
-      progress: shows a progress bar on stderr.
+    the times of the last change of contents and of the inode. They are kept in the JSON file
+    `known` from one start to the next, where it can be written.
 
     Returns:
       For each file its `digest`; the reason where it holds no image of a size that is read, such as
@@ -52,19 +47,15 @@ def digests(
         try:
             file = images.file_of(path)
             status = file.stat()
-            identity = (
-                f"{status.st_dev} {status.st_ino} {status.st_size} "
-                f"{status.st_mtime_ns} {status.st_ctime_ns}"
-            )
-            if file is not path:
-                identity += f" {path.parent.name} {path.name}"
+            facts = [status.st_dev, status.st_ino, status.st_size]
+            facts += [status.st_mtime_ns, status.st_ctime_ns]
+            row = [] if file is path else [path.parent.name, path.name]
+            identity = " ".join(map(str, [*facts, *row]))
             found = before.get(identity) or digest(images.read(path))
         except OSError as error:
             return images.PassingTrouble(error.strerror)
-        except images.PassingTrouble as trouble:
-            return trouble
         except images.UnreadableImage as reason:
-            return str(reason)
+            return reason if isinstance(reason, images.PassingTrouble) else str(reason)
         if now - status.st_ctime_ns > _SETTLED_AFTER:
             after[identity] = found
         return found

@@ -15,7 +15,7 @@ arguments give the same pixels on one machine; another processor or NumPy may ro
 to the neighbouring value.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -42,20 +42,13 @@ _BLACK = np.array([0.13, 0.08, 0.08], np.float32)
 
 
 def generate(num_images: int, image_size: int, seed: int) -> Examples:
-    """Make the demo data set: `num_images` photographs of lesions, deterministic.
+    """Draws `num_images` (at least MIN_IMAGES) photographs of lesions, all of the split "train".
 
-    Args:
-      num_images: at least MIN_IMAGES (8 lesions a class).
-      image_size: height and width in pixels, at least MIN_IMAGE_SIZE.
-      seed: non-negative; the same arguments give the same pixels.
-
-    Returns:
-      Examples with uint8 images [num_images, image_size, image_size, 3], all of the split "train".
+    They are uint8 [num_images, image_size, image_size, 3], image_size being at least
+    MIN_IMAGE_SIZE; the seed is not negative.
     """
     if image_size < MIN_IMAGE_SIZE:
         raise UserError(f"the demo images need at least {MIN_IMAGE_SIZE} pixels, not {image_size}")
-    if seed < 0:
-        raise UserError(f"the seed of the demo data must not be negative, but it is {seed}")
     plan = _plan(class_counts(num_images))
     images = np.empty((num_images, image_size, image_size, 3), np.uint8)
     order = np.random.default_rng((seed, num_images)).permutation(num_images)
@@ -101,7 +94,7 @@ def _plan(counts: np.ndarray) -> np.ndarray:
 
 
 def _records(plan: np.ndarray, seed: int) -> tuple[Record, ...]:
-    """Make a Record of each row of the plan; metadata are drawn for the lesion, not its class."""
+    """A record for each row of the plan; metadata are drawn for the lesion, not its class."""
     lesions, number = np.unique(plan[:, :2], axis=0, return_inverse=True)
     # Numbered at random: a lesion's id says nothing about its class.
     names = np.random.default_rng((seed, len(lesions))).permutation(len(lesions))
@@ -109,14 +102,17 @@ def _records(plan: np.ndarray, seed: int) -> tuple[Record, ...]:
     for label, lesion in lesions:
         draw = np.random.default_rng((seed, label, lesion, 0, 1))
         age = float(np.clip(5 * round(draw.normal(52, 17) / 5), 5, 85))
-        sex = ("male", "female")[draw.integers(2)]
-        place = LOCALIZATIONS[draw.integers(len(LOCALIZATIONS))]
-        people.append((age, sex, place, CONFIRMATIONS[draw.integers(len(CONFIRMATIONS))]))
-    records = []
-    for i, (label, which) in enumerate(zip(plan[:, 0], number.reshape(-1), strict=True)):
-        lesion_id = f"DEMO_L{names[which]:05d}"
-        records.append(Record(f"DEMO_{i:07d}", int(label), lesion_id, *people[which], "train"))
-    return tuple(records)
+        words = (("male", "female"), LOCALIZATIONS, CONFIRMATIONS)
+        sex, place, confirmation = (choices[draw.integers(len(choices))] for choices in words)
+        people.append((age, sex, place, confirmation))
+    rows = zip(plan[:, 0].tolist(), number.reshape(-1), strict=True)
+    return tuple(
+        Record(f"DEMO_{i:07d}", label, f"DEMO_L{names[n]:05d}", *people[n], "train")
+        for i, (label, n) in enumerate(rows)
+    )
+
+
+_Point = tuple[np.ndarray, np.ndarray]
 
 
 class _Draws:
@@ -130,7 +126,6 @@ class _Draws:
     def many(self, count: int, low: float, high: float) -> np.ndarray:
         """float32 [count, N, 1, 1] in [low, high)."""
         lots = self._lots[self._used : self._used + count]
-        assert len(lots) == count, "a lesion uses more random numbers than _LOTS"
         self._used += count
         return np.float32(low) + np.float32(high - low) * lots
 
@@ -143,12 +138,19 @@ class _Draws:
         pairs = zip(low, high, strict=True)
         return np.stack([self.one(a, b) for a, b in pairs], axis=-1)
 
-    def disc(self, count: int, radius: float) -> tuple[np.ndarray, np.ndarray]:
+    def disc(self, count: int, radius: float) -> _Point:
         """Points [count, N, 1, 1], x and y, spread evenly over a disc: a jittered sunflower."""
         k = np.arange(count, dtype=np.float32)[:, None, None, None]
         distance = radius * np.sqrt((k + self.many(count, 0.2, 0.8)) / count)
         angle = 2.4 * k + self.one(0, 2 * np.pi) + self.many(count, -0.35, 0.35)
         return distance * np.cos(angle), distance * np.sin(angle)
+
+    def spots(
+        self, count: int, spread: float, strength: tuple[float, float], radius: tuple[float, float]
+    ) -> Iterable[tuple[np.ndarray, ...]]:
+        """`count` spots over a disc: x, y, strength and radius of each, [N, 1, 1]."""
+        centres = self.disc(count, spread)
+        return zip(*centres, self.many(count, *strength), self.many(count, *radius), strict=True)
 
 
 class _Canvas:
@@ -197,25 +199,19 @@ class _Canvas:
     def waves(self, wavelength: float, count: int) -> np.ndarray:
         """Band-limited noise [N, S, S] of variance 1: plane waves in all directions."""
         total = np.zeros_like(self.u)
-        draws = zip(
-            self.lesion.many(count, -0.4, 0.4),
-            self.lesion.many(count, 0, 2 * np.pi),
-            self.lesion.many(count, 0.8, 1.25),
-            strict=True,
-        )
-        for i, (jitter, phase, factor) in enumerate(draws):
-            angle, k = np.pi * i / count + jitter, 2 * np.pi * factor / wavelength
+        ranges = ((-0.4, 0.4), (0, 2 * np.pi), (0.8, 1.25))
+        jitter, phases, factors = (self.lesion.many(count, *bounds) for bounds in ranges)
+        for i, phase in enumerate(phases):
+            angle, k = np.pi * i / count + jitter[i], 2 * np.pi * factors[i] / wavelength
             total += np.cos(k * np.cos(angle) * self.u + k * np.sin(angle) * self.v + phase)
         return total * np.float32(np.sqrt(2 / count))
 
-    def spot(self, x: np.ndarray, y: np.ndarray, radius: np.ndarray, width: float) -> np.ndarray:
-        """Give the alpha of a disc, [N, S, S] in [0, 1]."""
-        return self.edge(radius - np.hypot(self.u - x, self.v - y), width)
+    def distance(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Distance from a point, [N, S, S]."""
+        return np.hypot(self.u - x, self.v - y)
 
-    def segment(
-        self, start: tuple[np.ndarray, np.ndarray], end: tuple[np.ndarray, np.ndarray], width: float
-    ) -> np.ndarray:
-        """Give the alpha of a line with soft sides, [N, S, S] in [0, 1]."""
+    def segment(self, start: _Point, end: _Point, width: float) -> np.ndarray:
+        """The alpha of a line with soft sides, [N, S, S] in [0, 1]."""
         (x, y), dx, dy = start, end[0] - start[0], end[1] - start[1]
         along = ((self.u - x) * dx + (self.v - y) * dy) / (dx * dx + dy * dy + 1e-6)
         along = np.clip(along, 0, 1)
@@ -260,12 +256,10 @@ def _paint_bkl(canvas: _Canvas) -> None:
     body = canvas.edge(depth, 0.03)
     canvas.blend(0.9 * canvas.tone, body)
     canvas.blend(0.6 * canvas.tone, 0.7 * body * canvas.edge(canvas.waves(0.26, 7), 1.2))
-    x, y = canvas.lesion.disc(14, 0.55)
-    strengths = canvas.lesion.many(14, 0.6, 1.0)
-    for i, radius in enumerate(canvas.lesion.many(14, 0.04, 0.08)):
-        colour = _BLACK if i % 3 == 0 else _WHITE
-        alpha = canvas.spot(x[i], y[i], radius, 0.05) * canvas.edge(depth - 0.05, 0.05)
-        canvas.blend(colour, 0.95 * strengths[i] * alpha)
+    spots = canvas.lesion.spots(14, 0.55, strength=(0.6, 1.0), radius=(0.04, 0.08))
+    for i, (x, y, strength, radius) in enumerate(spots):
+        alpha = canvas.edge(radius - canvas.distance(x, y), 0.05) * canvas.edge(depth - 0.05, 0.05)
+        canvas.blend(_WHITE if i % 3 else _BLACK, 0.95 * strength * alpha)
 
 
 def _paint_bcc(canvas: _Canvas) -> None:
@@ -273,37 +267,35 @@ def _paint_bcc(canvas: _Canvas) -> None:
     body = canvas.edge(canvas.outline(rough=0.07, stretch=1.3), 0.14)
     canvas.blend(0.55 * canvas.skin + 0.45 * canvas.tone, body)
     canvas.blend(_WHITE, 0.3 * body * canvas.edge(canvas.waves(0.7, 5) - 0.6, 1.0))
-    x, y = canvas.lesion.disc(6, 0.5)
-    strengths = canvas.lesion.many(6, 0.5, 0.9)
-    for i, radius in enumerate(canvas.lesion.many(6, 0.07, 0.14)):
-        canvas.blend(_BLUE_GREY, strengths[i] * body * canvas.spot(x[i], y[i], radius, 0.10))
+    globules = canvas.lesion.spots(6, 0.5, strength=(0.5, 0.9), radius=(0.07, 0.14))
+    for x, y, strength, radius in globules:
+        inside = canvas.edge(radius - canvas.distance(x, y), 0.10)
+        canvas.blend(_BLUE_GREY, strength * body * inside)
     vessels = np.zeros_like(canvas.u)
     for start in (0.0, np.pi):  # two trees that enter from opposite sides
         heading = start + canvas.lesion.one(-0.5, 0.5)
         away = canvas.lesion.one(0.60, 0.75)
         root = (away * np.cos(heading), away * np.sin(heading))
-        inward = heading + np.pi + canvas.lesion.one(-0.5, 0.5)
-        _grow(canvas, vessels, root, inward, length=0.36, width=0.05, forks=2)
+        _grow(canvas, vessels, root, heading + np.pi + canvas.lesion.one(-0.5, 0.5))
     canvas.blend(_RED, 0.9 * vessels * np.clip(body + 0.2, 0, 1))
 
 
 def _grow(
     canvas: _Canvas,
     vessels: np.ndarray,
-    root: tuple[np.ndarray, np.ndarray],
+    root: _Point,
     heading: np.ndarray,
-    length: float,
-    width: float,
-    forks: int,
+    length: float = 0.36,
+    width: float = 0.05,
+    forks: int = 2,
 ) -> None:
     """Draws a branch and, `forks` times over, the two thinner ones it ends in, into `vessels`."""
     bent = heading + canvas.lesion.one(-0.3, 0.3)
     tip = (root[0] + length * np.cos(bent), root[1] + length * np.sin(bent))
     np.maximum(vessels, canvas.segment(root, tip, width), out=vessels)
-    if forks:
-        for turn in (-1, 1):
-            away = bent + turn * canvas.lesion.one(0.45, 0.9)
-            _grow(canvas, vessels, tip, away, 0.75 * length, 0.8 * width, forks - 1)
+    for turn in (-1, 1) if forks else ():
+        away = bent + turn * canvas.lesion.one(0.45, 0.9)
+        _grow(canvas, vessels, tip, away, 0.75 * length, 0.8 * width, forks - 1)
 
 
 def _paint_akiec(canvas: _Canvas) -> None:
@@ -312,12 +304,11 @@ def _paint_akiec(canvas: _Canvas) -> None:
     canvas.blend(canvas.tone, 0.85 * body)
     canvas.blend(_RED, 0.35 * body * canvas.edge(canvas.waves(0.45, 5), 1.0))
     broken = np.clip(0.75 + 0.45 * canvas.waves(0.16, 6), 0, 1)
-    x, y = canvas.lesion.disc(9, 0.58)
-    strengths = canvas.lesion.many(9, 0.6, 1.0)
-    for i, radius in enumerate(canvas.lesion.many(9, 0.08, 0.13)):
-        distance = np.hypot(canvas.u - x[i], canvas.v - y[i])
+    rosettes = canvas.lesion.spots(9, 0.58, strength=(0.6, 1.0), radius=(0.08, 0.13))
+    for x, y, strength, radius in rosettes:
+        distance = canvas.distance(x, y)
         ring = canvas.edge(0.035 - np.abs(distance - radius), 0.06) * broken
-        canvas.blend(_WHITE, strengths[i] * np.clip(1.4 * body, 0, 1) * ring)
+        canvas.blend(_WHITE, strength * np.clip(1.4 * body, 0, 1) * ring)
         canvas.blend(0.6 * canvas.tone, 0.6 * body * canvas.edge(radius - 0.06 - distance, 0.05))
     canvas.blend(_WHITE, 0.7 * body * canvas.edge(canvas.waves(0.3, 6) - 1.5, 0.5))
 
@@ -340,7 +331,7 @@ def _paint_vasc(canvas: _Canvas) -> None:
     nearest = np.full_like(canvas.u, 9)
     second = np.full_like(canvas.u, 9)
     for i, size in enumerate(canvas.lesion.many(9, 0.85, 1.15)):
-        distance = np.hypot(canvas.u - scale * x[i], canvas.v - scale * y[i]) / size
+        distance = canvas.distance(scale * x[i], scale * y[i]) / size
         second = np.minimum(second, np.maximum(nearest, distance))
         nearest = np.minimum(nearest, distance)
     canvas.blend(0.5 * canvas.skin + 0.5 * canvas.tone, canvas.edge(0.24 * scale - nearest, 0.05))
@@ -351,35 +342,28 @@ def _paint_vasc(canvas: _Canvas) -> None:
     canvas.blend(_BLACK, 0.6 * cells * thickness)
 
 
-_PAINTERS: dict[str, Callable[[_Canvas], None]] = {
-    "akiec": _paint_akiec,
-    "bcc": _paint_bcc,
-    "bkl": _paint_bkl,
-    "df": _paint_df,
-    "mel": _paint_mel,
-    "nv": _paint_nv,
-    "vasc": _paint_vasc,
-}
+_PAINTERS = (_paint_akiec, _paint_bcc, _paint_bkl, _paint_df, _paint_mel, _paint_nv, _paint_vasc)
+"""In the order of the labels."""
 
 
 def _render(label: int, plan: np.ndarray, size: int, seed: int) -> np.ndarray:
     """uint8 [N, size, size, 3]: the photographs of the plan's rows, all of one class."""
-    lesion = _Draws([(seed, label, i) for _, i, _ in plan.tolist()])
     # Trailing zeros don't change a seed sequence, so views count from 1.
     views = [(seed, label, i, 1 + j) for _, i, j in plan.tolist()]
     view = _Draws(views)
-    canvas = _Canvas(lesion, view, size)
-    _PAINTERS[HAM10000.names[label]](canvas)
+    canvas = _Canvas(_Draws([key[:3] for key in views]), view, size)
+    _PAINTERS[label](canvas)
     mottle = 0.03 * canvas.waves(0.4, 6) + 0.02 * canvas.waves(0.13, 6)
     canvas.image *= (1 + mottle)[..., None]
     _balance(canvas, view)
-    _light(canvas.image, view)
-    _hair(canvas.image, view)
-    noise = [
-        np.random.default_rng((*key, 1)).standard_normal((size, size, 3), np.float32)
-        for key in views
-    ]
-    pixels = canvas.image + 0.012 * np.stack(noise)
+    axis = np.linspace(-1, 1, size, dtype=np.float32)
+    x, y = axis[None, None, :], axis[None, :, None]
+    _light(canvas.image, view, x, y)
+    _hair(canvas.image, view, x, y)
+    noise = np.empty_like(canvas.image)
+    for key, field in zip(views, noise, strict=True):
+        np.random.default_rng((*key, 1)).standard_normal(out=field, dtype=np.float32)
+    pixels = canvas.image + 0.012 * noise
     return np.rint(255 * np.clip(pixels, 0.02, 0.98)).astype(np.uint8)
 
 
@@ -398,20 +382,16 @@ def _balance(canvas: _Canvas, view: _Draws) -> None:
     image += (gain - 1)[..., None] * (image - wanted)
 
 
-def _light(image: np.ndarray, view: _Draws) -> None:
+def _light(image: np.ndarray, view: _Draws, x: np.ndarray, y: np.ndarray) -> None:
     """Uneven light: a gentle slope across the image and darker corners, in place."""
-    axis = np.linspace(-1, 1, image.shape[1], dtype=np.float32)
-    x, y = axis[None, None, :], axis[None, :, None]
     slope = view.one(-0.06, 0.06) * x + view.one(-0.06, 0.06) * y
     corners = view.one(0.0, 0.10) * (x * x + y * y - np.float32(2 / 3))
     image *= (1 + slope - corners)[..., None]
 
 
-def _hair(image: np.ndarray, view: _Draws, most: int = 5) -> None:
+def _hair(image: np.ndarray, view: _Draws, x: np.ndarray, y: np.ndarray, most: int = 5) -> None:
     """Up to `most` thin dark curved hairs across the image, in place; half the views have none."""
     size = image.shape[1]
-    axis = np.linspace(-1, 1, size, dtype=np.float32)
-    x, y = axis[None, None, :], axis[None, :, None]
     number = np.clip(view.one(-most, most), 0, most)
     shade = view.one(0.1, 0.3)[..., None] * np.array([1.0, 0.8, 0.7], np.float32)
     main = view.one(0, np.pi)

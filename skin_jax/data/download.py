@@ -23,17 +23,10 @@ ARCHIVES = (
 
 
 def fetch(folder: Path, *, progress: bool = True) -> Path:
-    """Downloads what is missing of the archives (about 3 GB) and unpacks it.
+    """Downloads and unpacks what is missing of the archives (about 3 GB) into a folder.
 
-    Args:
-      folder: where archives and the data folder are kept; created where missing.
-      progress: shows progress bars on stderr.
-
-    Returns:
-      The data folder, in the layout "ISIC 2018 Task 3".
-
-    Raises:
-      UserError: the download fails; names the files, to be fetched by hand.
+    Returns the data folder, in the layout "ISIC 2018 Task 3"; a UserError where it fails names the
+    files, to be fetched by hand.
     """
     root = folder / "ISIC2018_Task3"
     missing = [name for name in ARCHIVES if not (root / name.removesuffix(".zip")).exists()]
@@ -60,10 +53,7 @@ def fetch(folder: Path, *, progress: bool = True) -> Path:
 
 
 def _unpack(file: Path, target: Path) -> None:
-    """Puts a table, or the folder that an archive holds, in its place, whole or not at all.
-
-    The download manager's own extraction needs TensorFlow.
-    """
+    """Puts a table, or an archive's folder, in its place; that of TFDS needs TensorFlow."""
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".unpacking") as temporary:
         whole = Path(temporary) / "whole"
         if target.suffix:

@@ -1,7 +1,9 @@
 """What every later step works on: records of images, and the images themselves."""
 
 import hashlib
+import itertools
 import json
+import math
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -28,15 +30,15 @@ class Record:
     lesion_id: str
     """What no split divides: images with the same value show the same lesion or patient, as far as
     the data say, or are copies; the image id where nothing is known."""
-    age: float
+    age: float = math.nan
     """Years; nan where unknown."""
-    sex: str
+    sex: str = ""
     """"female", "male", or "" where unknown."""
-    localization: str
+    localization: str = ""
     """Body site, "" where unknown."""
-    confirmation: str
+    confirmation: str = ""
     """"histo", "follow_up", "consensus", "confocal", or "" where unknown."""
-    official_split: str
+    official_split: str = "train"
     """"train", "val" or "test": the challenge's folder; "train" where the layout has no splits."""
     path: Path | None = None
     """The image file, or `FILE.npz/ARRAY/ROW`; None for images that were generated."""
@@ -108,13 +110,7 @@ class Examples:
 
 
 def write_skipped(path: Path, skipped: Iterable[tuple[str, str]]) -> None:
-    """Writes (file, reason) of what was left out as a CSV, whole or not at all.
-
-    Bytes of file names that are no UTF-8 are escaped.
-
-    Raises:
-      UserError: the folder cannot be written.
-    """
+    """Writes a CSV of what was left out; bytes of file names that are no UTF-8 are escaped."""
     text = csvs.text([("file", "reason"), *skipped])
     write_atomically(path, text.encode(errors="backslashreplace"))
 
@@ -135,33 +131,10 @@ def components(links: Iterable[Sequence[_Node]]) -> dict[_Node, _Node]:
     return {node: root(node) for node in parent}
 
 
-class Copies:
-    """Finds images with equal pixels while they pass by."""
-
-    def __init__(self) -> None:
-        self._places: dict[bytes, list[int]] = defaultdict(list)
-        self._count = 0
-
-    def add(self, image: np.ndarray) -> None:
-        """Adds one image, uint8 [S, S, 3], in the order of the records."""
-        pixels = np.ascontiguousarray(image).data
-        self._places[hashlib.blake2b(pixels, digest_size=16).digest()].append(self._count)
-        self._count += 1
-
-    def groups(self) -> list[list[int]]:
-        """The places of images that are equal, two or more in each list."""
-        return [places for places in self._places.values() if len(places) > 1]
-
-
 def join_copies(
     records: Sequence[Record], copies: Sequence[Sequence[int]], classes: Classes
 ) -> tuple[tuple[Record, ...], list[str]]:
-    """Keeps copies of an image on one side of any split: their groups become one.
-
-    Args:
-      records: in the order of the images.
-      copies: of `Copies.groups`.
-      classes: of the labels.
+    """Keeps copies of an image (`Digest.copies`) on one side of any split: their groups become one.
 
     Returns:
       The records, of which those in a joined group have the first of its ids; and what is to be
@@ -170,15 +143,9 @@ def join_copies(
     if not copies:
         return tuple(records), []
     part = components([[records[place].lesion_id for place in places] for places in copies])
-    first: dict[str, str] = {}
-    for name, representative in part.items():
-        first[representative] = min(first.get(representative, name), name)
-    joined = tuple(
-        replace(record, lesion_id=first[part[record.lesion_id]])
-        if record.lesion_id in part
-        else record
-        for record in records
-    )
+    first = {part[name]: name for name in sorted(part, reverse=True)}
+    units = (first.get(part.get(record.lesion_id, ""), record.lesion_id) for record in records)
+    joined = tuple(replace(r, lesion_id=unit) for r, unit in zip(records, units, strict=True))
     extra = sum(map(len, copies)) - len(copies)
     notes = [f"exact copies of other images: {extra}; data.split=lesion keeps them together"]
     found = [[records[place] for place in places] for places in copies]
@@ -189,10 +156,10 @@ def join_copies(
         )
     if odd := [own for own in found if len({record.label for record in own}) > 1]:
         told = [_named(own, [classes.names[record.label] for record in own]) for own in odd[:10]]
+        told += [f"and {len(odd) - 10} more"] * (len(odd) > 10)
         notes.append(
-            f"images with copies of another class, one of which is wrong: {len(odd)}: "
-            + "; ".join(told)
-            + f"; and {len(odd) - 10} more" * (len(odd) > 10)
+            "images with copies of another class, one of which is wrong: "
+            f"{len(odd)}: {'; '.join(told)}"
         )
     return joined, notes
 
@@ -203,14 +170,23 @@ def _named(records: Sequence[Record], words: Sequence[str]) -> str:
 
 
 class Digest:
-    """SHA-256 over the images, then over what identifies them; images are added one by one."""
+    """SHA-256 over the pixels, then over ids, labels, lesion ids and official splits."""
 
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
+        self._places: dict[bytes, list[int]] = defaultdict(list)
+        self._count = itertools.count()
 
     def add(self, image: np.ndarray) -> None:
         """Adds one image, uint8 [S, S, 3], in the order of the records."""
-        self._hash.update(np.ascontiguousarray(image).data)
+        pixels = np.ascontiguousarray(image).data
+        self._hash.update(pixels)
+        equal = hashlib.blake2b(pixels, digest_size=16).digest()
+        self._places[equal].append(next(self._count))
+
+    def copies(self) -> list[list[int]]:
+        """The places of images that are equal, two or more in each list."""
+        return [places for places in self._places.values() if len(places) > 1]
 
     def close(self, records: Sequence[Record]) -> str:
         """The hexadecimal digest; the Digest takes no more images afterwards."""
@@ -220,7 +196,7 @@ class Digest:
 
 
 def digest_of(records: Sequence[Record], images: Iterable[np.ndarray]) -> str:
-    """SHA-256 over ids, labels, lesion ids, official splits and pixels, as 64 hex digits."""
+    """The `Digest` of records and their images, as 64 hexadecimal digits."""
     digest = Digest()
     for image in images:
         digest.add(image)

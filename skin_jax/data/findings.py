@@ -31,17 +31,11 @@ class Columns:
     image: str
     label: str | None = None
     one_hot: tuple[str, ...] = ()
-    groups: tuple[tuple[str, str], ...] = ()
-    """(kind, column) of what no split parts: of "lesion", "patient" or others."""
+    groups: Mapping[str, str] = field(default_factory=dict)
+    """kind -> column of what no split parts: of "lesion", "patient" or others."""
     split: str | None = None
-    described: tuple[tuple[str, str], ...] = ()
-    """(kind, column) of "age", "sex", "localization", "confirmation"; the table may lack them."""
-
-    @property
-    def needed(self) -> tuple[str, ...]:
-        """The columns without which the table cannot be read."""
-        named = (self.image, self.label, *self.one_hot, *dict(self.groups).values(), self.split)
-        return tuple(name for name in named if name)
+    described: Mapping[str, str] = field(default_factory=dict)
+    """kind -> column of "age", "sex", "localization", "confirmation"; the table may lack them."""
 
 
 @dataclass(frozen=True)
@@ -108,29 +102,23 @@ class Findings:
     # Files
 
     def scan(self, folder: Path, *, deep: bool = True) -> list[Path]:
-        """Image files of a folder and, if `deep`, of those below it, sorted.
-
-        Links to folders are followed, but not to one that they lie in.
-        """
+        """Image files of a folder and, if `deep`, below it, sorted; links up are not followed."""
         self.named.add(folder)
         found = []
-        with os.scandir(folder) as entries:
-            listed = sorted(entries, key=lambda entry: entry.name)
-        for entry in listed:
-            path = folder / entry.name
-            if is_litter(entry.name):
+        for path in sorted(folder.iterdir()):
+            if is_litter(path.name):
                 continue
             if leads_back(path):
                 self.unread[path] = "links to a folder around them"
-            elif entry.is_dir():
+            elif path.is_dir():
                 found += self.scan(path) if deep else []
             elif path.suffix.lower() not in SUFFIXES:
                 self.unread[path] = kind_of(path)
-            elif not entry.is_file() and path.exists():
+            elif not path.is_file() and path.exists():
                 self.unread[path] = "devices or pipes"
             else:
                 # Of a dangling link, too; reading it will say so.
-                self.sizes[path] = entry.stat(follow_symlinks=entry.is_file()).st_size
+                self.sizes[path] = path.stat(follow_symlinks=path.exists()).st_size
                 found.append(path)
         self.found_images |= bool(found)
         return found
@@ -160,7 +148,8 @@ class Findings:
         Ids have no image's ending, unless two would become one.
         """
         header, rows = self.table(path)
-        missing = [column for column in columns.needed if column not in header]
+        needed = (columns.image, columns.label, *columns.one_hot, *columns.groups.values())
+        missing = [name for name in (*needed, columns.split) if name and name not in header]
         if missing and header:
             self.problems.append(
                 f"{self.name(path)}, row 1: missing column{'s' * (len(missing) > 1)} "
@@ -186,36 +175,35 @@ class Findings:
         return found
 
     def _facts(self, where: str, cells: Mapping[str, str], columns: Columns) -> Facts:
-        def known(column: str | None) -> str:
-            cell = cells.get(column or "", "")
-            return "" if csvs.is_missing(cell) else cell
+        def known(named: Mapping[str, str]) -> dict[str, str]:
+            found = {kind: cells.get(column, "") for kind, column in named.items()}
+            return {kind: cell for kind, cell in found.items() if not csvs.is_missing(cell)}
 
-        label = cells[columns.label] if columns.label else ""
+        hot = self._hot(where, cells, columns.one_hot) if columns.one_hot else ""
         return Facts(
             where,
-            label=self._hot(where, cells, columns.one_hot) if columns.one_hot else label,
-            groups={kind: known(column) for kind, column in columns.groups if known(column)},
+            label=cells[columns.label] if columns.label else hot,
+            groups=known(columns.groups),
             has_groups=bool(columns.groups),
             split=cells[columns.split] if columns.split else "",
-            described={kind: known(name) for kind, name in columns.described if known(name)},
+            described=known(columns.described),
         )
 
     def _hot(self, where: str, cells: Mapping[str, str], columns: Sequence[str]) -> str | None:
         """The column with the one 1; None where there is none, which is reported."""
         values = [_number(cells[column]) for column in columns]
-        for column, value in zip(columns, values, strict=True):
-            if not math.isfinite(value):
-                self.problems.append(f"{where}, column {column}: {cells[column]!r} is not a number")
-                return None
-        total = math.fsum(values)
-        if total == 0 and self.reading.classes:  # of a class in another column
+        total = math.fsum(filter(math.isfinite, values))
+        if odd := [c for c, v in zip(columns, values, strict=True) if not math.isfinite(v)]:
+            fault = f", column {odd[0]}: {cells[odd[0]]!r} is not a number"
+        elif total == 0 and self.reading.classes:  # of a class in another column
             return ""
-        if abs(total - 1) > 1e-6:
-            self.problems.append(f"{where}: the class columns sum to {total:g}, not to 1")
+        elif abs(total - 1) > 1e-6:
+            fault = f": the class columns sum to {total:g}, not to 1"
         elif abs(max(values) - 1) > 1e-6 or min(values) < -1e-6:
-            self.problems.append(f"{where}: the class columns are not one 1 and zeros")
+            fault = ": the class columns are not one 1 and zeros"
         else:
             return columns[values.index(max(values))]
+        self.problems.append(f"{where}{fault}")
         return None
 
     # Images
@@ -230,18 +218,12 @@ class Findings:
     ) -> list[tuple[str, Facts, Path]]:
         """Finds the file of each row: by its path, its name, or its name without the ending.
 
-        Args:
-          rows: of `rows`; where the table could not be read there are none: that one problem is
-            enough.
-          files: of `scan`.
-          table: that has the rows.
-          complete: whether every file needs a row; where not, those without are counted aloud.
+        Of a table that could not be read there are no rows: that one problem is enough. Files
+        without a row are problems where the table is `complete`, and counted aloud elsewhere.
 
         Returns:
           (id, facts, file) of each row that has one file.
         """
-        if not rows:
-            return []
         by_name: dict[str, list[Path]] = defaultdict(list)
         for path in files:
             name = self.name(path)
@@ -265,43 +247,31 @@ class Findings:
             else:
                 matched[found[0]] = image_id, facts
         rest = [path for path in files if path not in matched and path not in doubtful]
-        self._report(alone, rest, rows, table, complete)
-        return [(image_id, facts, path) for path, (image_id, facts) in matched.items()]
-
-    def _report(
-        self,
-        alone: dict[str, Facts],
-        files: Sequence[Path],
-        rows: Mapping[str, Facts],
-        table: Path,
-        complete: bool,
-    ) -> None:
-        """Rows without a file and files without a row; those that are nearly the same together."""
-        nearly = {_folded(path.stem): path for path in files}
-        if near := {
-            image_id: nearly[key] for image_id in alone if (key := _folded(image_id)) in nearly
-        }:
-            image_id, path = next(iter(near.items()))
+        nearly = {_folded(path.stem): path for path in rest}
+        near = {i: nearly[_folded(i)] for i in alone if _folded(i) in nearly}
+        for image_id, path in list(near.items())[:1]:
             self.problems.append(
                 f"{len(near)} ids in {self.name(table)} differ from the names of their files only "
                 f"in upper and lower case or in the form of accents, such as {image_id} "
                 f"({alone[image_id].where}) and {self.name(path)}; spell them the same"
             )
-        for image_id, facts in alone.items():
-            if image_id not in near:
-                self.problems.append(f"{facts.where}: no image file for id {image_id}")
-        for path in files:
+        self.problems += [
+            f"{facts.where}: no image file for id {image_id}"
+            for image_id, facts in alone.items()
+            if image_id not in near
+        ]
+        for path in rest if rows else ():
             mask = _MASK.fullmatch(path.stem)
             if path in near.values():
                 continue
             if mask and mask[1] in rows:
                 self.leave(path, "masks of other images")
             elif complete:
-                self.problems.append(
-                    f"{self.name(path)}: no row for this image in {self.name(table)}"
-                )
+                where = self.name(path)
+                self.problems.append(f"{where}: no row for this image in {self.name(table)}")
             else:
                 self.leave(path, f"images without a row in {self.name(table)}")
+        return [(image_id, facts, path) for path, (image_id, facts) in matched.items()]
 
     def masks(self, folder: Path, files: Sequence[Path]) -> list[Path]:
         """Refuses files that are named like masks of others of the folder; returns the others."""
@@ -325,13 +295,6 @@ class Findings:
             described |= {kind: (cell, facts.where) for kind, cell in facts.described.items()}
         lacks = not groups and any(facts.has_groups for facts in told)
         self.images.append(Image(image_id, path, label, split, where, groups, lacks, described))
-
-    def leave_class(self, label: str) -> None:
-        """Leaves out the images of a label that is no class."""
-        kept = [image for image in self.images if image.label != label]
-        if len(kept) < len(self.images):
-            self.left_out[label] += len(self.images) - len(kept)
-            self.images = kept
 
 
 def kind_of(path: Path) -> str:

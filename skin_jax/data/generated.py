@@ -9,7 +9,6 @@ FOLDER/grids/<class>_walk.png               in straight lines from one of its im
 import hashlib
 import math
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, fields
@@ -21,7 +20,6 @@ import numpy as np
 from skin_jax.base import csvs
 from skin_jax.base.errors import UserError, listed
 from skin_jax.base.files import write_atomically
-from skin_jax.base.threads import workers
 from skin_jax.data import images
 from skin_jax.data.classes import Classes
 from skin_jax.data.examples import Examples, Record, digest_of
@@ -29,8 +27,6 @@ from skin_jax.data.images import SUFFIXES
 
 MANIFEST = "manifest.csv"
 GRIDS = "grids"
-
-_MAX_WORKERS = 8
 
 
 @dataclass(frozen=True)
@@ -63,37 +59,20 @@ COLUMNS = tuple(field.name for field in fields(Generated))
 def train_split_digest(members: Iterable[tuple[str, str]]) -> str:
     """Identifies what a model was fitted on, wherever the images lie and in whatever order.
 
-    Two runs with equal digests share their training split; images of a generator with another
-    digest may show lesions of this run's validation or test split.
-
-    Args:
-      members: (image id, class name) of each training image, as `splits.members` gives them.
-
-    Returns:
-      SHA-256 over the sorted lines `<image id>,<class name>`, 64 hexadecimal digits.
+    SHA-256 over the sorted lines `<image id>,<class name>` of `splits.members`. Images of a
+    generator with another digest may show lesions of this run's validation or test split.
     """
     lines = sorted(f"{image_id},{name}\n" for image_id, name in members)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def write(folder: Path, rows: Iterable[Generated]) -> None:
-    """Writes the manifest, whole or not at all, so that `read` gives back exactly the same.
-
-    Raises:
-      UserError: the folder cannot be written.
-    """
+    """Writes the manifest, whole or not at all, so that `read` gives back exactly the same."""
     write_atomically(folder / MANIFEST, csvs.text([COLUMNS, *map(astuple, rows)]))
 
 
 def read(folder: Path, classes: Classes) -> list[Generated]:
-    """Reads the manifest of a folder and compares it with the files there.
-
-    Args:
-      folder: of the manifest.
-      classes: of which the images may be.
-
-    Returns:
-      One row an image, in the order of the manifest; every file exists.
+    """Reads the manifest of a folder, one row an image, and compares it with the files there.
 
     Raises:
       UserError: no folder, no manifest, other columns; or, all of them in one list: rows that are
@@ -140,37 +119,23 @@ def at_most(
 ) -> list[Generated]:
     """Those of the rows that a run is trained with, sorted by name of the file.
 
-    Args:
-      rows: of `read`.
-      real_counts: int [n], real training images of each class.
-      ratio: times the real images of a class, rounded to the nearest, halves up, as
-        `skin_jax.generate --ratio` has it; the images with the lowest index are taken. None: all.
-      classes: of the counts.
+    Where there is a ratio, of each class those with the lowest index: as many as that times the
+    real images (real_counts, int [n]), rounded, halves up, as `skin_jax.generate --ratio` has it.
     """
-    if ratio is None:
-        return sorted(rows, key=lambda row: row.image)
-    left = Counter(
-        {name: math.floor(ratio * real_counts[i] + 0.5) for i, name in enumerate(classes.names)}
-    )
-    taken = []
-    for row in sorted(rows, key=lambda row: (row.index, row.image)):
-        if left[row.label] > 0:
-            left[row.label] -= 1
-            taken.append(row)
+    taken = list(rows)
+    if ratio is not None:
+        taken = []
+        for name, real in zip(classes.names, real_counts, strict=True):
+            own = [row for row in rows if row.label == name]
+            own.sort(key=lambda row: (row.index, row.image))
+            taken += own[: math.floor(ratio * real + 0.5)]
     return sorted(taken, key=lambda row: row.image)
 
 
 def load(folder: Path, rows: Sequence[Generated], size: int, classes: Classes) -> Examples:
-    """Generated images as examples, each a lesion of its own, in the order of the rows.
+    """The images of rows at `size` pixels as examples, each a lesion of its own.
 
-    Args:
-      folder: of the manifest.
-      rows: of `read`; there may be none.
-      size: side of the images in pixels; others are resized as real ones are.
-      classes: of the labels.
-
-    Raises:
-      UserError: names every image that cannot be decoded.
+    A UserError names every image that cannot be decoded.
     """
     pixels = np.empty((len(rows), size, size, 3), np.uint8)
 
@@ -181,22 +146,12 @@ def load(folder: Path, rows: Sequence[Generated], size: int, classes: Classes) -
             return f"{rows[place].image}: {error}"
         return None
 
-    with ThreadPoolExecutor(workers(_MAX_WORKERS)) as pool:
-        found = list(pool.map(decode, range(len(rows))))
-    if problems := [problem for problem in found if problem is not None]:
+    with ThreadPoolExecutor(images.THREADS) as pool:
+        problems = list(filter(None, pool.map(decode, range(len(rows)))))
+    if problems:
         raise listed(f"{folder} holds images that cannot be read", problems)
     records = tuple(
-        Record(
-            image_id=row.image,
-            label=classes.index(row.label),
-            lesion_id=row.image,
-            age=math.nan,
-            sex="",
-            localization="",
-            confirmation="",
-            official_split="train",
-            path=folder / row.image,
-        )
+        Record(row.image, classes.index(row.label), row.image, path=folder / row.image)
         for row in rows
     )
     return Examples(records, pixels, digest_of(records, pixels), classes=classes, unit="image")
@@ -207,8 +162,10 @@ def _parsed(cells: Mapping[str, str], classes: Classes) -> tuple[Generated | Non
     values: dict[str, Any] = {}
     problems = []
     for column, cell in cells.items():
-        convert, kind = _KINDS[column]
+        pattern, convert, kind = _KINDS[column]
         try:
+            if not re.fullmatch(pattern, cell):
+                raise ValueError
             values[column] = convert(cell)
         except ValueError:
             problems.append(f"column {column}: {cell!r} is not {kind}")
@@ -218,23 +175,9 @@ def _parsed(cells: Mapping[str, str], classes: Classes) -> tuple[Generated | Non
     if problems:
         return None, problems
     row = Generated(**values)
-    parts = PurePosixPath(row.image).parts
-    if parts[:-1] != (row.label,):
+    if PurePosixPath(row.image).parts[:-1] != (row.label,):
         return None, [f"column label: {row.label}, but {row.image} lies in another folder"]
     return row, []
-
-
-def _matching(pattern: str) -> Callable[[str], str]:
-    def convert(cell: str) -> str:
-        if not re.fullmatch(pattern, cell):
-            raise ValueError
-        return cell
-
-    return convert
-
-
-def _count(cell: str) -> int:
-    return int(_matching(r"[0-9]+")(cell))
 
 
 def _probability(cell: str) -> float:
@@ -243,23 +186,22 @@ def _probability(cell: str) -> float:
     return float(cell)
 
 
-_KINDS: dict[str, tuple[Callable[[str], Any], str]] = {
-    "image": (_matching(r".+/.+"), "a file in a class folder"),
-    "label": (_matching(r".+"), "the name of a class"),
-    "index": (_count, "a whole number from 0"),
-    "confidence": (_probability, "a number in [0, 1]"),
-    "seed": (_count, "a whole number from 0"),
-    "step": (_count, "a whole number from 0"),
-    "run": (_matching(r".+"), "the name of a run"),
-    "train_split": (_matching(r"[0-9a-f]{64}"), "a SHA-256 digest"),
+_COUNT = (r"[0-9]+", int, "a whole number from 0")
+_KINDS: dict[str, tuple[str, Callable[[str], Any], str]] = {
+    "image": (r".+/.+", str, "a file in a class folder"),
+    "label": (r".+", str, "the name of a class"),
+    "index": _COUNT,
+    "confidence": (r".+", _probability, "a number in [0, 1]"),
+    "seed": _COUNT,
+    "step": _COUNT,
+    "run": (r".+", str, "the name of a run"),
+    "train_split": (r"[0-9a-f]{64}", str, "a SHA-256 digest"),
 }
+"""What the cells of each column match, what makes values of them, and what they are in words."""
 
 
 def _image_files(folder: Path) -> set[str]:
     """Images anywhere in the folder but in the grids, relative to it."""
     found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    return {
-        path.as_posix()
-        for path in found
-        if path.suffix.lower() in SUFFIXES and path.parts[0] != GRIDS
-    }
+    images = (path for path in found if path.suffix.lower() in SUFFIXES)
+    return {path.as_posix() for path in images if path.parts[0] != GRIDS}

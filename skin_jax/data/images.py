@@ -4,7 +4,6 @@ import contextlib
 import functools
 import io
 import math
-import os
 import stat
 import threading
 import warnings
@@ -15,13 +14,15 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from skin_jax.base.threads import workers
+
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".jp2"}
     | {".avif", ".ppm", ".pgm", ".tga"}
 )
 """File name endings, in lower case, that are taken for images."""
 
-THREADS = max(1, min(8, os.cpu_count() or 1))
+THREADS = workers(8)
 """Threads that read and decode image files side by side."""
 
 _LARGEST_FILE = 2**30
@@ -47,7 +48,7 @@ class UnreadableImage(ValueError):  # noqa: N818 - says what it is; "error" woul
 class PassingTrouble(UnreadableImage):
     """A file that cannot be read at the moment: permission, a missing disk, memory.
 
-    It says nothing about the image, so nobody may remember the image as unreadable.
+    That says nothing about the image: nobody may remember it as unreadable.
     """
 
 
@@ -60,9 +61,8 @@ def file_of(path: Path) -> Path:
 def read(path: Path) -> bytes:
     """Reads an image file; a row of an array as if it were one.
 
-    Raises:
-      PassingTrouble: the system refuses it.
-      UnreadableImage: it is not a regular file, larger than 1 GiB, or no row that can be read.
+    PassingTrouble where the system refuses it; UnreadableImage where it is not a regular file,
+    larger than 1 GiB, or no row that can be read.
     """
     file = file_of(path)
     try:
@@ -81,17 +81,13 @@ def read(path: Path) -> bytes:
 
 
 def decode(source: Path | bytes, size: int) -> np.ndarray:
-    """Decodes one image and resizes it to a square; the aspect ratio is not kept.
+    """Decodes an image and resizes it to a square; the aspect ratio is not kept.
 
-    The EXIF orientation is applied, of several frames the first is taken, an alpha channel is
-    ignored, 16 bits are cut to the upper 8. Bilinear with antialiasing (Pillow widens the filter
-    when it shrinks); an RGB image that has the size already passes through unchanged. May be called
-    from several threads.
-
-    Args:
-      source: a file's path, its bytes, or `FILE.npz/ARRAY/ROW`: a row of uint8 [N, H, W, 3] or
-        [N, H, W].
-      size: side of the result in pixels.
+    The source is a file's path, its bytes, or `FILE.npz/ARRAY/ROW`: a row of uint8 [N, H, W, 3] or
+    [N, H, W]. The EXIF orientation is applied, of several frames the first is taken, an alpha
+    channel is ignored, 16 bits are cut to the upper 8. Bilinear with antialiasing (Pillow widens
+    the filter when it shrinks); an RGB image that has the size already passes through unchanged.
+    May be called from several threads.
 
     Returns:
       uint8 [size, size, 3], RGB, contiguous and writable.
@@ -125,14 +121,8 @@ def decode(source: Path | bytes, size: int) -> np.ndarray:
 class Rows:
     """The rows of an array in an `.npz`, read one after the other: it may be larger than memory.
 
-    May be called from several threads, in an order that is nearly that of the rows.
-
-    Args:
-      path: of the file.
-      array: name of the array in it.
-
-    Raises:
-      ValueError: there is no such array, or it is damaged.
+    May be called from several threads, in an order that is nearly that of the rows. A ValueError
+    where there is no such array, or it is damaged.
     """
 
     _KEPT = 256
@@ -171,8 +161,7 @@ class Rows:
 
 
 @functools.lru_cache(maxsize=4)
-def _rows(path: Path, array: str, time: int) -> Rows:
-    del time  # another one is another file
+def _rows(path: Path, array: str, time: int) -> Rows:  # another time is another file
     return Rows(path, array)
 
 
@@ -189,13 +178,11 @@ def _row(path: Path, array: str, number: int, time: int) -> bytes:
 
 def _loaded(image: Image.Image) -> Image.Image:
     """Decodes and turns upright."""
-    if image.format in _SILENT_FORMATS:
+    with contextlib.nullcontext() if image.format in _SILENT_FORMATS else _quiet():
         image.load()
-    else:
-        with _quiet():
-            image.load()
-    with _quiet():
-        turn = _TURNS.get(_orientation(image))
+    turn = None
+    with _quiet(), contextlib.suppress(Exception):  # damaged metadata say nothing about the pixels
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     return image if turn is None else image.transpose(turn)
 
 
@@ -209,13 +196,6 @@ def _quiet() -> Iterator[None]:
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         yield
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        return image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # damaged metadata say nothing about the pixels
-        return 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

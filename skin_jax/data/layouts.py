@@ -4,6 +4,7 @@ Archives of known data sets (`data.archives`), any table (`data.tables`), and, h
 one folder per class, also within train, val and test.
 """
 
+import contextlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,12 +48,12 @@ def read(data_dir: Path, reading: Reading | None = None, target: Classes | None 
             f"data.classes: the run knows no class {strange[0]!r}; it knows "
             f"{', '.join(target.names)}"
         )
+    is_file = data_dir.is_file() and data_dir.suffix == ".npz"
     if not data_dir.exists():
         raise UserError(
             f"the data folder {data_dir} does not exist; check --config.data.dir (--data_dir of "
             "skin_jax.prepare)"
         )
-    is_file = data_dir.is_file() and data_dir.suffix == ".npz"
     if not (data_dir.is_dir() or is_file):
         raise UserError(
             f"{data_dir} is a file; give the folder that holds the images (a table that labels "
@@ -84,18 +85,20 @@ def read(data_dir: Path, reading: Reading | None = None, target: Classes | None 
 
 @dataclass(frozen=True)
 class _Layout:
-    looks_for: str
-    matches: Callable[[Path], bool]
+    matches: Callable[[Path], object]
+    """True, or a file that was found, where a folder has the layout."""
     read: Callable[[Findings], Classes | None]
     """Fills the findings; returns the classes of the layout, None for those of the data."""
+    looks_for: str
 
 
 def _recognise(findings: Findings) -> str:
     root, reading = findings.root, findings.reading
     found = _layouts_of(root)
     if len(found) > 1:
+        several = ", ".join(found)
         raise UserError(
-            f"{root} has several layouts ({', '.join(found)}); put each into a folder of its own"
+            f"{root} has several layouts ({several}); put each into a folder of its own"
         )
     if found:
         return found[0]
@@ -123,12 +126,10 @@ def _layouts_of(root: Path) -> list[str]:
 
 def _looks_right(folder: Path, *, loosely: bool) -> bool:
     """Whether to point at a folder; never at one side of a split, which is not all."""
-    if tables.side(folder.name):
-        return False
-    try:
-        return bool(_layouts_of(folder)) or (loosely and _may_be_classes(folder))
-    except OSError:
-        return False
+    with contextlib.suppress(OSError):
+        right = _layouts_of(folder) or (loosely and _may_be_classes(folder))
+        return bool(right) and not tables.side(folder.name)
+    return False
 
 
 def _may_be_classes(root: Path) -> bool:
@@ -165,15 +166,15 @@ def _is_split_folders(root: Path) -> bool:
 def _read_split_folders(findings: Findings) -> Classes | None:
     sides: dict[str, Path] = {}
     for folder in subfolders(findings.root):
-        side = tables.side(folder.name)
+        side, has_classes = tables.side(folder.name), bool(_image_folders(folder))
         if side in sides:
             findings.problems.append(f"{folder.name} and {sides[side].name} are both {side}")
-        elif side and not _image_folders(folder):
+        elif side and has_classes:
+            sides[side] = folder
+        elif side:
             for path in findings.scan(folder):
                 findings.leave(path, f"images in {folder.name}, which has no class folders")
-        elif side:
-            sides[side] = folder
-        elif _image_folders(folder) or any(map(_is_image, folder.iterdir())):
+        elif has_classes or any(map(_is_image, folder.iterdir())):
             findings.problems.append(
                 f"{folder.name}: images beside the folders of a split; which side are they of?"
             )
@@ -200,17 +201,17 @@ def _read_classes(findings: Findings, sides: Mapping[str, Path]) -> Classes | No
                 findings.named.discard(folder)
     rename = dict(findings.reading.rename)
     taken = dict.fromkeys(rename.get(path.parent.name, path.parent.name) for _, path in found)
-    seven = {name.casefold() for name in taken}
-    plain = seven <= set(HAM10000.names)
+    folded = {name.casefold() for name in taken}
+    plain = folded <= set(HAM10000.names)
+    there = archives.tables_named(findings.root, archives.HAM_METADATA) if plain else []
+    metadata = archives.rows_of(findings, there, archives.HAM_COLUMNS)
     ids = _ids(findings, [path for _, path in found], plain)
-    table = archives.one(findings, archives.tables_named(findings.root, archives.HAM_METADATA))
-    metadata = findings.rows(table, archives.HAM_COLUMNS) if plain and table else {}
     for (side, path), image_id in zip(found, ids, strict=True):
         name, facts = path.parent.name, metadata.get(path.stem)
         if facts and f"{facts.label}".casefold() != rename.get(name, name).casefold():
             findings.problems.append(f"{findings.name(path)}: {facts.where} says {facts.label}")
         findings.add(image_id, path, name, side, name, *([facts] if facts else []))
-    if plain or seven >= set(HAM10000.names):
+    if plain or folded >= set(HAM10000.names):
         return HAM10000
     findings.notes.append(f"every folder is a class: {', '.join(taken)}")
     return None
@@ -230,10 +231,10 @@ def _ids(findings: Findings, files: Sequence[Path], plain: bool) -> list[str]:
 def _report_nested(findings: Findings, folder: Path, has_images: bool, names: set[str]) -> None:
     """Tells of folders inside a class folder: nobody knows what class their images are of."""
     for inner in subfolders(folder):
-        below = findings.scan(inner)
+        below, name = findings.scan(inner), findings.name(inner)
         for path in below:
-            findings.leave(path, f"images in {findings.name(inner)}, inside a class folder")
-        where = f"{findings.name(inner)}: {len(below)} images in a folder inside a class folder"
+            findings.leave(path, f"images in {name}, inside a class folder")
+        where = f"{name}: {len(below)} images in a folder inside a class folder"
         if below and inner.name.casefold() in names:
             findings.problems.append(f"{where}, which has a class's name: what class are they of?")
         elif below and not has_images:
@@ -245,41 +246,41 @@ def _report_nested(findings: Findings, folder: Path, has_images: bool, names: se
 
 LAYOUTS: dict[str, _Layout] = {
     "ISIC 2018 Task 3": _Layout(
+        archives.is_isic_2018,
+        archives.read_isic_2018,
         "ISIC2018_Task3_Training_Input/ and "
         "ISIC2018_Task3_Training_GroundTruth/ISIC2018_Task3_Training_GroundTruth.csv, or those of "
         "Validation or Test",
-        archives.is_isic_2018,
-        archives.read_isic_2018,
     ),
     "HAM10000": _Layout(
-        "HAM10000_metadata.csv beside HAM10000_images_part_1/ and HAM10000_images_part_2/, or "
-        "images/",
         archives.is_ham10000,
         archives.read_ham10000,
+        "HAM10000_metadata.csv beside HAM10000_images_part_1/ and HAM10000_images_part_2/, or "
+        "images/",
     ),
     "ISIC 2019": _Layout(
-        "ISIC_2019_Training_Input/ and ISIC_2019_Training_GroundTruth.csv",
         archives.is_isic_2019,
         archives.read_isic_2019,
+        "ISIC_2019_Training_Input/ and ISIC_2019_Training_GroundTruth.csv",
     ),
     "ISIC 2020": _Layout(
-        "train/ and train.csv or ISIC_2020_Training_GroundTruth.csv",
-        archives.is_isic_2020,
+        archives.tables_2020,
         archives.read_isic_2020,
+        "train/ and train.csv or ISIC_2020_Training_GroundTruth.csv",
     ),
     "PAD-UFES-20": _Layout(
-        "images/ and metadata.csv", archives.is_pad_ufes_20, archives.read_pad_ufes_20
+        archives.tables_pad, archives.read_pad_ufes_20, "images/ and metadata.csv"
     ),
-    _DERMAMNIST: _Layout("dermamnist*.npz", archives.is_dermamnist, archives.read_dermamnist),
+    _DERMAMNIST: _Layout(archives.npz_files, archives.read_dermamnist, "dermamnist*.npz"),
     "split folders": _Layout(
-        "train/, val/ and test/ with one folder per class in each",
         _is_split_folders,
         _read_split_folders,
+        "train/, val/ and test/ with one folder per class in each",
     ),
     _CLASS_FOLDERS: _Layout(
-        "one folder per class, with any names",
         archives.has_ham10000_classes,
         lambda findings: _read_classes(findings, {"train": findings.root}),
+        "one folder per class, with any names",
     ),
 }
 """Every known layout; a folder has one of them."""

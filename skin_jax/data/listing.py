@@ -18,8 +18,11 @@ _CONFIRMATIONS = {
     "serial imaging showing no change": "follow_up",
     "single image expert consensus": "consensus",
     "confocal microscopy with consensus dermoscopy": "confocal",
+    "true": "histo",
+    "false": "consensus",
 }
-"""The challenge's words for what HAM10000's `dx_type` abbreviates."""
+"""The challenge's words for what HAM10000's `dx_type` abbreviates; PAD-UFES-20 says whether there
+was a biopsy: where not, dermatologists agreed (its paper)."""
 _AGE = re.compile(r"(?:[<>]=?|[≤≥])?\s*(\d+(?:\.\d*)?)\s*\+?")
 _OLDEST = 130
 
@@ -43,34 +46,31 @@ class Listing:
 
 
 def make(findings: Findings, layout: str, known: Classes | None) -> Listing:
-    """Makes records of what was found, once everything is read.
+    """Makes records of what was found, once everything is read; adds problems and notes.
 
-    Args:
-      findings: get further problems and notes.
-      layout: its name.
-      known: the classes of the layout; None where the data say what there is.
+    `known` are the classes of the layout; None where the data say what there is.
     """
-    reading = findings.reading
-    named = _named(findings, known)
-    classes = findings.target or classes_lib.arranged(
-        [name for _, name in named], known, reading.classes, reading.rename
-    )
-    if classes is not known and classes is not findings.target:
+    target, rename = findings.target, dict(findings.reading.rename)
+    allowed = findings.reading.classes or (target.names if target else ())
+    if known and not allowed:  # they are there even without images
+        allowed = tuple(dict.fromkeys(rename.get(name, name) for name in known.names))
+    named = _named(findings, known, allowed)
+    classes = target or classes_lib.arranged((name for _, name in named), allowed, known)
+    if classes is not known and classes is not target:
         findings.problems += classes_lib.name_problems(classes.names)
     kept: dict[str, tuple[Image, str]] = {}
     for image, name in sorted(named, key=lambda pair: pair[0].image_id):
-        if image.image_id in kept:
-            first = findings.name(kept[image.image_id][0].path)
+        image_id = image.image_id
+        if image_id in kept:
+            where, first = (findings.name(path) for path in (image.path, kept[image_id][0].path))
+            findings.problems.append(f"{where}: duplicate image id {image_id}, also {first}")
+        elif image_id != image_id.strip() or csvs.is_odd(image_id):
             findings.problems.append(
-                f"{findings.name(image.path)}: duplicate image id {image.image_id}, also {first}"
-            )
-        elif image.image_id != image.image_id.strip() or csvs.is_odd(image.image_id):
-            findings.problems.append(
-                f"{image.image_id!r}: the image's name has spaces at its ends, control characters, "
-                "or bytes that are not UTF-8; rename it"
+                f"{image_id!r}: the image's name has spaces at its ends, control characters, or "
+                "bytes that are not UTF-8; rename it"
             )
         else:
-            kept[image.image_id] = image, name
+            kept[image_id] = image, name
     found = [image for image, _ in kept.values()]
     units, unit = _units(found)
     records = tuple(
@@ -82,32 +82,27 @@ def make(findings: Findings, layout: str, known: Classes | None) -> Listing:
             f"{alone} of {len(found)} images have no lesion, patient or group in their table: each "
             "of them is a group of its own"
         )
-    if known and not findings.target and not findings.problems:
+    if known and not target and not findings.problems:
         present = {record.label for record in records}
         if empty := [name for i, name in enumerate(classes.names) if i not in present]:
             findings.notes.append(f"no images of the class {', '.join(empty)}")
     return Listing(
-        root=findings.root,
-        layout=layout,
-        records=records,
-        problems=tuple(dict.fromkeys(findings.problems)),
-        classes=classes,
-        unit=unit,
-        notes=(*findings.notes, *_left_out(findings)),
+        findings.root,
+        layout,
+        records,
+        tuple(dict.fromkeys(findings.problems)),
+        classes,
+        unit,
+        (*findings.notes, *_left_out(findings)),
     )
 
 
-def _named(findings: Findings, known: Classes | None) -> list[tuple[Image, str]]:
+def _named(
+    findings: Findings, known: Classes | None, allowed: Sequence[str]
+) -> list[tuple[Image, str]]:
     """The images that are taken, each with the name of its class."""
-    target, wanted, rename = (
-        findings.target,
-        findings.reading.classes,
-        dict(findings.reading.rename),
-    )
+    wanted, rename = findings.reading.classes, dict(findings.reading.rename)
     spelled = {name.casefold(): name for name in known.names} if known else {}
-    allowed = wanted or (target.names if target else ())
-    if known and not allowed:
-        allowed = tuple(dict.fromkeys(rename.get(name, name) for name in known.names))
     named, labels = [], set()
     unknown: dict[str, list[str]] = defaultdict(list)
     for image in findings.images:
@@ -123,14 +118,13 @@ def _named(findings: Findings, known: Classes | None) -> list[tuple[Image, str]]
             findings.left_out["" if csvs.is_missing(name) else name] += 1
         else:
             unknown[name].append(image.where)
-    for name, places in unknown.items():
+    for name, (first, *others) in unknown.items():
         which = "no class" if csvs.is_missing(name) else "unknown class"
+        more = f" (and in {len(others)} more)" if others else ""
+        among = f" (known: {', '.join(allowed)})" if allowed else ""
         findings.problems.append(
-            f"{places[0]}: {which} {name!r}"
-            + f" (and in {len(places) - 1} more)" * (len(places) > 1)
-            + (f" (known: {', '.join(allowed)})" if allowed else "")
-            + "; rename it with data.rename (--rename) or name the classes to take with "
-            "data.classes (--classes)"
+            f"{first}: {which} {name!r}{more}{among}; rename it with data.rename (--rename) or "
+            "name the classes to take with data.classes (--classes)"
         )
     if lost := [old for old in rename if old not in labels]:
         found = ", ".join(sorted(labels)) or "none"
@@ -145,27 +139,25 @@ def _named(findings: Findings, known: Classes | None) -> list[tuple[Image, str]]
 def _record(findings: Findings, image: Image, label: int, unit: str) -> Record:
     told = {kind: cell for kind, (cell, _) in image.described.items()}
     sex, confirmation = told.get("sex", "").casefold(), told.get("confirmation", "")
+    age = math.nan
+    if "age" in told:
+        found = _AGE.fullmatch(told["age"])
+        if found and float(found[1]) <= _OLDEST:
+            age = float(found[1])
+        else:
+            where = image.described["age"][1]
+            findings.problems.append(f"{where}: {told['age']!r} is not an age in years")
     return Record(
-        image_id=image.image_id,
-        label=label,
+        image.image_id,
+        label,
         lesion_id=unit,
-        age=_age(findings, *image.described.get("age", ("", ""))),
+        age=age,
         sex={"f": "female", "m": "male"}.get(sex, sex),
         localization=told.get("localization", ""),
-        confirmation=_CONFIRMATIONS.get(confirmation, confirmation),
+        confirmation=_CONFIRMATIONS.get(confirmation.casefold(), confirmation),
         official_split=image.split,
         path=image.path,
     )
-
-
-def _age(findings: Findings, text: str, where: str) -> float:
-    if not text:
-        return math.nan
-    found = _AGE.fullmatch(text)
-    if found is None or float(found[1]) > _OLDEST:
-        findings.problems.append(f"{where}: {text!r} is not an age in years")
-        return math.nan
-    return float(found[1])
 
 
 def _units(found: Sequence[Image]) -> tuple[list[str], str]:
@@ -177,15 +169,13 @@ def _units(found: Sequence[Image]) -> tuple[list[str], str]:
     nodes = [list(image.groups.items()) or [("lesion", image.image_id)] for image in found]
     part = components(nodes)
     ranks = {"patient": 0, "lesion": 2}  # the widest names the unit
-    names: dict[tuple[str, str], tuple[int, str, str]] = {}
-    for (kind, value), representative in part.items():
-        candidate = ranks.get(kind, 1), value, kind
-        names[representative] = min(names.get(representative, candidate), candidate)
-    uses = Counter(value for _, value, _ in names.values())
+    widest_last = sorted(part, key=lambda n: (ranks.get(n[0], 1), *n[::-1]), reverse=True)
+    names = {part[node]: node for node in widest_last}
+    uses = Counter(value for _, value in names.values())
     units = []
     for links in nodes:
-        rank, value, kind = names[part[links[0]]]
-        units.append(value if uses[value] == 1 or rank == 2 else f"{kind} {value}")
+        kind, value = names[part[links[0]]]
+        units.append(value if uses[value] == 1 or kind == "lesion" else f"{kind} {value}")
     kinds = {kind for image in found for kind in image.groups}
     if kinds <= {"lesion"}:
         return units, "lesion" if kinds else "image"

@@ -18,15 +18,12 @@ class Order:
     by side, which depend on the seed and the class, not on the other classes.
 
     Args:
-      indices: int [N], the examples of the training split.
+      indices: int [N], the examples of the training split; UserError where there are none.
       labels: int [N], their classes.
       seed: the run's seed.
       sampling: "natural", "balanced" or "by_class".
       classes: labels of the groups of "by_class", in the order of a batch; each has an example.
       per_class: examples of each in a batch of "by_class".
-
-    Raises:
-      UserError: no examples.
     """
 
     def __init__(

@@ -11,9 +11,11 @@ in the list), `mask` is 0 for the padding of the last evaluation batch and 1 els
 """
 
 import collections
+import contextlib
 import importlib.util
 import itertools
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -40,7 +42,7 @@ would let the memory grow."""
 class Pipeline:
     """Examples in the order that is asked for. `resident` is what stays on the devices."""
 
-    resident: PyTree
+    resident: PyTree = None
 
     def __init__(self, images: Images, labels: np.ndarray, mesh: Mesh):
         """Takes images uint8 [N, H, W, 3] and labels int32 [N]."""
@@ -50,8 +52,8 @@ class Pipeline:
 
     @staticmethod
     def gather(resident: PyTree, feed: Feed) -> Feed:
-        """The batch of a feed; traced inside the jitted step."""
-        raise NotImplementedError
+        """The batch of a feed, here the feed itself; traced inside the jitted step."""
+        return feed
 
     def train_feeds(
         self, order: Order, batch_size: int, first_step: int, num_steps: int, per_dispatch: int
@@ -99,21 +101,13 @@ class DevicePipeline(Pipeline):
 class TfPipeline(Pipeline):
     """Images stay where they are; tf.data reads those of the next dispatches, side by side."""
 
-    resident = None
-
-    @staticmethod
-    def gather(resident: PyTree, feed: Feed) -> Feed:
-        """The feed is the batch."""
-        return feed
-
     def _load(self, blocks: Iterator[_Block]) -> Iterator[_Block]:
         import tensorflow as tf
 
         for kind in ("GPU", "TPU"):  # the accelerator is JAX's
             tf.config.set_visible_devices([], kind)
-        try:
-            first = next(blocks)
-        except StopIteration:
+        first = next(blocks, None)
+        if first is None:
             return
         shape = (*first["index"].shape, *self._images.shape[1:])
         signature = {key: tf.TensorSpec(value.shape, value.dtype) for key, value in first.items()}
@@ -141,23 +135,14 @@ class TfPipeline(Pipeline):
             yield block
 
 
-PIPELINES: dict[str, type[Pipeline]] = {
-    "tf": TfPipeline,
-    "device": DevicePipeline,
-}
+PIPELINES: dict[str, type[Pipeline]] = {"tf": TfPipeline, "device": DevicePipeline}
 
 
 def make(name: str, images: Images, labels: np.ndarray, mesh: Mesh) -> Pipeline:
     """The pipeline of `config.data.pipeline`: "tf", "device", or "auto".
 
-    auto takes `device` when the images, once for each local device that shares the memory, need
-    less than a quarter of it; it takes `device` too where TensorFlow is not installed.
-
-    Args:
-      name: the setting.
-      images: uint8 [N, H, W, 3].
-      labels: int32 [N].
-      mesh: where batches go.
+    auto takes `device` when the images (uint8 [N, H, W, 3]), once for each local device that shares
+    the memory, need less than a quarter of it; also where TensorFlow is not installed.
     """
     if name == "auto":
         has_tf = importlib.util.find_spec("tensorflow") is not None
@@ -168,20 +153,20 @@ def make(name: str, images: Images, labels: np.ndarray, mesh: Mesh) -> Pipeline:
 
 def _fits(num_bytes: int) -> bool:
     device = jax.local_devices()[0]
-    if device.platform == "cpu":
-        # The devices of a CPU share its memory, and a replicated array costs its size on each.
-        return num_bytes * jax.local_device_count() < _available_memory() / 4
-    stats = device.memory_stats() or {}
-    return num_bytes < stats.get("bytes_limit", 0) / 4
+    if device.platform != "cpu":
+        return num_bytes < (device.memory_stats() or {}).get("bytes_limit", 0) / 4
+    # The devices of a CPU share its memory, and a replicated array costs its size on each.
+    return num_bytes * jax.local_device_count() < _available_memory() / 4
 
 
 def _available_memory() -> int:
     """Bytes of RAM that can be had; all of it where the system does not say."""
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
+    with contextlib.suppress(OSError):
+        found = re.search(
+            r"^MemAvailable:\s*(\d+)", Path("/proc/meminfo").read_text(), re.MULTILINE
+        )
+        if found:
+            return int(found[1]) * 1024
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -214,11 +199,8 @@ def _local(block: _Block, labels: np.ndarray, mesh: Mesh, batch_axis: int) -> _B
     """This process's rows of a block, with labels; indices in the int32 that devices use."""
     rows = devices.local_rows(mesh, block["index"].shape[batch_axis])
     local = {k: v.take(rows, axis=batch_axis) for k, v in block.items()}
-    return {
-        **local,
-        "index": local["index"].astype(np.int32),
-        "label": labels[local["index"]].astype(np.int32),
-    }
+    index, label = local["index"], labels[local["index"]]
+    return {**local, "index": index.astype(np.int32), "label": label.astype(np.int32)}
 
 
 def _ahead(feeds: Iterator[Feed]) -> Iterator[Feed]:

@@ -99,15 +99,9 @@ def write(
 ) -> None:
     """Writes a store, whole or not at all, holding a file's share of images in memory.
 
-    Args:
-      entry: folder of the store.
-      size: side S of the images in pixels.
-      examples: records and their images uint8 [S, S, 3], sorted by image id.
-      most: as many may come.
-      facts: kept as the metadata; looked at when the examples have ended.
-
-    Raises:
-      OSError: the folder cannot be written; the disk is full.
+    `examples` are at most `most` records and their images uint8 [size, size, 3], sorted by image
+    id; when they have ended, the facts are read, which are kept as the metadata. An OSError where
+    the folder cannot be written or the disk is full.
     """
 
     def last() -> Iterator[tuple[int, dict[str, Any]]]:
@@ -152,17 +146,10 @@ def _without_chatter() -> Iterator[None]:
 
 
 class PreparedImages:
-    """The images of a store, uint8 [N, S, S, 3], read when they are asked for.
+    """The images of a store, uint8 [N, S, S, 3], by ids in their order, read when asked for.
 
-    Several threads may read at once; the files stay open.
-
-    Args:
-      builder: of the store.
-      ids: of the images, in their order.
-
-    Raises:
-      OSError: a file cannot be opened.
-      ValueError: the files do not hold that many images.
+    Several threads may read at once; the files stay open. An OSError where one cannot be opened; a
+    ValueError where they do not hold that many images.
     """
 
     def __init__(self, builder: LesionImages, ids: Sequence[str]):
@@ -181,11 +168,7 @@ class PreparedImages:
         return self.shape[0]
 
     def __getitem__(self, indices: np.ndarray) -> np.ndarray:
-        """The images at indices int [...]: uint8 [..., S, S, 3].
-
-        Raises:
-          UserError: what is stored is damaged, or cannot be read at the moment.
-        """
+        """The images at indices int [...]: uint8 [..., S, S, 3]; a UserError where damaged."""
         indices = np.asarray(indices)
         if indices.dtype.kind not in "iu":
             raise TypeError(f"images are indexed by integers, not by {indices.dtype}")
@@ -197,8 +180,8 @@ class PreparedImages:
         at_once = max(1, _READ_BYTES // math.prod(self.shape[1:]))
         for shard in np.unique(shards).tolist():
             places = np.flatnonzero(shards == shard)
-            for start in range(0, len(places), at_once):
-                self._read(shard, places[start : start + at_once], flat, found)
+            for piece in np.split(places, range(at_once, len(places), at_once)):
+                self._read(shard, piece, flat, found)
         return found.reshape(*indices.shape, *self.shape[1:])
 
     def _read(self, shard: int, places: np.ndarray, indices: np.ndarray, found: np.ndarray) -> None:
@@ -208,12 +191,10 @@ class PreparedImages:
             records = self._readers[shard].read((indices[places] - first).tolist())
             for place, record in zip(places, records, strict=True):
                 features = tf_example_pb2.Example.FromString(record).features.feature
-                image_id, image = (
-                    b"".join(features[name].bytes_list.value) for name in ("image_id", "image")
-                )
-                wanted = self._ids[indices[place]]
-                if image_id.decode() != wanted:
-                    raise ValueError(f"image {image_id.decode()!r} in place of {wanted!r}")
+                image_id = b"".join(features["image_id"].bytes_list.value).decode()
+                if image_id != (wanted := self._ids[indices[place]]):
+                    raise ValueError(f"image {image_id!r} in place of {wanted!r}")
+                image = b"".join(features["image"].bytes_list.value)
                 found[place] = np.frombuffer(image, np.uint8).reshape(self.shape[1:])
         # As in _load: damage shows itself as anything.
         except Exception as error:

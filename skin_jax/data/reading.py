@@ -33,11 +33,7 @@ class Reading:
     rename: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
-        """Makes tuples of lists, which is what JSON has.
-
-        Raises:
-          UserError: names or pairs of another form, or columns without a table.
-        """
+        """Makes tuples of lists, which is what JSON has; UserError for what fits no setting."""
         names, pairs = self.classes, self.rename
         if isinstance(names, str) or not all(isinstance(name, str) for name in names):
             raise UserError(f"data.classes is {names!r}; it takes names such as ('mel','nv')")
@@ -62,11 +58,7 @@ class Reading:
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> "Reading":
-        """The reading that the section `data` of a configuration asks for.
-
-        Raises:
-          UserError: as the class has it.
-        """
+        """The reading that the section `data` of a configuration asks for."""
         given = {field.name: data.get(field.name) for field in fields(cls)}
         return cls(**{name: value for name, value in given.items() if value is not None})
 
@@ -86,21 +78,16 @@ def place(table: str, data_dir: str | None) -> str:
 
 def define_flags() -> None:
     """Adds the flags of a command that reads a data folder."""
+    columns = {"image": "image names", "label": "classes", "group": "lesions or patients"}
     flags.DEFINE_string("table", None, "CSV or TSV that labels the images in --data_dir.")
-    flags.DEFINE_string("image_column", None, "Its column of image names; guessed by default.")
-    flags.DEFINE_string("label_column", None, "Its column of classes; guessed by default.")
-    flags.DEFINE_string("group_column", None, "Its column of lesions or patients; guessed.")
-    flags.DEFINE_string("split_column", None, "Its column of train, val and test; guessed.")
+    for kind, what in (columns | {"split": "train, val and test"}).items():
+        flags.DEFINE_string(f"{kind}_column", None, f"Its column of {what}; guessed by default.")
     flags.DEFINE_list("classes", [], "The classes to take, in this order; all by default.")
     flags.DEFINE_list("rename", [], "OLD=NEW for classes to be renamed or put together.")
 
 
 def from_flags() -> Reading:
-    """The reading that the flags of `define_flags` ask for.
-
-    Raises:
-      UserError: a rename without "=", or as `Reading` has it.
-    """
+    """The reading that the flags of `define_flags` ask for."""
     given = flags.FLAGS.flag_values_dict()
     pairs = [pair.partition("=") for pair in given["rename"]]
     if wrong := [old for old, equals, new in pairs if not (old and equals and new)]:

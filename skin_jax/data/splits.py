@@ -9,9 +9,9 @@ version of a random generator, and a record more or less moves few others.
 
 import hashlib
 import math
+import statistics
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,15 +29,9 @@ PAPER_FRACTIONS = (0.72, 0.08, 0.2)
 
 _COLUMNS = ("image", "lesion_id", "label", "split")
 
-
-@dataclass(frozen=True)
-class _Unit:
-    """What is never divided: a lesion, or an image in the `paper` split."""
-
-    name: str
-    label: int
-    members: tuple[int, ...]
-    """Positions of its images among the records."""
+_Units = Mapping[int, Sequence[list[int]]]
+"""What is never divided, by class in ascending order: the positions of the records of each unit,
+the units in the order of the seed."""
 
 
 def draw(
@@ -48,14 +42,14 @@ def draw(
     split_seed: int,
     fold: int | None,
 ) -> np.ndarray:
-    """Assigns every record to train, val or test.
+    """Assigns every record, in any order, to train, val or test; impossible values are UserErrors.
 
     Each class is apportioned on its own by largest remainder; one with at least three units gets
     at least one of them in every split that is not empty. A lesion whose images carry different
     labels counts for the most frequent one.
 
     Args:
-      records: in any order.
+      records: that are to be assigned.
       split: "lesion" (by lesion, over all records), "paper" (by image, `PAPER_FRACTIONS`) or
         "official" (the challenge's folders; without a validation folder, val is drawn from train
         by lesion in the ratio of the first two fractions).
@@ -66,28 +60,31 @@ def draw(
 
     Returns:
       [N] strings "train", "val" or "test".
-
-    Raises:
-      UserError: an impossible value; the message names its configuration key.
     """
-    _check(split, fractions, split_seed, fold)
+    _check(split, fractions, fold)
+    assignment = np.full(len(records), "train")
     if split == "official":
-        return _official(records, fractions, split_seed)
-    if split == "paper":
-        units = _units(range(len(records)), records, lambda record: record.image_id)
-        return _assign(len(records), _apportioned(units, PAPER_FRACTIONS, split_seed))
-    units = _units(range(len(records)), records, lambda record: record.lesion_id)
+        assignment[:] = [record.official_split for record in records]
+        if "val" in assignment:
+            return assignment
+        share = fractions[1] / (fractions[0] + fractions[1])
+        fractions = (1 - share, share, 0.0)
+    elif split == "paper":
+        fractions = PAPER_FRACTIONS
+    drawn = np.flatnonzero(assignment == "train").tolist()
+    names = [record.image_id if split == "paper" else record.lesion_id for record in records]
+    units = _units(drawn, records, names, split_seed)
     if fold is None:
-        return _assign(len(records), _apportioned(units, fractions, split_seed))
-    return _assign(len(records), _folded(units, fractions[1], split_seed, fold))
+        _apportion(units, fractions, assignment)
+    else:
+        _deal(units, fractions[1], fold, assignment)
+    return assignment
 
 
 def shared_lesions(records: Sequence[Record], assignment: np.ndarray) -> int:
-    """The number of test images whose lesion also has images in train."""
-    trained = {r.lesion_id for r, s in zip(records, assignment, strict=True) if s == "train"}
-    return sum(
-        s == "test" and r.lesion_id in trained for r, s in zip(records, assignment, strict=True)
-    )
+    """Counts the test images whose lesion also has images in train."""
+    lesions = np.array([record.lesion_id for record in records])
+    return int(np.isin(lesions[assignment == "test"], lesions[assignment == "train"]).sum())
 
 
 def write(path: Path, records: Sequence[Record], assignment: np.ndarray, classes: Classes) -> None:
@@ -98,13 +95,9 @@ def write(path: Path, records: Sequence[Record], assignment: np.ndarray, classes
 
 
 def read(path: Path, records: Sequence[Record], classes: Classes) -> np.ndarray:
-    """Reads what `write` wrote.
+    """Reads what `write` wrote: [N] strings "train", "val" or "test", in the order of `records`.
 
-    Returns:
-      [N] strings "train", "val" or "test", in the order of `records`.
-
-    Raises:
-      UserError: the file is missing or damaged, or speaks of other images than `records`.
+    UserError: the file is missing or damaged, or speaks of other images than `records`.
     """
     rows = _rows(path)
     sides = {(row["image"], row["lesion_id"], row["label"]): row["split"] for row in rows}
@@ -125,8 +118,7 @@ def read(path: Path, records: Sequence[Record], classes: Classes) -> np.ndarray:
 def class_counts(path: Path, side: str, classes: Classes) -> np.ndarray:
     """Counts the images of each class on one side of what `write` wrote, int64 [n].
 
-    Raises:
-      UserError: the file is missing or damaged, or has other classes.
+    UserError: the file is missing or damaged, or has other classes.
     """
     rows = _rows(path)
     if strange := {row["label"] for row in rows} - set(classes.names):
@@ -139,32 +131,21 @@ def class_counts(path: Path, side: str, classes: Classes) -> np.ndarray:
 
 
 def members(path: Path, side: str) -> list[tuple[str, str]]:
-    """(image id, class name) of each image on one side of what `write` wrote, in its order.
-
-    Raises:
-      UserError: the file is missing or damaged.
-    """
+    """(image id, class name) on one side of what `write` wrote; UserError where it is damaged."""
     return [(row["image"], row["label"]) for row in _rows(path) if row["split"] == side]
 
 
 def lesion_ids(path: Path) -> dict[str, str]:
-    """The lesion of each image in what `write` wrote, by image id.
-
-    Raises:
-      UserError: the file is missing or damaged.
-    """
+    """The lesion of each image id in what `write` wrote; UserError where it is damaged."""
     return {row["image"]: row["lesion_id"] for row in _rows(path)}
 
 
 def members_of(
     records: Sequence[Record], assignment: np.ndarray, side: str, classes: Classes
 ) -> list[tuple[str, str]]:
-    """What `members` gives back once `write` has written the assignment."""
-    return [
-        (record.image_id, classes.names[record.label])
-        for record, own in zip(records, assignment, strict=True)
-        if own == side
-    ]
+    """Gives what `members` gives once `write` has written the assignment."""
+    sides = zip(records, assignment, strict=True)
+    return [(r.image_id, classes.names[r.label]) for r, own in sides if own == side]
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
@@ -182,109 +163,50 @@ def _identity(record: Record, classes: Classes) -> tuple[str, str, str]:
     return record.image_id, record.lesion_id, classes.names[record.label]
 
 
-def _check(
-    split: str, fractions: tuple[float, float, float], split_seed: int, fold: int | None
-) -> None:
-    if split not in ("lesion", "paper", "official"):
-        raise UserError(f"config.data.split is 'lesion', 'paper' or 'official', not {split!r}")
+def _check(split: str, fractions: Sequence[float], fold: int | None) -> None:
     key = "config.data.split_fractions"
     if len(fractions) != 3 or not all(0 <= f <= 1 for f in fractions) or fractions[0] == 0:
         raise UserError(f"{key} are three shares from 0 to 1, that of train above 0: {fractions}")
     if abs(math.fsum(fractions) - 1) > 1e-6:
         raise UserError(f"{key} sum to {math.fsum(fractions):g}, not to 1: {fractions}")
-    if split_seed < 0:
-        raise UserError(f"config.data.split_seed is not negative: {split_seed}")
-    if fold is None:
-        return
-    if split != "lesion":
+    if fold is not None and split != "lesion":
         raise UserError(f"config.data.fold goes with config.data.split='lesion', not {split!r}")
-    if fold not in range(NUM_FOLDS):
-        raise UserError(f"config.data.fold is 0 to {NUM_FOLDS - 1}, not {fold}")
-    if fractions[1] >= 1 - 1 / NUM_FOLDS:
+    if fold is not None and fractions[1] >= 1 - 1 / NUM_FOLDS:
         raise UserError(f"{key}: val and the test fold leave nothing to train on: {fractions}")
 
 
 def _units(
-    positions: Sequence[int], records: Sequence[Record], name_of: Callable[[Record], str]
-) -> list[_Unit]:
+    positions: Sequence[int], records: Sequence[Record], names: Sequence[str], seed: int
+) -> _Units:
     members: dict[str, list[int]] = defaultdict(list)
     for i in positions:
-        members[name_of(records[i])].append(i)
-    return [
-        _Unit(name, _majority([records[i].label for i in own]), tuple(own))
-        for name, own in members.items()
-    ]
+        members[names[i]].append(i)
+    units: dict[int, list[list[int]]] = defaultdict(list)
+    for name in sorted(members, key=lambda n: hashlib.sha256(f"{seed} {n}".encode()).digest()):
+        # Of labels that are equally frequent, the lowest.
+        label = statistics.mode(sorted(records[i].label for i in members[name]))
+        units[label].append(members[name])
+    return dict(sorted(units.items()))
 
 
-def _majority(labels: Sequence[int]) -> int:
-    counts = Counter(labels)
-    return min(counts, key=lambda label: (-counts[label], label))
+def _apportion(units: _Units, fractions: Sequence[float], assignment: np.ndarray) -> None:
+    for ordered in units.values():
+        sides = np.repeat(SPLITS, _counts(len(ordered), fractions))
+        for unit, side in zip(ordered, sides, strict=True):
+            assignment[unit] = side
 
 
-def _ordered(units: Sequence[_Unit], seed: int) -> dict[int, list[_Unit]]:
-    """The units of each class in the order of the seed, classes in ascending order."""
-
-    def rank(unit: _Unit) -> bytes:
-        return hashlib.sha256(f"{seed} {unit.name}".encode()).digest()
-
-    ordered: dict[int, list[_Unit]] = {label: [] for label in sorted({u.label for u in units})}
-    for unit in sorted(units, key=rank):
-        ordered[unit.label].append(unit)
-    return ordered
-
-
-_Sides = Mapping[str, Sequence[_Unit]]
-
-
-def _assign(num_records: int, sides: _Sides) -> np.ndarray:
-    assignment = np.full(num_records, "train")
-    for side, units in sides.items():
-        for unit in units:
-            assignment[list(unit.members)] = side
-    return assignment
-
-
-def _apportioned(units: Sequence[_Unit], fractions: Sequence[float], seed: int) -> _Sides:
-    sides: dict[str, list[_Unit]] = {side: [] for side in SPLITS}
-    for ordered in _ordered(units, seed).values():
-        start = 0
-        for side, count in zip(SPLITS, _counts(len(ordered), fractions), strict=True):
-            sides[side] += ordered[start : start + count]
-            start += count
-    return sides
-
-
-def _folded(units: Sequence[_Unit], val: float, seed: int, fold: int) -> _Sides:
-    sides: dict[str, list[_Unit]] = {side: [] for side in SPLITS}
-    dealt = 0
-    for ordered in _ordered(units, seed).values():
+def _deal(units: _Units, val: float, fold: int, assignment: np.ndarray) -> None:
+    dealt, share = 0, val / (1 - 1 / NUM_FOLDS)
+    for ordered in units.values():
         # Dealing goes on from class to class, so that the folds' totals differ by one at most.
-        folds = [(dealt + i - fold) % NUM_FOLDS for i in range(len(ordered))]
+        folds = (dealt + np.arange(len(ordered)) - fold) % NUM_FOLDS
         dealt += len(ordered)
-        sides["test"] += [unit for unit, f in zip(ordered, folds, strict=True) if f == 0]
+        num_test = int(np.count_nonzero(folds == 0))
+        num_val = _counts(len(ordered) - num_test, (1 - share, share))[1]
         # In the order of the folds that follow: so the folds' val sets differ, too.
-        rest = [
-            unit
-            for f in range(1, NUM_FOLDS)
-            for unit, g in zip(ordered, folds, strict=True)
-            if f == g
-        ]
-        share = val / (1 - 1 / NUM_FOLDS)
-        num_val = _counts(len(rest), (1 - share, share))[1]
-        sides["val"] += rest[:num_val]
-        sides["train"] += rest[num_val:]
-    return sides
-
-
-def _official(records: Sequence[Record], fractions: Sequence[float], seed: int) -> np.ndarray:
-    given = np.array([record.official_split for record in records], dtype="<U5")
-    if "val" in given:
-        return given
-    train = np.flatnonzero(given == "train").tolist()
-    units = _units(train, records, lambda record: record.lesion_id)
-    share = fractions[1] / (fractions[0] + fractions[1])
-    drawn = _assign(len(records), _apportioned(units, (1 - share, share, 0.0), seed))
-    return np.where(given == "train", drawn, given)
+        for place, i in enumerate(np.argsort(folds, kind="stable")[: num_test + num_val]):
+            assignment[ordered[i]] = "test" if place < num_test else "val"
 
 
 def _counts(total: int, fractions: Sequence[float]) -> list[int]:

@@ -8,8 +8,8 @@ import os
 import shutil
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,9 @@ from skin_jax.base.files import locked
 from skin_jax.data import contents, images, layouts, prepared
 from skin_jax.data import download as download_lib
 from skin_jax.data.classes import Classes
-from skin_jax.data.examples import Copies, Digest, Examples, Record, join_copies
+from skin_jax.data.examples import Digest, Examples, Record, join_copies
 from skin_jax.data.listing import Listing
 from skin_jax.data.reading import Reading
-
-Skipped = tuple[tuple[str, str], ...]
-"""(file, reason) of each unreadable image; files are relative to the data folder."""
 
 
 def prepare(
@@ -63,23 +60,19 @@ def prepare(
       UserError: no data folder; anything wrong in it (all problems together); files that cannot be
         read at the moment; a cache folder that cannot be written.
     """
-    if on_bad_image not in ("error", "skip"):
-        raise UserError(f"config.data.on_bad_image is 'error' or 'skip', not {on_bad_image!r}")
-    if image_size < 1:
-        raise UserError(f"config.data.image_size is a number of pixels, not {image_size}")
     cache = Path(cache_dir).expanduser()
     listing = layouts.read(_data_folder(data_dir, cache, download, progress), reading, classes)
     for note in listing.notes:
         warn(f"{listing.root}: {note}")
+    wanted = _Wanted(listing, image_size, cache, on_bad_image, progress)
     if listing.problems:
-        unknown = _Wanted(listing, None, image_size, cache, on_bad_image, progress)
-        skipped = [(r, str(i)) for r, i in _decoded(unknown) if isinstance(i, Exception)]
-        problems = [*listing.problems, *_lines(_files(listing, skipped))]
+        skipped = [pair for pair in _decoded(wanted) if isinstance(pair[1], Exception)]
+        problems = [*listing.problems, *wanted.unreadable(skipped)]
         raise listed(f"{listing.root} cannot be used", problems)
-    found = _contents(listing, cache, progress)
-    wanted = _Wanted(listing, found, image_size, cache, on_bad_image, progress)
+    found = contents.digests(list(map(_path, listing.records)), wanted.known, progress=progress)
+    wanted.check_troubles(zip(listing.records, found, strict=True))
     try:
-        return _prepared(wanted)
+        return _prepared(replace(wanted, contents=tuple(map(str, found))))
     except OSError as error:
         raise UserError(
             f"cannot keep prepared images in {cache}: {error.strerror or error}; "
@@ -101,114 +94,100 @@ def _data_folder(
     )
 
 
-def _contents(listing: Listing, cache: Path, progress: bool) -> tuple[str, ...]:
-    """What each image file holds, from `contents.digests`."""
-    paths = [_path(record) for record in listing.records]
-    found = contents.digests(paths, _known_contents(listing, cache), progress=progress)
-    troubles = [
-        f"{_relative(listing, record)}: {content}"
-        for record, content in zip(listing.records, found, strict=True)
-        if isinstance(content, images.PassingTrouble)
-    ]
-    if troubles:
-        raise _cannot_read_now(listing, troubles)
-    return tuple(map(str, found))
-
-
-def _known_contents(listing: Listing, cache: Path) -> Path:
-    root = hashlib.sha256(os.fsencode(os.path.realpath(listing.root))).hexdigest()
-    return cache / "contents" / f"{root[:32]}.json"
-
-
-def _cannot_read_now(listing: Listing, troubles: Sequence[str]) -> UserError:
-    error = listed(f"{listing.root} holds images that cannot be read at the moment", troubles)
-    return UserError(
-        f"{error}\nThat says nothing about the images, so none is left out: put it right and run "
-        "the same command again"
-    )
-
-
 @dataclass(frozen=True)
 class _Wanted:
     """One data folder at one size, and how to prepare it."""
 
     listing: Listing
-    contents: Sequence[str] | None
-    """Of the file of each record; None for whoever keeps no result."""
     size: int
     cache: Path
     on_bad_image: str
     progress: bool
+    contents: Sequence[str] = ()
+    """Of the file of each record; empty for whoever keeps no result."""
 
     @functools.cached_property
     def entry(self) -> Path:
         """The folder of its prepared images."""
-        assert self.contents is not None
         key = hashlib.sha256()
         for record, content in zip(self.listing.records, self.contents, strict=True):
             key.update(json.dumps([content, *prepared.described(record).values()]).encode())
         return self.cache / "prepared" / f"{key.hexdigest()[:32]}_{self.size}"
 
+    @property
+    def known(self) -> Path:
+        """Where `contents.digests` keeps what it found."""
+        root = hashlib.sha256(os.fsencode(os.path.realpath(self.listing.root))).hexdigest()
+        return self.cache / "contents" / f"{root[:32]}.json"
+
+    def named(self, said: Iterable[tuple[Record, object]]) -> list[tuple[str, str]]:
+        """(file below the data folder, words) of what is said of records."""
+        root = self.listing.root
+        return [(_path(record).relative_to(root).as_posix(), f"{words}") for record, words in said]
+
+    def unreadable(self, said: Iterable[tuple[Record, object]]) -> list[str]:
+        return [f"{file}: unreadable image: {reason}" for file, reason in self.named(said)]
+
+    def refused(self, skipped: Iterable[tuple[Record, object]]) -> UserError:
+        summary = f"{self.listing.root} holds unreadable images"
+        return UserError(
+            f"{listed(summary, self.unreadable(skipped))}\nMend or remove them, or leave them out "
+            "with --config.data.on_bad_image=skip"
+        )
+
+    def check_troubles(self, found: Iterable[tuple[Record, object]]) -> None:
+        """Raises a UserError where files cannot be read at the moment."""
+        troubles = [pair for pair in found if isinstance(pair[1], images.PassingTrouble)]
+        if not troubles:
+            return
+        summary = f"{self.listing.root} holds images that cannot be read at the moment"
+        lines = [f"{file}: {trouble}" for file, trouble in self.named(troubles)]
+        raise UserError(
+            f"{listed(summary, lines)}\nThat says nothing about the images, so none is left out: "
+            "put it right and run the same command again"
+        )
+
+
+def _path(record: Record) -> Path:
+    assert record.path is not None
+    return record.path
+
 
 def _prepared(wanted: _Wanted) -> Examples:
-    examples = _load(wanted)
-    if examples:
+    if examples := _load(wanted):
         return examples
     lock = wanted.entry.with_name(f"{wanted.entry.name}.lock")
     waiting = "waiting for another process that prepares the same images"
     with locked(lock, waiting_for=waiting) as lock_held:
-        examples = _load(wanted)  # prepared while this process waited
-        if examples:
+        if examples := _load(wanted):  # prepared while this process waited
             return examples
         if lock_held is not None:
             shutil.rmtree(wanted.entry, ignore_errors=True)
         _build(wanted)
-    examples = _load(wanted)
-    if examples is None:
-        raise UserError(f"{wanted.entry} was prepared but cannot be read back; delete that folder")
-    return examples
-
-
-def _files(listing: Listing, skipped: Iterable[tuple[Record, str]]) -> Skipped:
-    return tuple((_relative(listing, record), reason) for record, reason in skipped)
-
-
-def _lines(skipped: Skipped) -> list[str]:
-    return [f"{file}: unreadable image: {reason}" for file, reason in skipped]
-
-
-def _refuse(listing: Listing, skipped: Skipped) -> UserError:
-    error = listed(f"{listing.root} holds unreadable images", _lines(skipped))
-    return UserError(
-        f"{error}\nMend or remove them, or leave them out with --config.data.on_bad_image=skip"
-    )
-
-
-# Decoding
+    if examples := _load(wanted):
+        return examples
+    raise UserError(f"{wanted.entry} was prepared but cannot be read back; delete that folder")
 
 
 def _decoded(wanted: _Wanted) -> Iterator[tuple[Record, np.ndarray | images.UnreadableImage]]:
     """Decodes in a few threads, in order, never more than a few images ahead."""
-    records, digests = wanted.listing.records, wanted.contents or itertools.repeat(None)
-    waiting: deque[tuple[Record, Future[np.ndarray | images.UnreadableImage]]] = deque()
+    records = wanted.listing.records
     bar = tqdm(
-        total=len(records),
+        records,
         desc=f"Preparing images at {wanted.size}x{wanted.size}",
         unit=" images",
         mininterval=0.5,
         disable=not wanted.progress,
     )
-    with bar, ThreadPoolExecutor(images.THREADS) as pool:
-        remaining = zip(records, digests, strict=False)
-        while True:
-            for record, digest in itertools.islice(remaining, 4 * images.THREADS - len(waiting)):
-                future = pool.submit(_decode, _path(record), wanted.size, digest)
-                waiting.append((record, future))
-            if not waiting:
-                return
-            record, future = waiting.popleft()
-            yield record, future.result()
-            bar.update()
+    with ThreadPoolExecutor(images.THREADS) as pool:
+        futures = (
+            pool.submit(_decode, _path(record), wanted.size, digest)
+            for record, digest in itertools.zip_longest(records, wanted.contents)
+        )
+        waiting = deque(itertools.islice(futures, 4 * images.THREADS))
+        for record in bar:
+            yield record, waiting.popleft().result()
+            waiting.extend(itertools.islice(futures, 1))
 
 
 def _decode(path: Path, size: int, digest: str | None) -> np.ndarray | images.UnreadableImage:
@@ -221,20 +200,8 @@ def _decode(path: Path, size: int, digest: str | None) -> np.ndarray | images.Un
         return error
 
 
-def _path(record: Record) -> Path:
-    assert record.path is not None
-    return record.path
-
-
-def _relative(listing: Listing, record: Record) -> str:
-    return _path(record).relative_to(listing.root).as_posix()
-
-
-# The cache
-
-
 def _build(wanted: _Wanted) -> None:
-    digest, copies = Digest(), Copies()
+    digest = Digest()
     good: list[Record] = []
     skipped: list[tuple[Record, str]] = []
     facts: dict[str, Any] = {}
@@ -243,22 +210,20 @@ def _build(wanted: _Wanted) -> None:
         for record, image in _decoded(wanted):
             if isinstance(image, images.PassingTrouble):
                 # What is remembered of the file may be wrong: the next start reads it.
-                _known_contents(wanted.listing, wanted.cache).unlink(missing_ok=True)
-                trouble = f"{_relative(wanted.listing, record)}: {image}"
-                raise _cannot_read_now(wanted.listing, [trouble])
-            if isinstance(image, images.UnreadableImage):
+                wanted.known.unlink(missing_ok=True)
+                wanted.check_troubles([(record, image)])
+            elif isinstance(image, images.UnreadableImage):
                 skipped.append((record, str(image)))
             elif wanted.on_bad_image == "skip" or not skipped:
                 digest.add(image)
-                copies.add(image)
                 good.append(record)
                 yield record, image
         if skipped and (wanted.on_bad_image == "error" or not good):
-            raise _refuse(wanted.listing, _files(wanted.listing, skipped))
-        groups = copies.groups()
-        records, _ = join_copies(good, groups, wanted.listing.classes)
+            raise wanted.refused(skipped)
+        copies = digest.copies()
+        records, _ = join_copies(good, copies, wanted.listing.classes)
         reasons = {record.image_id: reason for record, reason in skipped}
-        facts.update(digest=digest.close(records), copies=groups, skipped=reasons)
+        facts.update(digest=digest.close(records), copies=copies, skipped=reasons)
 
     prepared.write(wanted.entry, wanted.size, readable(), len(wanted.listing.records), facts)
 
@@ -273,10 +238,10 @@ def _load(wanted: _Wanted) -> Examples | None:
         digest, copies, reasons = (
             store.info.metadata[key] for key in ("digest", "copies", "skipped")
         )
-        records = tuple(r for r in listing.records if r.image_id not in reasons)
+        good = [record for record in listing.records if record.image_id not in reasons]
         left_out = [(r, reasons[r.image_id]) for r in listing.records if r.image_id in reasons]
-        pixels = prepared.PreparedImages(store, [record.image_id for record in records])
-        records, notes = join_copies(records, copies, listing.classes)
+        pixels = prepared.PreparedImages(store, [record.image_id for record in good])
+        records, notes = join_copies(good, copies, listing.classes)
     except MemoryError:
         raise
     # Damage shows itself as anything from a JSON error to one of array_record's own.
@@ -286,16 +251,9 @@ def _load(wanted: _Wanted) -> Examples | None:
         warn(f"{folder} is damaged ({first_line(error)[:200]}); preparing the images again")
         shutil.rmtree(folder, ignore_errors=True)
         return None
-    skipped = _files(listing, left_out)
-    if skipped and wanted.on_bad_image == "error":
-        raise _refuse(listing, skipped)
+    if left_out and wanted.on_bad_image == "error":
+        raise wanted.refused(left_out)
     for note in notes:
         warn(f"{listing.root}: {note}")
-    return Examples(
-        records=records,
-        images=pixels,
-        digest=digest,
-        skipped=skipped,
-        classes=listing.classes,
-        unit=listing.unit,
-    )
+    skipped = tuple(wanted.named(left_out))
+    return Examples(records, pixels, digest, skipped, listing.classes, listing.unit)

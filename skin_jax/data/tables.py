@@ -50,10 +50,8 @@ def read(findings: Findings) -> None:
     """Reads the table of `findings.reading` and adds the images that it names.
 
     The columns are those that the reading names, else those with usual names, which are noted.
-    Several columns are separated by commas: one-hot classes, or groups of several kinds.
-
-    Raises:
-      UserError: there is no such table, or two.
+    Several are separated by commas: one-hot classes, or groups of several kinds. A UserError where
+    there is no such table, or two.
     """
     path, files = _placed(findings), findings.scan(findings.root)
     header, _ = findings.table(path)
@@ -84,10 +82,7 @@ def _columns(findings: Findings, path: Path, header: Sequence[str]) -> Columns |
     """The columns to read; None, which is reported, where there are not those that it needs."""
     reading, before = findings.reading, len(findings.problems)
     given = {
-        "image": reading.image_column,
-        "label": reading.label_column,
-        "group": reading.group_column,
-        "split": reading.split_column,
+        kind: getattr(reading, f"{kind}_column") for kind in ("image", "label", "group", "split")
     }
 
     def chosen(kind: str) -> tuple[str, ...]:
@@ -110,12 +105,13 @@ def _columns(findings: Findings, path: Path, header: Sequence[str]) -> Columns |
 
     image, label, split = chosen("image"), chosen("label"), chosen("split")
     if given["group"] is None:
-        kinds = ("lesion", "patient", "group")
-        groups = [(kind, name) for kind in kinds for name in chosen(kind)]
+        groups = {kind: name for kind in ("lesion", "patient", "group") for name in chosen(kind)}
     else:
-        groups = [(_kind(name), name) for name in chosen("group")]
+        groups = {}
+        for name in chosen("group"):  # of two columns of a kind, the second is a kind of its own
+            groups[name if _kind(name) in groups else _kind(name)] = name
     if not label:
-        label = _one_hot(findings, path, {*image, *split, *(name for _, name in groups)})
+        label = _one_hot(findings, path, {*image, *split, *groups.values()})
     for kind, names in (("image", image), ("label", label)):
         if not names:
             findings.problems.append(
@@ -125,18 +121,17 @@ def _columns(findings: Findings, path: Path, header: Sequence[str]) -> Columns |
     if len(findings.problems) > before:
         return None
     described = {k: found[0] for k in _DESCRIBED if len(found := usual(k, header)) == 1}
-    told = [f"image: {image[0]}", f"class: {', '.join(label)}"]
-    told += [f"{kind}: {name}" for kind, name in groups]
-    told += [f"split (with data.split=official): {name}" for name in split]
-    told += [f"{kind}: {name}" for kind, name in described.items()]
-    findings.notes.append(f"columns of {findings.name(path)}: {'; '.join(told)}")
+    told = [("image", image[0]), ("class", ", ".join(label)), *groups.items()]
+    told += [("split (with data.split=official)", name) for name in split]
+    pairs = "; ".join(f"{kind}: {name}" for kind, name in [*told, *described.items()])
+    findings.notes.append(f"columns of {findings.name(path)}: {pairs}")
     return Columns(
         image[0],
         label=label[0] if len(label) == 1 else None,
         one_hot=label if len(label) > 1 else (),
-        groups=tuple(groups),
+        groups=groups,
         split=split[0] if split else None,
-        described=tuple(described.items()),
+        described=described,
     )
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from skin_jax.data import splits, store
 from skin_jax.data.classes import Classes
-from skin_jax.data.examples import Copies, Record, components, digest_of, join_copies
+from skin_jax.data.examples import Digest, Record, components, digest_of, join_copies
 
 CLASSES = Classes.of(["a", "b"])
 
@@ -29,11 +29,11 @@ def test_a_large_component_is_found_quickly():
 
 
 def test_copies_are_equal_pixels():
-    copies = Copies()
+    copies = Digest()
     images = np.random.default_rng(0).integers(0, 256, (4, 3, 3, 3), np.uint8)
     for k in (0, 1, 2, 1, 3, 0, 1):
         copies.add(images[k])
-    assert copies.groups() == [[0, 5], [1, 3, 6]]
+    assert copies.copies() == [[0, 5], [1, 3, 6]]
 
 
 def test_groups_of_copies_become_one():

@@ -323,6 +323,11 @@ def test_a_symlinked_folder_is_read(official, tmp_path):
     assert len(layouts.read(link).records) == 14
 
 
+def test_classes_of_a_layout_may_be_joined(official):
+    found = layouts.read(official, Reading(rename=(("akiec", "x"), ("bcc", "x"))))
+    assert (found.classes.names, found.problems) == (("x", *HAM10000.names[2:]), ())
+
+
 def test_real_data(real_data):
     listing = layouts.read(real_data)
     assert listing.problems == ()

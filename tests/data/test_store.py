@@ -327,11 +327,7 @@ def test_nothing_readable_at_all(official, prepare):
         prepare(on_bad_image="skip")
 
 
-def test_bad_options(prepare, official):
-    with pytest.raises(UserError, match=r"config\.data\.on_bad_image.*'ignore'"):
-        prepare(on_bad_image="ignore")
-    with pytest.raises(UserError, match=r"config\.data\.image_size"):
-        prepare(image_size=0)
+def test_a_folder_that_is_not_there(official):
     options = {"image_size": SIZE, "cache_dir": official, "progress": False}
     with pytest.raises(UserError, match=r"--config\.data\.dir=FOLDER.*--config\.data\.download"):
         store.prepare(None, **options)
