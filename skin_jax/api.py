@@ -95,11 +95,13 @@ def _write_page(experiment: run_lib.Experiment, sections: list[kit.Section], wor
         [train[labels == c][: run_report.SAMPLES_PER_CLASS] for c in range(len(classes))]
     )
     config = experiment.config
+    settings = without_folders(flatten(config))
+    lesions = ", procedural lesions" * is_procedural(config.data)
     return run_report.write_page(
         workdir,
         classes=classes,
-        title=f"skin_jax: {config.task}" + ", procedural lesions" * is_procedural(config.data),
-        facts={"steps": experiment.num_steps, **without_folders(flatten(config))},
+        title=f"skin_jax: {settings['task']}{lesions}",
+        facts={"steps": experiment.num_steps, **settings},
         sections=sections,
         class_counts=counts,
         history=read_history(workdir / HISTORY),

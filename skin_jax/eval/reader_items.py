@@ -18,6 +18,7 @@ from PIL import Image
 from skin_jax.base import csvs
 from skin_jax.base.errors import UserError, listed, warn
 from skin_jax.base.files import write_json
+from skin_jax.config import is_procedural
 from skin_jax.data import generated as generated_lib
 from skin_jax.data import splits
 from skin_jax.data.classes import Classes
@@ -150,7 +151,7 @@ def make(
             "image_size": size,
             "seed": seed,
             "same_training_split": fitted,
-            "demo": experiment.is_demo,
+            "demo": is_procedural(experiment.config.data),
         },
     )
     return key, classes, images[order]
