@@ -37,9 +37,7 @@ def write(
     """Writes scores.json, report.md and report.html.
 
     Args:
-      folder: for the files.
-      key: of the study.
-      answers: that were scored.
+      folder, key, answers: for the files, of the study, and that were scored.
       found: `readers.detection` of all images.
       by_class: the same of the images of each class that the study shows, by its name.
       diagnoses: `readers.diagnosis`; None where the readers were not asked.
@@ -76,18 +74,20 @@ def write(
         kit.Section("Classes", [_classes(by_class)]),
     ]
     if diagnoses:
-        own = _by_reader(diagnoses, answers.readers, ("real", "generated", "difference"))
-        tables = [_overall(diagnoses), own] if len(answers.readers) > 1 else [_overall(diagnoses)]
+        tables = [_overall(diagnoses)]
+        if len(answers.readers) > 1:
+            measures = ("real", "generated", "difference")
+            own = (
+                (what, [_estimate(each[what]) for each in diagnoses.readers]) for what in measures
+            )
+            tables.append(kit.by_columns("reader", answers.readers, *own))
         sections.append(kit.Section("Diagnoses", [kit.Text(_diagnosed(diagnoses)), *tables]))
     sections.append(kit.Section("Notes", [kit.Text(note) for note in notes]))
     printed = kit.markdown(_TITLE, sections, folder)
-    who = [(r, e) for r, e in zip(answers.readers, answers.experience, strict=True) if e]
-    if who:
-        sections.append(
-            kit.Section(
-                "Experience of the readers", [kit.Table(("reader", "experience"), who, True)]
-            )
-        )
+    experience = zip(answers.readers, answers.experience, strict=True)
+    if told := {reader: text for reader, text in experience if text}:
+        table = kit.facts(told, ("reader", "experience"))
+        sections.append(kit.Section("Experience of the readers", [table]))
     facts = {"study": key.study, "images of each kind": found.real}
     facts |= {name.replace("_", " "): fact for name, fact in key.facts.items()}
     sections.append(kit.Section("What was shown", [kit.facts(facts, ("what", "which"))]))
@@ -170,22 +170,12 @@ def _overall(found: Scores) -> kit.Table:
     return kit.by_columns("measure", [_NAMES[name] for name in found.overall], *columns)
 
 
-def _by_reader(found: Scores, names: Sequence[str], measures: Sequence[str]) -> kit.Table:
-    columns = ((name, [_estimate(each[name]) for each in found.readers]) for name in measures)
-    return kit.by_columns("reader", names, *columns)
-
-
 def _readers(found: Scores, answers: Answers) -> kit.Table:
-    table = _by_reader(found, answers.readers, ("accuracy", "d_prime"))
-    more = [
-        (
-            kit.number(each["sensitivity"].value, 2),
-            kit.number(each["criterion"].value, 2),
-            kit.number(float(np.median(seconds)), 1),
-        )
-        for each, seconds in zip(found.readers, answers.seconds.T, strict=True)
-    ]
-    rows = [(*row, *others) for row, others in zip(table.rows, more, strict=True)]
+    rows = []
+    for name, each, seconds in zip(answers.readers, found.readers, answers.seconds.T, strict=True):
+        estimates = (_estimate(each[measure]) for measure in ("accuracy", "d_prime"))
+        values = (kit.number(each[measure].value, 2) for measure in ("sensitivity", "criterion"))
+        rows.append((name, *estimates, *values, kit.number(float(np.median(seconds)), 1)))
     return kit.Table(("reader", "accuracy", "d'", "sensitivity", "c", "seconds"), rows)
 
 
