@@ -200,7 +200,7 @@ def test_generators_are_kept_at_evaluations_alone(tmp_path):
     ("change", "words"),
     [
         ({"score__weights": "absent.safetensors"}, "--config.score.weights"),
-        ({"sharding__num_devices": 0}, "config.sharding.num_devices is 0, but JAX sees 4 cpu"),
+        ({"sharding__num_devices": 5}, "config.sharding.num_devices is 5, but JAX sees 4 cpu"),
         ({"data__oversample_to": 50}, "config.data.oversample_to changes nothing for a network"),
     ],
 )
