@@ -40,7 +40,10 @@ def rows(rounds: int, only: Sequence[str], precision: str) -> Iterator[Row]:
         state = jax.jit(experiment.task.init, out_shardings=experiment.placement)(jax.random.key(0))
         assert isinstance(experiment.task, Sgan)
         predictor = inference.make_predictor(experiment.task.predict, experiment.pipeline)
-        drawn = candidates.judged(experiment.task, state, step=0, seed=0, min_confidence=0.0)(0)
+        task, names = experiment.task, experiment.classes.names
+        sampler = candidates.Sampler(task, task.generators(state), names, 0, "the benchmark")
+        predict = candidates.predictor(task, state, "the benchmark")
+        drawn = candidates.judged(sampler, predict, names, step=0, min_confidence=0.0)(0)
 
         def evaluate(times: int) -> None:
             for _ in range(times):

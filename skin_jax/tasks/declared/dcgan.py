@@ -19,8 +19,11 @@ NAME = "dcgan"
 settings.declare(
     NAME,
     {
-        # The same for any choice of classes: it decides on the best ones.
-        "eval_every_steps": replace(COMMON["eval_every_steps"], default=250),
+        "eval_every_steps": replace(
+            COMMON["eval_every_steps"],
+            default=250,
+            help="Steps between evaluations, the same for any choice of classes.",
+        ),
         "data.sampling": replace(COMMON["data.sampling"], choices=("natural",)),
         "classes": Setting((), "Classes that get a GAN; empty: all of the run.", str),
         "stack": Setting(
