@@ -3,8 +3,8 @@
 python -m skin_jax.generate --workdir W --out DIR [--classes a,b] [--seed S] [--step N]
     [--per_class N | --balance_to N | --ratio R]
 
-A generator that is told the class draws images of it: the generator with the best score or, with
---step, the one that was kept at that step.
+A generator that takes a class draws images of that class: the generator with the best score or,
+with --step, the one that was kept at that step.
 
 A semi-supervised GAN, here that of the best checkpoint or of --step, draws images of no class in
 particular. Each is stored as 8 bits, judged by the run's own discriminator and put into the class
@@ -12,7 +12,8 @@ that it finds most likely, if its confidence is at least --min_confidence and th
 
 The same seed gives the same images, however many are asked for and of whatever classes. The same
 command resumes a folder that is not full. The exit status is 0, 1 (failure), 2 (usage or bad input)
-or 3 (some classes are not full after --max_tries images; what there is stays).
+or 3 (some classes are not full after --max_tries images; the images so far are
+kept).
 """
 
 import math
@@ -27,17 +28,32 @@ FLAGS = flags.FLAGS
 
 command.define_path("workdir", None, "Folder of a trained run.")
 command.define_path("out", None, "Folder for the images and their manifest.csv.")
-flags.DEFINE_list("classes", None, "Which classes (all that the run has).")
-flags.DEFINE_integer("step", None, "Takes the generators of this step (the best ones).", 0)
-flags.DEFINE_integer("per_class", None, "Images of each class (100).", lower_bound=1)
+flags.DEFINE_list("classes", None, "Classes to draw; all of the run by default.")
+flags.DEFINE_integer("step", None, "Use the generators of this step; the best ones by default.", 0)
+flags.DEFINE_integer("per_class", None, "Images per class; 100 by default.", lower_bound=1)
 flags.DEFINE_integer(
-    "balance_to", None, "Fill each class up to so many, real training images included.", 1
+    "balance_to",
+    None,
+    "Fill each class up to this many images, including the real training images.",
+    lower_bound=1,
 )
-flags.DEFINE_float("ratio", None, "Times the real training images of each class.", lower_bound=0.0)
-flags.DEFINE_integer("seed", 0, "Of the noise.", lower_bound=0, upper_bound=2**32 - 1)
-flags.DEFINE_float("min_confidence", None, "The discriminator's, of its class (0.5).", 0.0, 1.0)
+flags.DEFINE_float(
+    "ratio", None, "Images to draw for each real training image of a class.", lower_bound=0.0
+)
+flags.DEFINE_integer("seed", 0, "Seed of the noise.", lower_bound=0, upper_bound=2**32 - 1)
+flags.DEFINE_float(
+    "min_confidence",
+    None,
+    "Smallest confidence of the discriminator in the class of an image; 0.5 by default.",
+    lower_bound=0.0,
+    upper_bound=1.0,
+)
 flags.DEFINE_integer(
-    "max_tries", None, "Ends after so many (50 for each of the fullest class, at least 10,000).", 1
+    "max_tries",
+    None,
+    "Stop after drawing this many images; by default 50 per image of the largest class, at least "
+    "10,000.",
+    lower_bound=1,
 )
 
 

@@ -19,9 +19,9 @@ _IMAGES = command.define_path("images", None, "A folder of images, or files, com
 _OUT = command.define_path("out", None, "The CSV to write.")
 _TTA = flags.DEFINE_bool("tta", False, "Average over the 8 flips and quarter turns of each image.")
 _EXPLAIN = command.define_path(
-    "explain", None, "A folder for pictures of what speaks for the predicted class (Grad-CAM)."
+    "explain", None, "Folder for heat maps of what the predicted class is based on (Grad-CAM)."
 )
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Images at a time.", lower_bound=1)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Images per batch.", lower_bound=1)
 
 
 def main(argv: list[str]) -> int:

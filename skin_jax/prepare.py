@@ -2,7 +2,7 @@
 
     python -m skin_jax.prepare --data_dir=FOLDER
 
-Training does the same by itself; alone, it shows what is wrong before a machine is paid for.
+Training does the same; run alone, it shows what is wrong before you pay for a machine.
 """
 
 from collections import Counter
@@ -25,7 +25,7 @@ reading.define_flags()
 flags.DEFINE_integer("image_size", 224, "Side of the prepared images in pixels.", 1)
 command.define_path("cache_dir", files.CACHE_ROOT, "Where prepared images are kept.")
 flags.DEFINE_enum("on_bad_image", "error", ["error", "skip"], "What to do about unreadable images.")
-flags.DEFINE_bool("download", False, "Without --data_dir: fetch the ISIC 2018 archives (3 GB).")
+flags.DEFINE_bool("download", False, "Without --data_dir: download the ISIC 2018 archives (3 GB).")
 command.define_path("out", ".", "Folder for skipped.csv.")
 flags.DEFINE_enum("split", "lesion", ["lesion", "paper", "official"], "Which split to show.")
 flags.DEFINE_list("split_fractions", ["0.7", "0.1", "0.2"], "Shares of train, val and test.")

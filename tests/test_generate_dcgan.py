@@ -112,7 +112,7 @@ def images_of(task, generators, name: str, seed: int, indices) -> np.ndarray:
 def test_each_class_has_its_best_generator(run, workdir, generators_at, tmp_path, capsys):
     run(tmp_path / "out", per_class=5, seed=3)
     output = capsys.readouterr()
-    assert f"{workdir} has no score yet of its generators of df: the newest ones are taken" in (
+    assert f"{workdir} has no score yet for its generators of df: the newest ones are used" in (
         output.err
     )
     assert "bcc 5 of 5 (the last is number 4), df 5 of 5 (the last is number 4)" in output.out

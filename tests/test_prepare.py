@@ -116,7 +116,9 @@ def test_a_table_with_patients(tmp_path, data_dir):
     assert "7 patients, 7 of them with several images (at most 4)" in result.stdout
     result = prepare(tmp_path, *table[:3])
     assert result.returncode == 2
-    assert "which column is that of the label? Name it with data.label_column" in result.stderr
+    assert (
+        "no column has a usual name for the label; name it with data.label_column" in result.stderr
+    )
 
 
 def test_help_imports_nothing_heavy(tmp_path):

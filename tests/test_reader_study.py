@@ -414,7 +414,7 @@ def test_images_of_other_sizes_and_other_splits_are_warned_of(
     odd = fill(tmp_path / "odd", small_gan, {next(iter(common)): 2}, 16, "0" * 64)
     _, content, key = make(generated=odd, images=2)
     said = capsys.readouterr().err
-    assert "fitted on other images than the training split" in said
+    assert "trained on other images than the training split" in said
     assert "16x16 pixels and are resized to 32x32" in said
     assert content["size"] == 32
     assert key["facts"]["same_training_split"] is False

@@ -365,7 +365,7 @@ def test_a_fault_of_one_process_ends_both_with_a_sentence(tmp_path):
         results = trainers.end()
     assert [status for status, _, _ in results] == [errors.BAD_INPUT] * 2
     assert "/no/such/folder" in results[1][2]
-    assert "another process of this run cannot go on" in results[0][2]
+    assert "another process of this run has failed" in results[0][2]
 
 
 OTHER_FOLDER = """
@@ -407,7 +407,7 @@ def test_a_full_disk_ends_the_run_and_keeps_what_is_saved(tmp_path, undisturbed)
     # Among what tensorstore's threads print, perhaps after the beginning of one of their lines.
     assert f"error: saving a checkpoint in {workdir / 'checkpoints'} failed" in err
     assert "File too large" in err or "os_error_code='27'" in err
-    assert "the earlier ones are whole: make room and run the same command again" in err
+    assert "the earlier ones are intact: free some space and run the same command again" in err
     assert saved(workdir) == [4]
     assert "resuming at step 4 of" in finished(workdir)
     assert digest(workdir) == digest(expected)
@@ -464,7 +464,7 @@ def test_a_run_that_stands_still_ends_with_status_75(tmp_path, undisturbed):
     setting = "--config.watchdog_seconds=10"
     ((status, _, err),) = train(workdir, setting, code=STANDS_STILL)
     assert status == errors.STANDS_STILL
-    assert "has stood still for 10 s after step 6" in err
+    assert "has made no progress for 10 s after step 6" in err
     assert "in stuck" in err  # where it stood
     finished(workdir)
     assert digest(workdir) == digest(undisturbed)

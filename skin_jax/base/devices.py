@@ -149,7 +149,7 @@ def together() -> Iterator[None]:
         everywhere(False)
         raise
     if not everywhere(True):
-        raise UserError("another process of this run cannot go on; its own message says why")
+        raise UserError("another process of this run has failed; its own message says why")
 
 
 def make_mesh(num_devices: int | None) -> Mesh:

@@ -158,7 +158,7 @@ def join_copies(
         told = [_named(own, [classes.names[record.label] for record in own]) for own in odd[:10]]
         told += [f"and {len(odd) - 10} more"] * (len(odd) > 10)
         notes.append(
-            "images with copies of another class, one of which is wrong: "
+            "exact copies with different classes, one of which must be wrong: "
             f"{len(odd)}: {'; '.join(told)}"
         )
     return joined, notes

@@ -279,8 +279,8 @@ class Findings:
         found = [p for p in files if (mask := _MASK.fullmatch(p.stem)) and mask[1] in stems]
         if found:
             self.problems.append(
-                f"{self.name(folder)}: {len(found)} files are named like masks of images beside "
-                f"them, such as {found[0].name}; move them out of the class folder"
+                f"{self.name(folder)}: {len(found)} files are named like masks of images next "
+                f"to them, such as {found[0].name}; move them out of the class folder"
             )
         return [path for path in files if path not in found]
 

@@ -80,15 +80,15 @@ def read(folder: Path, classes: Classes) -> list[Generated]:
         a row and rows without a file.
     """
     if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}; give one that skin_jax.generate has filled")
+        raise UserError(f"{folder} does not exist; give a folder that skin_jax.generate has filled")
     path = folder / MANIFEST
     problems: list[str] = []
     try:
         header, lines = csvs.parse(path.read_bytes(), problems)
     except FileNotFoundError:
         raise UserError(
-            f"{folder} has no {MANIFEST}: it holds no generated images, or not all of them yet; "
-            "the skin_jax.generate command that began it ends it"
+            f"{folder} has no {MANIFEST}: it has no generated images, or not all of them yet; "
+            "run the skin_jax.generate command that started it again to complete it"
         ) from None
     except OSError as error:
         raise UserError(f"cannot read the manifest {path}: {error.strerror}") from None
@@ -110,7 +110,7 @@ def read(folder: Path, classes: Classes) -> list[Generated]:
     problems += [f"{image}: in the manifest, but not in the folder" for image in named - files]
     problems += [f"{image}: in the folder, but not in the manifest" for image in files - named]
     if problems:
-        raise listed(f"{folder} and its {MANIFEST} do not fit", problems)
+        raise listed(f"{folder} and its {MANIFEST} do not match", problems)
     return rows
 
 

@@ -176,7 +176,8 @@ def _read_split_folders(findings: Findings) -> Classes | None:
                 findings.leave(path, f"images in {folder.name}, which has no class folders")
         elif has_classes or any(map(_is_image, folder.iterdir())):
             findings.problems.append(
-                f"{folder.name}: images beside the folders of a split; which side are they of?"
+                f"{folder.name}: images next to the folders of a split; move them to the side "
+                "that they belong to"
             )
     names = ", ".join(sides[side].name for side in ("train", "val", "test") if side in sides)
     findings.notes.append(
@@ -236,7 +237,10 @@ def _report_nested(findings: Findings, folder: Path, has_images: bool, names: se
             findings.leave(path, f"images in {name}, inside a class folder")
         where = f"{name}: {len(below)} images in a folder inside a class folder"
         if below and inner.name.casefold() in names:
-            findings.problems.append(f"{where}, which has a class's name: what class are they of?")
+            findings.problems.append(
+                f"{where}, which has the name of a class: it is unclear which class they belong "
+                "to; move them"
+            )
         elif below and not has_images:
             findings.problems.append(
                 f"{where}, which has none itself; move them up into {findings.name(folder)}, or "
@@ -255,7 +259,7 @@ LAYOUTS: dict[str, _Layout] = {
     "HAM10000": _Layout(
         archives.is_ham10000,
         archives.read_ham10000,
-        "HAM10000_metadata.csv beside HAM10000_images_part_1/ and HAM10000_images_part_2/, or "
+        "HAM10000_metadata.csv next to HAM10000_images_part_1/ and HAM10000_images_part_2/, or "
         "images/",
     ),
     "ISIC 2019": _Layout(

@@ -54,7 +54,7 @@ class Reading:
         object.__setattr__(self, "rename", tuple((old, new) for old, new in pairs))
         for field in ("image_column", "label_column", "group_column", "split_column"):
             if getattr(self, field) is not None and self.table is None:
-                raise UserError(f"data.{field} is of a table; give the table with data.table")
+                raise UserError(f"data.{field} needs a table; give it with data.table")
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> "Reading":

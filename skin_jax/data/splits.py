@@ -166,13 +166,17 @@ def _identity(record: Record, classes: Classes) -> tuple[str, str, str]:
 def _check(split: str, fractions: Sequence[float], fold: int | None) -> None:
     key = "config.data.split_fractions"
     if len(fractions) != 3 or not all(0 <= f <= 1 for f in fractions) or fractions[0] == 0:
-        raise UserError(f"{key} are three shares from 0 to 1, that of train above 0: {fractions}")
+        raise UserError(
+            f"{key} is {fractions}; it takes three shares from 0 to 1, the first (train) above 0"
+        )
     if abs(math.fsum(fractions) - 1) > 1e-6:
         raise UserError(f"{key} sum to {math.fsum(fractions):g}, not to 1: {fractions}")
     if fold is not None and split != "lesion":
         raise UserError(f"config.data.fold goes with config.data.split='lesion', not {split!r}")
     if fold is not None and fractions[1] >= 1 - 1 / NUM_FOLDS:
-        raise UserError(f"{key}: val and the test fold leave nothing to train on: {fractions}")
+        raise UserError(
+            f"{key} is {fractions}: with a fifth for the test fold, nothing is left to train on"
+        )
 
 
 def _units(

@@ -89,7 +89,7 @@ def _data_folder(
         return download_lib.fetch(cache / "downloads", progress=progress)
     raise UserError(
         "no data folder: pass --config.data.dir=FOLDER with your images, or "
-        "--config.data.download=True to fetch those of the ISIC 2018 challenge "
+        "--config.data.download=True to download those of the ISIC 2018 challenge "
         "(skin_jax.prepare: --data_dir=FOLDER or --download)"
     )
 
@@ -131,8 +131,8 @@ class _Wanted:
     def refused(self, skipped: Iterable[tuple[Record, object]]) -> UserError:
         summary = f"{self.listing.root} holds unreadable images"
         return UserError(
-            f"{listed(summary, self.unreadable(skipped))}\nMend or remove them, or leave them out "
-            "with --config.data.on_bad_image=skip"
+            f"{listed(summary, self.unreadable(skipped))}\nRepair or remove them, or leave them "
+            "out with --config.data.on_bad_image=skip"
         )
 
     def check_troubles(self, found: Iterable[tuple[Record, object]]) -> None:
@@ -248,7 +248,8 @@ def _load(wanted: _Wanted) -> Examples | None:
     except Exception as error:
         if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
             raise  # it may pass, and another run is not to lose its images
-        warn(f"{folder} is damaged ({first_line(error)[:200]}); preparing the images again")
+        reason = first_line(error)[:200]
+        warn(f"the prepared images in {folder} are damaged ({reason}): preparing them again")
         shutil.rmtree(folder, ignore_errors=True)
         return None
     if left_out and wanted.on_bad_image == "error":

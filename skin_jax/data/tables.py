@@ -72,9 +72,11 @@ def _placed(findings: Findings) -> Path:
     given = Path(findings.reading.table or "").expanduser()
     places = dict.fromkeys(p.absolute() for p in (given, findings.root / given) if p.is_file())
     if not places:
-        raise UserError(f"there is no table {given}, neither here nor in {findings.root}")
+        raise UserError(
+            f"there is no table {given}, neither in the current folder nor in {findings.root}"
+        )
     if len(places) > 1:
-        raise UserError(f"{' and '.join(map(str, places))} are both there; give the whole path")
+        raise UserError(f"{' and '.join(map(str, places))} both exist; give the absolute path")
     return findings.root / given if (findings.root / given).is_file() else given.absolute()
 
 
@@ -115,8 +117,8 @@ def _columns(findings: Findings, path: Path, header: Sequence[str]) -> Columns |
     for kind, names in (("image", image), ("label", label)):
         if not names:
             findings.problems.append(
-                f"{findings.name(path)}: which column is that of the {kind}? Name it with "
-                f"data.{kind}_column; there are {', '.join(header)}"
+                f"{findings.name(path)}: no column has a usual name for the {kind}; name it "
+                f"with data.{kind}_column; there are {', '.join(header)}"
             )
     if len(findings.problems) > before:
         return None

@@ -40,7 +40,9 @@ if TYPE_CHECKING:
 
 _WORKDIR = command.define_path("workdir", None, "Folder of a trained run.")
 _SPLIT = flags.DEFINE_enum("split", "test", ["train", "val", "test"], "Split of the run.")
-_DATA_DIR = command.define_path("data_dir", None, "Another labelled folder, all of its images.")
+_DATA_DIR = command.define_path(
+    "data_dir", None, "Another labelled folder; all of its images are evaluated."
+)
 _PREDICTIONS = command.define_path("predictions", None, "CSV with a column for each class.")
 _TRUTH = command.define_path("truth", None, "CSV with a column for each class, one-hot.")
 _QUALITY = command.define_path("quality", None, "Folder of generated images.")
@@ -71,7 +73,7 @@ def main(argv: list[str]) -> None:
         raise UserError("give --workdir=DIR, or --predictions and --truth; see --help")
     elif _DATA_DIR.value:
         if not out:
-            raise UserError("give --out=DIR, where the results on --data_dir shall go")
+            raise UserError("give --out=DIR, the folder for the results on --data_dir")
         _evaluate_elsewhere(Path(_WORKDIR.value), Path(_DATA_DIR.value), out)
     else:
         workdir = Path(_WORKDIR.value)
@@ -146,7 +148,10 @@ def _measure_quality(folder: Path, out: Path | None) -> None:
     workdir, named = Path(_WORKDIR.value), folder.resolve()
     out = out or workdir / "eval" / "quality" / named.name
     if out.resolve().is_relative_to(named):
-        raise UserError(f"{out} lies in {folder}, whose manifest names all of its images")
+        raise UserError(
+            f"--out={out} is inside {folder}, whose manifest lists all images in it; give a folder "
+            "elsewhere"
+        )
 
     from skin_jax.base import devices
     from skin_jax.eval import audit, features
@@ -166,19 +171,20 @@ def _measure_quality(folder: Path, out: Path | None) -> None:
         # Distances of validation images mean little to a network that was trained on them.
         if known := _trained_on(other, val):
             warn(
-                f"{other} was trained on {known} of the {len(val)} validation images of {workdir}: "
-                "copies are measured against their distances, which it makes too small"
+                f"{other} was trained on {known} of the {len(val)} validation images of {workdir}; "
+                "copies are judged against the distances of these images, which that makes too "
+                "small"
             )
     else:
         warn(
-            "neither --weights nor --features_from is given: the sliced Wasserstein distance is "
-            "measured alone, and copies of training images are not looked for"
+            "without --weights or --features_from, only the sliced Wasserstein distance is "
+            "measured, and copies of training images are not searched for"
         )
     real = audit.real_images(reopen(workdir))
     if not real.were_fitted_by(generated):
         warn(
-            f"the images in {folder} are of a generator that was fitted on other images than the "
-            f"training split of {workdir}: copies of those others are not looked for"
+            f"the generator of the images in {folder} was trained on other images than the "
+            f"training split of {workdir}: copies of those other images are not searched for"
         )
     try:
         out.mkdir(parents=True, exist_ok=True)  # before the work

@@ -1,4 +1,4 @@
-"""What a classifier must beat: logistic regressions on simple features, on a run's own split.
+"""Baselines that a classifier must beat: logistic regressions on simple features, same split.
 
 python -m skin_jax.eval.baselines --workdir DIR
 
@@ -128,7 +128,7 @@ def main(argv: list[str]) -> None:
     config = config_lib.read(workdir)
     folder = workdir / "eval" / "test"
     if not (folder / "metrics.json").exists():
-        raise UserError(f"{folder} has no metrics.json: let the run finish first")
+        raise UserError(f"{folder} has no metrics.json; finish the run first")
     own = json.loads((folder / "metrics.json").read_text())["balanced_accuracy"]
     examples = load_examples(config)
     assignment = read_split(examples, workdir)
@@ -146,7 +146,7 @@ def main(argv: list[str]) -> None:
     print(f"  {'this run':<{_WIDTH}}{own:.3f}")
     results = {}
     for name, features in found.items():
-        print(f"  fitting on {name}; that may take minutes ...", end="\r", flush=True)
+        print(f"  fitting on {name}; this may take minutes ...", end="\r", flush=True)
         score, strength = logistic_regression(features, examples.labels, assignment)
         results[name] = {"balanced_accuracy": score, "C": strength}
         text = f"logistic regression on {name} (C={strength:g})"

@@ -194,9 +194,9 @@ class Generators(Evaluator):
         collapsed = [name for name in shown if values[f"diversity/{name}"] < COLLAPSED]
         if fresh := [name for name in collapsed if name not in self._collapsed]:
             warn(
-                f"step {step}: the images of {', '.join(fresh)} are nearly all the same (they "
-                f"differ by less than {COLLAPSED:.0%} of what real ones differ by): the GAN has "
-                "collapsed, if this is not the beginning of the run"
+                f"step {step}: the images of {', '.join(fresh)} are nearly identical (they "
+                f"differ by less than {COLLAPSED:.0%} of what real ones differ by): unless the run "
+                "has just begun, the GAN has collapsed"
             )
         self._collapsed = collapsed
         self._draw(step, shown)

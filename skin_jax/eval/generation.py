@@ -134,8 +134,8 @@ def generate(
         for flag, value in (("min_confidence", min_confidence), ("max_tries", max_tries)):
             if value is not None:
                 raise UserError(
-                    f"leave out --{flag}: {workdir} has a generator for each class, whose images "
-                    "need no judgement; it is for runs of the semi-supervised GAN"
+                    f"leave out --{flag}: {workdir} has a generator for each class, and "
+                    "their images are not judged; the flag is for runs of the semi-supervised GAN"
                 )
         source = _conditional(run, wanted, seed, step)
     else:
@@ -171,8 +171,8 @@ def _conditional(run: Trained, wanted: Mapping[str, int], seed: int, step: int |
     steps = {name: int(drawn.steps[label]) for name, label in labels.items()}
     if unscored := [name for name, label in labels.items() if not drawn.scored[label]]:
         errors.warn(
-            f"{run.workdir} has no score yet of its generators of {', '.join(unscored)}: the "
-            "newest ones are taken"
+            f"{run.workdir} has no score yet for its generators of {', '.join(unscored)}: the "
+            "newest ones are used"
         )
     sampler = candidates.Sampler(run.task, drawn.generators, run.classes.names, seed, run.workdir)
     return Source(
@@ -253,9 +253,9 @@ def fill(out: Path, source: Source, wanted: Mapping[str, int], draw_grid: DrawGr
     generated_lib.write(out, rows)
     if not full():
         raise UserError(
-            f"after {tried} drawn images not every class is full: {_summary(rows, wanted)}; what "
-            f"there is lies in {out}; raise --max_tries to go on, or lower --min_confidence in a "
-            "new folder",
+            f"after drawing {tried} images, not every class is full: {_summary(rows, wanted)}; the "
+            f"images so far are in {out}; raise --max_tries to continue, or lower "
+            "--min_confidence in a new folder",
             errors.PARTIAL,
         )
     print(f"{out}: {_summary(rows, wanted)}", flush=True)
@@ -286,7 +286,10 @@ def _resumed(out: Path, settings: Mapping[str, Any]) -> tuple[int, list[Generate
         )
         folder.check_same(out, "images", before, flatten(settings), "--out")
     if lost := [row.image for row in rows if not (out / row.image).exists()]:
-        errors.warn(f"{len(lost)} images of {out} are gone, such as {lost[0]}: starting again")
+        errors.warn(
+            f"{len(lost)} images of {out} are missing, such as {lost[0]}: starting from the "
+            "beginning"
+        )
         tried, rows = 0, []
         (out / MANIFEST).unlink(missing_ok=True)
     kept = {out / row.image for row in rows}

@@ -137,11 +137,14 @@ def predict_files(
     tables.write_predictions(out, [ids[i] for i in good], probabilities[good], classes)
     if skipped:
         write_skipped(skipped_path, skipped)
-        warn(str(listed(f"unreadable files are left out, see {skipped_path}", problems)))
+        warn(str(listed(f"unreadable files were left out; see {skipped_path}", problems)))
     else:
         skipped_path.unlink(missing_ok=True)  # of an earlier call
     if ambiguous:
-        warn(f"{ambiguous} files share their name with another: `image` has it with its extension")
+        warn(
+            f"{ambiguous} files share their name with another file: for these, the column image "
+            "has the extension, too"
+        )
     print(f"predicted {len(good)} images: {out}", flush=True)
     return PARTIAL if skipped or ambiguous else 0
 
@@ -258,7 +261,9 @@ def _check_targets(
     given = {os.path.abspath(file) for file in files}
     for target in targets:
         if os.path.abspath(target) in given:
-            raise UserError(f"{target} is one of the images and would be replaced; choose another")
+            raise UserError(
+                f"{target} is one of the images and would be overwritten; choose another name"
+            )
     for folder in filter(None, (out.parent, explain_dir)):
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -208,7 +208,7 @@ def _warned(workdir: Path, folder: Path, rows: Sequence[Generated], size: int) -
     fitted = {row.train_split for row in rows} == {mine}
     if not fitted:
         warn(
-            f"the images in {folder} are of a generator that was fitted on other images than the "
+            f"the generator of the images in {folder} was trained on other images than the "
             f"training split of {workdir}: it may have seen the real images of this study"
         )
     sizes = set()

@@ -33,7 +33,7 @@ def evaluate_split(
     """
     indices, val = experiment.indices(split), experiment.indices("val")
     if len(indices) == 0:
-        print(f"the split leaves no {split} images: nothing to evaluate there", flush=True)
+        print(f"the {split} split has no images: there is nothing to evaluate", flush=True)
         return None
     state, step = best_state(experiment.task, checkpoints, experiment.mesh)
     function = tasks.require(experiment.task, "predict", "this run")

@@ -65,7 +65,7 @@ def read_predictions(path: Path, classes: Classes) -> Scores:
     """
     scores, problems = _read(path, classes)
     if problems:
-        raise listed(f"{path} is no predictions CSV", problems)
+        raise listed(f"{path} is not a predictions CSV", problems)
     return scores
 
 
@@ -81,7 +81,7 @@ def read_truth(path: Path, classes: Classes) -> Truth:
         wrong = (image_ids[i] for i in np.flatnonzero(~one_hot))
         problems = [f"image {name}: its row is not a single 1 and otherwise 0" for name in wrong]
     if problems:
-        raise listed(f"{path} is no ground truth CSV", problems)
+        raise listed(f"{path} is not a ground truth CSV", problems)
     return Truth(image_ids, scores.argmax(axis=1))
 
 

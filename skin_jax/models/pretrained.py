@@ -276,8 +276,8 @@ def _read(source: str, flag: str) -> dict[str, np.ndarray]:
             return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise UserError(
-            f"{path} is not a whole safetensors file ({error}): fetch it again, or give another "
-            f"as {flag}"
+            f"{path} is not a whole safetensors file ({error}): download it again, or give "
+            f"another as {flag}"
         ) from error
 
 
@@ -291,7 +291,7 @@ def _fetch(source: str, flag: str) -> str:
         )
     repository, revision = match.groups()
     page = f"https://huggingface.co/{repository}/resolve/{revision or 'main'}/{_HUB_FILE}"
-    by_hand = f"fetch {page} yourself and give its path as {flag}"
+    by_hand = f"download {page} yourself and give its path as {flag}"
     try:
         import huggingface_hub
     except ImportError as error:
@@ -302,4 +302,4 @@ def _fetch(source: str, flag: str) -> str:
         return huggingface_hub.hf_hub_download(repository, _HUB_FILE, revision=revision)
     except Exception as error:  # of many libraries, and for the user they are all the same
         reason = first_line(error)
-        raise UserError(f"{source} cannot be fetched ({reason}): {by_hand}") from error
+        raise UserError(f"{source} cannot be downloaded ({reason}): {by_hand}") from error

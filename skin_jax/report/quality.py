@@ -212,8 +212,8 @@ def _notes(found: Audit) -> list[str]:
     )
     if not found.real.were_fitted_by(found.generated):
         notes.append(
-            "The generator was fitted on other images than this run's training split: copies of "
-            "those other images are not looked for."
+            "The generator was trained on other images than this run's training split: copies of "
+            "those other images are not searched for."
         )
     return notes if found.copies is None else notes + _copies_notes(found.copies)
 

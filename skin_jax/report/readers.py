@@ -234,7 +234,7 @@ def _notes(
         notes.append("The real images are procedural lesions of the demo, no photographs.")
     if not key.facts.get("same_training_split", True):
         notes.append(
-            "The generator was fitted on other images than the run's training split: it may have "
+            "The generator was trained on other images than the run's training split: it may have "
             "seen the real images of this study."
         )
     return notes

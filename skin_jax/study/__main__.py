@@ -3,10 +3,10 @@
 python -m skin_jax.study --config=study_NAME --workdir=W [--shard=i/n] [--dry_run]
     [--report_only] [--config.data.dir=FOLDER] [--config.key=value ...]
 
---dry_run prints the plan and what it costs. The same command goes on where it was ended: what is
-finished is never made again, what was interrupted goes on, what failed is tried again. Several
-processes may share W; --shard 0/4 to 3/4 give each its share of the runs. At its end each writes
-study.json, study.md and report.html about what is finished by then; --report_only does that alone,
+--dry_run prints the plan and what it costs. The same command resumes: finished jobs are
+never run again, interrupted ones are resumed, failed ones are tried again. Several processes may
+share W; --shard 0/4 to 3/4 give each its share of the runs. At its end, each process writes
+study.json, study.md and report.html about what is finished by then; --report_only does only that,
 with the same settings.
 
 Settings for every run stand at the top (--config.data.dir), for every arm in `every_arm`
@@ -35,8 +35,10 @@ if TYPE_CHECKING:
     from skin_jax.study.jobs import Result
     from skin_jax.study.plan import Plan
 
-_WORKDIR = command.define_path("workdir", None, "Folder of the study: created, or continued.")
-_SHARD = flags.DEFINE_string("shard", "0/1", "This process's share of the runs, from 0: i/n.")
+_WORKDIR = command.define_path("workdir", None, "Folder of the study: created, or resumed.")
+_SHARD = flags.DEFINE_string(
+    "shard", "0/1", "This process's share of the runs: i/n, with i from 0."
+)
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the plan and its cost; start nothing.")
 _REPORT_ONLY = flags.DEFINE_bool("report_only", False, "Report on what is finished; start nothing.")
 

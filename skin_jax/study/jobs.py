@@ -224,7 +224,7 @@ class Runner:
         began = time.monotonic()
         status, failure = self._attempt(job, lock, began)
         if failure and (status == errors.STANDS_STILL or status < 0):
-            self._say(job, f"{failure}; it goes on")
+            self._say(job, f"{failure}; it is resumed")
             _, failure = self._attempt(job, lock, began)
         spent = duration(time.monotonic() - began)
         if failure:
@@ -289,7 +289,10 @@ class Runner:
 
     def _say_waiting(self) -> None:
         if self._waiting and self._waiting != self._said_waiting:
-            print(f"waiting for {', '.join(self._waiting)}, at work in another process", flush=True)
+            print(
+                f"waiting for {', '.join(self._waiting)}, which another process is running",
+                flush=True,
+            )
             self._said_waiting = self._waiting
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
@@ -300,7 +303,7 @@ class Runner:
     def _end_if_asked(self, what: str) -> None:
         if self._asked is not None:
             ended = errors.INTERRUPTED if self._asked == signal.SIGINT else errors.PREEMPTED
-            raise errors.Ended(f"asked to end: {what}; run the same command again to go on", ended)
+            raise errors.Ended(f"asked to end: {what}; run the same command again to resume", ended)
 
 
 def _failure(status: int, missing: str, log: Path) -> str:

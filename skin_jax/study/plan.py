@@ -383,7 +383,8 @@ def _check(config: ConfigDict) -> None:
     for name in (*config.arms, *config.steps):
         if not re.fullmatch(r"\w+", name):
             raise UserError(
-                f"{name!r} is no name of an arm or a step: take letters, digits and underscores"
+                f"{name!r} cannot be the name of an arm or a step; use letters, digits and "
+                "underscores"
             )
     others = [name for name in config.arms if name != config.control]
     generations = [name for name, step in config.steps.items() if "source" in step]

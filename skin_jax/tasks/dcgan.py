@@ -49,7 +49,7 @@ class Dcgan(Task):
       discriminator_optimizer: of each D.
       augmentation: of the real images.
       stack: how the classes share a program: "vmap", every operation once for all of them;
-        "unroll", one class after another; "auto", the faster one on the devices at hand.
+        "unroll", one class after another; "auto", the faster one on the available devices.
       ema_decay: of the generators that are scored and sampled; 0 is off.
     """
 
@@ -75,9 +75,9 @@ class Dcgan(Task):
         classes = len(self.labels)
         if jax.process_count() > 1:
             raise UserError(
-                "a run of several classes' GANs has one process: start one for each share of the "
-                "classes instead, with --config.classes and a --workdir of its own (a class trains "
-                "the same in any of them)"
+                "GANs of several classes train in one process: instead of several processes in one "
+                "run, start a run for each share of the classes, with --config.classes and its own "
+                "--workdir (a class trains the same in any of them)"
             )
         if num_devices is None:
             num_devices = max(n for n in range(1, len(jax.devices()) + 1) if classes % n == 0)

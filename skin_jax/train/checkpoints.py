@@ -125,7 +125,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         except Exception as error:
             raise SaveError(
                 f"saving a checkpoint in {self._directory} failed ({_reason(error)}); the earlier "
-                "ones are whole: make room and run the same command again",
+                "ones are intact: free some space and run the same command again",
                 errors.FAILURE,
             ) from error
 
@@ -181,7 +181,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
                 reason = _reason(error)
             if devices.everywhere(not reason):
                 if damaged:
-                    errors.warn(f"going on from step {step}")
+                    errors.warn(f"resuming from step {step}")
                 return state, step
             reason = reason or "another process cannot read it"
             damaged.append(f"{self._directory / str(step)}: {reason}")
@@ -293,7 +293,7 @@ class Preemption:
     def ended(self, what: str) -> errors.Ended:
         """What ends the process."""
         status = errors.INTERRUPTED if self._received == signal.SIGINT else errors.PREEMPTED
-        return errors.Ended(f"asked to end: {what}; run the same command again to go on", status)
+        return errors.Ended(f"asked to end: {what}; run the same command again to resume", status)
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         if signum == signal.SIGINT and self._received is not None:

@@ -266,6 +266,6 @@ def _check_finite(values: Mapping[str, float], step: int, workdir: Path, frozen:
             if name not in frozen:
                 errors.warn(
                     f"step {step}: {MAX_NONFINITE_IN_A_ROW} steps in a row of the GAN of {name} "
-                    "were not finite; it stays as it was before them, and the others go on"
+                    "were not finite; it is frozen as it was before them, and the others continue"
                 )
             frozen.add(name)

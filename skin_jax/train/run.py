@@ -93,7 +93,7 @@ def session(workdir: Path) -> Iterator[checkpoint_lib.Preemption]:
         the run has died.
       Ended: by SIGTERM (status 143) or Ctrl-C (130); everything is saved.
     """
-    first, whole = devices.is_first(), "what is saved is whole"
+    first, whole = devices.is_first(), "everything saved so far is intact"
     with contextlib.ExitStack() as stack:
         if not first:
             nowhere = stack.enter_context(open(os.devnull, "w"))
@@ -105,7 +105,7 @@ def session(workdir: Path) -> Iterator[checkpoint_lib.Preemption]:
         try:
             yield preemption
         except OSError as error:
-            said = f"{workdir}: {error}; {whole}: mend that and run the same command again"
+            said = f"{workdir}: {error}; {whole}: solve this and run the same command again"
             raise UserError(said, errors.FAILURE) from error
         except jax.errors.JaxRuntimeError as error:
             if not devices.several() or "RESOURCE_EXHAUSTED" in str(error):
@@ -266,7 +266,7 @@ def _load_synthetic(
     own = generated_lib.train_split_digest(members)
     if foreign := sum(row.train_split != own for row in rows):
         found = (
-            f"{foreign} of the {len(rows)} images in {source} are of a generator that was fitted "
+            f"{foreign} of the {len(rows)} images in {source} are of a generator that was trained "
             "on another training split than this run's and may have seen lesions of its "
             "validation and test splits"
         )
@@ -274,7 +274,7 @@ def _load_synthetic(
             raise UserError(
                 f"{found}, whose scores would then be too high; train the generator on the same "
                 "images with the same --config.data.split, split_fractions, split_seed and fold, "
-                "or take them all the same with --config.data.synthetic_allow_foreign=True"
+                "or use them anyway with --config.data.synthetic_allow_foreign=True"
             )
         warn(f"{found}: scores of this run may be too high")
     counts = np.bincount(examples.labels[assignment == "train"], minlength=len(classes))

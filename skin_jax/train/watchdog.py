@@ -67,10 +67,10 @@ class Watchdog:
 
     def _end(self) -> None:
         print(
-            f"error: the run has stood still for {self._seconds:g} s after {self._where}: a file "
-            "system or another process does not answer, or a step takes longer than "
-            "config.watchdog_seconds; what is saved is whole: run the same command again. "
-            "Where each thread stands:",
+            f"error: the run has made no progress for {self._seconds:g} s after {self._where}: a "
+            "file system or another process does not respond, or a step takes longer than "
+            "config.watchdog_seconds; everything saved so far is intact: run the same command "
+            "again. Stack of each thread:",
             file=sys.stderr,
             flush=True,
         )

@@ -49,7 +49,7 @@ def test_copies_of_other_classes_and_sides_are_listed():
     _, notes = join_copies(records, [[k, k + 1] for k in range(0, 24, 2)], CLASSES)
     assert len(notes) == 3
     assert notes[1].endswith(": 1, such as 20 (train) = 21 (test)")
-    assert "one of which is wrong: 12: 0 (a) = 1 (b); 2 (a) = 3 (b); " in notes[2]
+    assert "one of which must be wrong: 12: 0 (a) = 1 (b); 2 (a) = 3 (b); " in notes[2]
     assert notes[2].endswith("; and 2 more")
     _, notes = join_copies(records, [list(range(24))], CLASSES)
     assert notes[2].endswith("0 (a) = 1 (b) = 2 (a) = 3 (b) = 4 (a) = ...")
@@ -87,4 +87,4 @@ def test_copies_stay_on_one_side_of_the_split(copied, capsys):
 def test_copies_of_another_class_are_told(copied, capsys):
     (copied / "data" / "a" / "3 - Copy.png").rename(copied / "data" / "b" / "x.png")
     store.prepare(copied / "data", image_size=8, cache_dir=copied / "cache", progress=False)
-    assert "one of which is wrong: 1: a/3 (a) = b/x (b)\n" in capsys.readouterr().err
+    assert "one of which must be wrong: 1: a/3 (a) = b/x (b)\n" in capsys.readouterr().err

@@ -61,7 +61,7 @@ def test_an_unfinished_folder_has_no_manifest_and_says_so(folder):
     (folder / "manifest.csv").unlink()
     with pytest.raises(UserError, match="or not all of them yet"):
         generated_lib.read(folder, HAM10000)
-    with pytest.raises(UserError, match="there is no folder"):
+    with pytest.raises(UserError, match="does not exist; give a folder"):
         generated_lib.read(folder / "nowhere", HAM10000)
 
 

@@ -296,7 +296,9 @@ def test_odd_split_folders(tmp_path, write):
     for k, folder in enumerate(("train/a", "train/b", "val/a", "validation/a", "more/a", "test")):
         write["image"](tmp_path / folder / f"{k}.png", k)
     both, beside = layouts.read(tmp_path).problems
-    assert both == "more: images beside the folders of a split; which side are they of?"
+    assert both == (
+        "more: images next to the folders of a split; move them to the side that they belong to"
+    )
     assert beside == "validation and val are both val"
     shutil.rmtree(tmp_path / "validation")
     shutil.rmtree(tmp_path / "more")
@@ -595,7 +597,7 @@ def test_names_of_masks_are_no_reason_to_guess(tmp_path, write):
     assert (len(listing.records), listing.problems) == (12, ())
     write["image"](tmp_path / "malignant" / "1_segmentation.png", 50)
     assert only_problem(tmp_path) == (
-        "malignant: 1 files are named like masks of images beside them, such as "
+        "malignant: 1 files are named like masks of images next to them, such as "
         "1_segmentation.png; move them out of the class folder"
     )
 

@@ -488,7 +488,7 @@ def test_a_damaged_cache_is_prepared_again(prepare, cache, damage, monkeypatch):
         shard.unlink()
     examples = prepare()
     (warning,) = warnings
-    assert f"{shard.parent} is damaged" in warning
+    assert f"the prepared images in {shard.parent} are damaged" in warning
     assert examples.digest == expected.digest
     np.testing.assert_array_equal(everything(examples), pixels)
 

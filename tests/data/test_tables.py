@@ -85,10 +85,10 @@ def test_columns_that_nobody_can_guess_are_refused(folder, write):
     )
     write["table"](folder / "t.csv", "picture kind", "i0 a", "i1 b")
     assert read(folder).problems == (
-        "t.csv: which column is that of the image? Name it with data.image_column; there are "
-        "picture, kind",
-        "t.csv: which column is that of the label? Name it with data.label_column; there are "
-        "picture, kind",
+        "t.csv: no column has a usual name for the image; name it with data.image_column; there "
+        "are picture, kind",
+        "t.csv: no column has a usual name for the label; name it with data.label_column; there "
+        "are picture, kind",
     )
 
 
@@ -109,7 +109,7 @@ def test_one_hot(folder, write):
     listing = read(folder, rename=(("a", "x"), ("b", "x")))
     assert listing.classes.names == ("c", "x")
     write["table"](folder / "t.csv", "image a b", "i0 1 1", "i1 0 1")
-    assert "which column is that of the label?" in read(folder).problems[0]
+    assert "no column has a usual name for the label;" in read(folder).problems[0]
     assert read(folder, label_column="a,b").problems == (
         "t.csv, row 2: the class columns sum to 2, not to 1",
     )
@@ -160,7 +160,7 @@ def test_a_split_column_with_other_words(folder, write):
 def test_where_the_table_is(folder, tmp_path, write, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rows = ("image label", "i0 a", "i1 b")
-    with pytest.raises(UserError, match=r"no table t\.csv, neither here nor in"):
+    with pytest.raises(UserError, match=r"no table t\.csv, neither in the current folder nor in"):
         read(folder / "deep")
     write["table"](tmp_path / "t.csv", *rows)
     (tmp_path / "images").mkdir()
@@ -168,7 +168,7 @@ def test_where_the_table_is(folder, tmp_path, write, monkeypatch):
         (folder / name).rename(tmp_path / "images" / name)
     assert len(read(tmp_path / "images").records) == 2
     write["table"](tmp_path / "images" / "t.csv", *rows)
-    with pytest.raises(UserError, match=r"are both there; give the whole path"):
+    with pytest.raises(UserError, match=r"both exist; give the absolute path"):
         read(tmp_path / "images")
     monkeypatch.chdir(tmp_path / "images")
     assert len(read(tmp_path / "images").records) == 2

@@ -263,7 +263,7 @@ def test_too_few_images_are_null_and_said(real, extractor, tmp_path):
     assert "Fewer than 2 generated images: mel (1), vasc (0)." in text
     assert "Neighbourhoods need more than 5 images in a set: not so in df." in text
     assert "There are no val images to say which distance is small." in text
-    assert "fitted on other images than this run's training split" in text
+    assert "trained on other images than this run's training split" in text
     assert json.loads((tmp_path / "quality.json").read_text())["copies"]["threshold"] is None
 
 
@@ -327,7 +327,7 @@ def test_features_of_a_run_and_images_of_a_foreign_generator(run, workdir, tmp_p
     write_folder(tmp_path / "generated", larger, [NV] * 9, "0" * 64)
     run(quality=tmp_path / "generated", features_from=workdir, out=tmp_path / "out")
     output = capfd.readouterr()
-    assert "fitted on other images than the training split" in output.err
+    assert "trained on other images than the training split" in output.err
     assert "closest_pairs.png" not in output.out
     text = (tmp_path / "out" / "quality.md").read_text()
     assert "the run tiny (sgan) at step 2, of images at 32x32" in text
@@ -350,11 +350,11 @@ def test_refusals_are_one_sentence(run, folder, workdir, tmp_path, monkeypatch):
     refused("give --workdir=DIR", workdir=None)
     refused("exclude each other", weights="a", features_from="b")
     refused("goes with none of", data_dir="somewhere")
-    refused("lies in .*generated, whose manifest", out=folder / "quality")
+    refused("is inside .*generated, whose manifest", out=folder / "quality")
     refused("is not the work folder of a run", workdir=tmp_path)
     refused("is not the work folder of a run", features_from=tmp_path)
     refused("there is no such file; --weights is", weights=tmp_path / "absent.safetensors")
-    refused("there is no folder .*absent", quality=tmp_path / "absent")
+    refused("absent does not exist; give a folder", quality=tmp_path / "absent")
     (tmp_path / "empty").mkdir()
     refused("has no manifest", quality=tmp_path / "empty")
     (tmp_path / "file").write_text("")

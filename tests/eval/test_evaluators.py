@@ -94,7 +94,7 @@ def test_a_collapsed_class_is_named_and_no_other(experiment, state, monkeypatch,
     stand_in(monkeypatch, experiment, same="nv")
     watching(experiment)(state, 7)
     captured = capsys.readouterr()
-    assert "warning: step 7: the images of nv are nearly all the same" in captured.err
+    assert "warning: step 7: the images of nv are nearly identical" in captured.err
     assert "df" not in captured.err
     assert "step 7  swd: df 0." in captured.out
 
@@ -105,14 +105,14 @@ def test_a_collapse_is_said_once_and_a_recovery_is_none(experiment, monkeypatch,
     watch = watching(experiment)
     for _ in range(2):
         watch(init(), 1)
-    assert capsys.readouterr().err.count("nearly all the same") == 1
+    assert capsys.readouterr().err.count("nearly identical") == 1
     watch._collapsed = ["df", "nv"]  # df recovers
     watch(init(), 2)
     assert not capsys.readouterr().err
     assert watch._collapsed == ["nv"]
     watch._collapsed = []
     watch(init(), 3)
-    assert "step 3: the images of nv are nearly all the same" in capsys.readouterr().err
+    assert "step 3: the images of nv are nearly identical" in capsys.readouterr().err
 
 
 def test_a_class_of_equal_real_images_has_no_diversity(experiment, state, monkeypatch, tmp_path):

@@ -132,7 +132,7 @@ def test_damage_is_reported_and_the_older_one_taken(folder, damage, capfd):
     assert (step, int(state["step"])) == (1, 1)
     error = capfd.readouterr().err
     assert f"warning: checkpoint {folder / '2'}" in error
-    assert "going on from step 1" in error
+    assert "resuming from step 1" in error
     checkpoints.set_aside_after(1)
     assert [path.name.partition("_")[0] for path in (folder.parent / "damaged").iterdir()] == ["2"]
     checkpoints.save(2, make_state(2), 0.2)
@@ -169,7 +169,7 @@ def test_errors_of_a_save_are_one_sentence(folder, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoints._manager, "save", fail)
-    with pytest.raises(UserError, match=r"No space left on device.*the earlier ones are whole"):
+    with pytest.raises(UserError, match=r"No space left on device.*the earlier ones are intact"):
         checkpoints.save(2, make_state(2), None)
     assert checkpoints.restore_latest(template())[1] == 1
     checkpoints.close()

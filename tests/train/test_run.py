@@ -213,7 +213,7 @@ def test_images_of_a_generator_of_another_split_are_refused(tmp_path, own_split,
         start(tiny(data__synthetic=folder), workdir)
     message = str(error.value)
     for words in (
-        f"{foreign} of the 21 images in {folder} are of a generator that was fitted on another",
+        f"{foreign} of the 21 images in {folder} are of a generator that was trained on another",
         "lesions of its validation and test splits",
         "--config.data.split, split_fractions, split_seed and fold",
         "--config.data.synthetic_allow_foreign=True",
@@ -261,7 +261,7 @@ def test_a_truncated_image_is_named_and_nothing_is_written(folder, tmp_path, wor
 
 def test_a_missing_folder_is_said_before_the_images_are_prepared(tmp_path, workdir, monkeypatch):
     monkeypatch.setattr(demo, "generate", lambda *args: pytest.fail("prepared"))
-    with pytest.raises(UserError, match="there is no folder"):
+    with pytest.raises(UserError, match="does not exist; give a folder"):
         start(tiny(data__synthetic=str(tmp_path / "nowhere")), workdir)
     assert list(workdir.iterdir()) == []
 

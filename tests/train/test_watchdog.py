@@ -30,7 +30,7 @@ def status(body: str, seconds: float = 0.3) -> tuple[int, str]:
 def test_silence_after_a_beat_ends_the_process_and_says_where_it_stood():
     code, err = status("watchdog.beat('step 7')\nnever.wait()")
     assert code == errors.STANDS_STILL
-    assert "stood still for 0.3 s after step 7" in err
+    assert "made no progress for 0.3 s after step 7" in err
     assert "line 7 in <module>" in err
 
 
