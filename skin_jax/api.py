@@ -1,4 +1,4 @@
-"""What commands and users of Python do with runs, over all rooms."""
+"""The Python interface: what the commands do with runs, over all rooms."""
 
 from pathlib import Path
 

@@ -23,7 +23,7 @@ FILE_NAME = "config.json"
 
 NO_WEIGHTS = "none"
 HUB_PREFIX = "hf:"
-"""What `config.model.weights` can be beside a file: nothing, or a repository of huggingface.co."""
+"""`config.model.weights` other than a file: nothing, or a repository of huggingface.co."""
 
 FILES = Path(__file__).parent / "configs"
 """Where the package's own configurations are: in a wheel inside of it, else next to it."""
@@ -280,7 +280,7 @@ def check_resumable(old: ConfigDict, new: ConfigDict, workdir: Path) -> None:
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """What differs and can change a result, one phrase a key; what is not said is the default."""
+    """Lists differences that can change a result, one phrase a key; absent keys are at default."""
     kept = [
         {f"config.{key}": v for key, v in settings.completed(flat).items() if not is_neutral(key)}
         for flat in (before, after)

@@ -101,7 +101,7 @@ def several() -> bool:
 
 
 def first_decides(value: bool) -> bool:
-    """What process 0 found, in all processes."""
+    """Returns in all processes what process 0 found."""
     return bool(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
@@ -174,12 +174,12 @@ def make_mesh(num_devices: int | None) -> Mesh:
 
 
 def platform(mesh: Mesh) -> str:
-    """What the devices are: "cpu", "gpu" or "tpu"."""
+    """The kind of the devices: "cpu", "gpu" or "tpu"."""
     return mesh.devices.flat[0].platform
 
 
 def hardware(mesh: Mesh) -> str:
-    """What a run's time depends on, such as "1 x NVIDIA H100 80GB HBM3" or "1 x cpu, 2 cores"."""
+    """The hardware that sets a run's time: "1 x NVIDIA H100 80GB HBM3" or "1 x cpu, 2 cores"."""
     kind = f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
     return f"{kind}, {os.cpu_count()} cores" if platform(mesh) == "cpu" else kind
 

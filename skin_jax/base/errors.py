@@ -45,10 +45,10 @@ def listed(summary: str, problems: Sequence[str], shown: int = 10) -> UserError:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, as one line: those of libraries may go on for pages."""
+    """The message of an error, as one line: those of libraries may be pages long."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def warn(message: str) -> None:
-    """Says on stderr what the user should know of, where the work goes on."""
+    """Says on stderr what the user should know of, where the work continues."""
     print(f"warning: {message}", file=sys.stderr, flush=True)

@@ -69,7 +69,7 @@ def check_same(
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """What differs between flat settings, by the name to show, one phrase a key."""
+    """Lists the differences of flat settings, by the name to show, one phrase a key."""
     return [
         f"{key}: {before.get(key)!r} there, {after.get(key)!r} now"
         for key in sorted(before.keys() | after.keys())

@@ -86,7 +86,7 @@ class Setting:
         return f"{self.help} ({self.range})" if self.range else self.help
 
     def fault(self, value: Any) -> str:
-        """What is wrong with a value, such as "it must be at least 1"; "" for nothing."""
+        """Says what is wrong with a value, such as "it must be at least 1"; "" for nothing."""
         if value is None and self.default is None:
             return ""
         if not isinstance(self.default, tuple):

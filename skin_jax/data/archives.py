@@ -108,7 +108,7 @@ def _folders(root: Path, pattern: str) -> list[Path]:
 
 @dataclass(frozen=True)
 class _Challenge:
-    """What a challenge calls the truth and the images of each part: "{}" is for the part."""
+    """Names of the truth and the images of each part of a challenge: "{}" is for the part."""
 
     table: str
     folder: str

@@ -131,16 +131,16 @@ def _classes(known: _Known, focus: str, columns: str) -> Classes:
 
 
 HAM10000 = _classes(_HAM10000, "mel", "MEL NV BCC AKIEC BKL DF VASC")
-"""Of HAM10000 and of the ISIC 2018 challenge, task 3; the columns are the challenge's."""
+"""Classes of HAM10000 and of the ISIC 2018 challenge, task 3; the columns are the challenge's."""
 
 ISIC_2019 = _classes(_ISIC_2019, "mel", "MEL NV BCC AK BKL DF VASC SCC")
-"""Of the ISIC 2019 challenge, without its UNK: no training image is of that."""
+"""Classes of the ISIC 2019 challenge, without its UNK: no training image is of that."""
 
 ISIC_2020 = _classes(_ISIC_2020, MALIGNANT, f"{BENIGN} {MALIGNANT}")
-"""Of the ISIC 2020 challenge (SIIM-ISIC), where malignant means melanoma."""
+"""Classes of the ISIC 2020 challenge (SIIM-ISIC), where malignant means melanoma."""
 
 PAD_UFES_20 = _classes(_PAD_UFES_20, "mel", "ACK BCC MEL NEV SCC SEK")
-"""Of PAD-UFES-20, whose authors call the first group skin cancer and the second skin disease."""
+"""Classes of PAD-UFES-20, whose authors call the groups skin cancer and skin disease."""
 
 _FOCUS = ("malignant", "melanoma", "mel")
 _RESERVED = ("grids", "image", "overall")
@@ -162,7 +162,7 @@ def arranged(found: Iterable[str], allowed: Sequence[str], known: Classes | None
 
 
 def name_problems(names: Sequence[str]) -> list[str]:
-    """What is wrong with names of classes, which become names of folders, files and columns."""
+    """Lists problems of names of classes, which become names of folders, files and columns."""
     problems = []
     folded: dict[str, str] = {}
     for name in names:

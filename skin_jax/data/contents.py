@@ -1,4 +1,4 @@
-"""What image files hold, as hashes of their bytes; a file that did not change is not read again."""
+"""Hashes of the bytes of image files; a file that did not change is not read again."""
 
 import contextlib
 import hashlib

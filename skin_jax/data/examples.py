@@ -1,4 +1,4 @@
-"""What every later step works on: records of images, and the images themselves."""
+"""Records of images and the images themselves, which every later step works on."""
 
 import hashlib
 import itertools
@@ -99,9 +99,9 @@ class Examples:
     skipped: tuple[tuple[str, str], ...] = ()
     """(file, reason) of each unreadable image that was left out."""
     classes: Classes = HAM10000
-    """What the labels mean."""
+    """The classes that the labels stand for."""
     unit: str = "lesion"
-    """What `Record.lesion_id` holds: "lesion", "patient", "group" or "image"."""
+    """The content of `Record.lesion_id`: "lesion", "patient", "group" or "image"."""
 
     @cached_property
     def labels(self) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What a reader of a layout gathers: image files, rows of tables, and what is wrong with them."""
+"""Findings of a reader of a layout: image files, rows of tables, and what is wrong with them."""
 
 import math
 import os
@@ -40,7 +40,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class Facts:
-    """What one row says of an image."""
+    """Facts about an image, from one row of a table."""
 
     where: str
     """File and row, for messages."""
@@ -74,7 +74,7 @@ class Image:
 
 @dataclass
 class Findings:
-    """What a reader gathers on its way; `listing.make` makes records of it."""
+    """Collects what a reader finds; `listing.make` makes records of it."""
 
     root: Path
     reading: Reading
@@ -88,7 +88,7 @@ class Findings:
     tables: dict[Path, tuple[tuple[str, ...], list[csvs.Row]]] = field(default_factory=dict)
     """Header and rows of each table that was read."""
     unread: dict[Path, str] = field(default_factory=dict)
-    """What each file is that is not read."""
+    """The kind of each file that is not read."""
     left_out: Counter[str] = field(default_factory=Counter)
     """Images of classes that are not taken; "" stands for those without a class."""
     found_images: bool = False
@@ -298,7 +298,7 @@ class Findings:
 
 
 def kind_of(path: Path) -> str:
-    """What a file is of which nothing is known but its name."""
+    """The kind of a file of which only the name is known."""
     return f"*{path.suffix.lower()}" if path.suffix else "files without an ending"
 
 

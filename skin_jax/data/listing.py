@@ -29,7 +29,7 @@ _OLDEST = 130
 
 @dataclass(frozen=True)
 class Listing:
-    """What a data folder holds, before any image is opened."""
+    """The contents of a data folder, before any image is opened."""
 
     root: Path
     layout: str
@@ -40,9 +40,9 @@ class Listing:
     """Everything that is wrong, each with its file, row, column or id."""
     classes: Classes
     unit: str
-    """What `Record.lesion_id` holds: "lesion", "patient", "group" or "image"."""
+    """The content of `Record.lesion_id`: "lesion", "patient", "group" or "image"."""
     notes: tuple[str, ...] = ()
-    """What was chosen, and what was left out, one sentence each."""
+    """Notes on what was chosen and what was left out, one sentence each."""
 
 
 def make(findings: Findings, layout: str, known: Classes | None) -> Listing:
@@ -161,7 +161,7 @@ def _record(findings: Findings, image: Image, label: int, unit: str) -> Record:
 
 
 def _units(found: Sequence[Image]) -> tuple[list[str], str]:
-    """What of each image no split parts, and the word for it.
+    """The unit of each image that no split divides, and the word for it.
 
     Images that share a lesion, a patient or a group belong together, and so do those that share one
     with these. A unit has the id of its lesion or, where a patient or a group is known, of that.
@@ -183,7 +183,7 @@ def _units(found: Sequence[Image]) -> tuple[list[str], str]:
 
 
 def _left_out(findings: Findings) -> list[str]:
-    """What is said of everything in the folder that is not read."""
+    """Notes on everything in the folder that is not read."""
     notes = []
     if findings.left_out:
         told = [f"{n} {f'of {c}' if c else 'without any'}" for c, n in findings.left_out.items()]

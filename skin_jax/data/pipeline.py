@@ -77,7 +77,7 @@ class Pipeline:
         return _ahead(devices.to_global(block, placement) for block in local)
 
     def _load(self, blocks: Iterator[_Block]) -> Iterator[_Block]:
-        """What of each block travels to the device."""
+        """The part of each block that travels to the device."""
         return blocks
 
 

@@ -81,7 +81,7 @@ class LesionImages(tfds.core.ShardBasedBuilder, skip_registration=True):  # type
 
 
 def described(record: Record) -> dict[str, Any]:
-    """What is known of an image, but for where it is."""
+    """Everything that is known about an image, except its place."""
     return {f.name: getattr(record, f.name) for f in fields(record) if f.name != "path"}
 
 

@@ -14,7 +14,7 @@ flags.disclaim_key_flags()  # those of `define_flags` belong to the command that
 
 @dataclass(frozen=True)
 class Reading:
-    """What the user says about a data folder; the defaults leave it to `layouts.read`.
+    """Settings of the user on how to read a data folder; the defaults leave it to `layouts.read`.
 
     Attributes:
       table: CSV or TSV that labels the images of the folder; None: the layout is recognised.

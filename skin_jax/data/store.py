@@ -104,7 +104,7 @@ class _Wanted:
     on_bad_image: str
     progress: bool
     contents: Sequence[str] = ()
-    """Of the file of each record; empty for whoever keeps no result."""
+    """Digest of the file of each record; empty for whoever keeps no result."""
 
     @functools.cached_property
     def entry(self) -> Path:

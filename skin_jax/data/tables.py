@@ -138,7 +138,7 @@ def _columns(findings: Findings, path: Path, header: Sequence[str]) -> Columns |
 
 
 def _kind(column: str) -> str:
-    """What a column of groups is of, as far as its name says; else its own name."""
+    """The kind of a column of groups, as far as its name says; else its own name."""
     return next((kind for kind in ("lesion", "patient") if usual(kind, [column])), column)
 
 

@@ -1,4 +1,4 @@
-"""A folder of generated images against a run's real ones: quality beside its floor, and copies.
+"""A folder of generated images against a run's real ones: quality next to its floor, and copies.
 
 Every value is a mean over `DRAWS` random draws. A draw cuts the training images of a class into two
 halves. With the first are compared: generated images, as many real images of the second half (the
@@ -34,16 +34,16 @@ PAIRS_SHOWN = 12
 
 OVERALL = "overall"
 MEASURES = ("kid", "fid", "precision", "recall", "density", "coverage", "swd")
-"""Of `Group`; all but "swd" need features. "swd" is the mean of the levels "swd_<side>"."""
+"""Metrics of `Group`; all but "swd" need features. "swd" is the mean of the levels "swd_<side>"."""
 
 PATCHED_IMAGES = 128
-"""Of a set in the sliced Wasserstein distance, at most: 16,384 patches a level."""
+"""Most images of a set in the sliced Wasserstein distance: 16,384 patches a level."""
 
 _MAX_WORKERS = 4
 _SEED = 0
 
 Places = np.ndarray | slice
-"""Of images in a set: int indices, or all of them."""
+"""Images in a set: int indices, or all of them."""
 
 
 @dataclasses.dataclass(frozen=True)

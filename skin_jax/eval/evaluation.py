@@ -1,4 +1,4 @@
-"""What is known about one evaluated set of examples: what `report.run` writes."""
+"""Results on one evaluated set of examples, which `report.run` writes."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence

@@ -39,7 +39,7 @@ _POOLED = 8  # side of the pixels that stand in for features where there are no 
 
 
 class Pictures(NamedTuple):
-    """What draws: each function takes the step and images uint8 [N, S, S, 3].
+    """Functions that draw: each takes the step and images uint8 [N, S, S, 3].
 
     samples gets real and generated images, by_class class name -> real and generated images.
     """
@@ -49,7 +49,7 @@ class Pictures(NamedTuple):
 
 
 class Evaluator:
-    """What `train.loop` calls, and what is said of a run at its end."""
+    """Evaluates for `train.loop`, and summarises a run at its end."""
 
     def __init__(self, experiment: Experiment, pictures: Pictures):
         """Takes what it needs of a run."""

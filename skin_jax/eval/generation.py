@@ -196,7 +196,7 @@ def fill(out: Path, source: Source, wanted: Mapping[str, int], draw_grid: DrawGr
     """Fills the classes in the order of the stream, from where the folder stands; says the result.
 
     Images are written before the progress that counts them, and the manifest comes last. So
-    whatever a kill leaves behind is made again, the same.
+    whatever a kill leaves behind is created again, the same.
 
     Args:
       out: a folder that this process has alone.

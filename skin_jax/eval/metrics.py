@@ -427,7 +427,7 @@ def _curve(scores: np.ndarray, positive: np.ndarray) -> Curve:
 
 
 def _summaries(confusions: np.ndarray, defined: np.ndarray) -> dict[str, np.ndarray]:
-    """What gets an interval, of confusion matrices [R, C, C]; macro F1 over `defined` classes."""
+    """Metrics that get an interval, of confusion matrices [R, C, C]; macro F1 over `defined`."""
     found = _one_against_rest(confusions)
     hits, total = np.trace(confusions, axis1=-2, axis2=-1), confusions.sum(axis=(-2, -1))
     return {

@@ -38,7 +38,7 @@ Decoded = tuple[np.ndarray, ...] | images.UnreadableImage
 
 
 class _Member:
-    """What a trained run says about images uint8 [B, S, S, 3] of its size S."""
+    """A trained run that predicts images uint8 [B, S, S, 3] of its size S."""
 
     def __init__(self, run: Trained, mesh: Mesh, *, explained: bool):
         self.image_size = run.config.data.image_size
@@ -54,7 +54,7 @@ class _Member:
         return np.mean([np.asarray(each, np.float64) for each in found], axis=0)
 
     def heat_maps(self, batch: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """What speaks for the classes with these labels, [B, h, w]."""
+        """Heat maps [B, h, w] of what speaks for the classes with these labels."""
         return np.asarray(self._call["explain"](self._state, batch, labels))
 
 

@@ -34,7 +34,7 @@ _DIGITS = 11  # of codes, after a letter: spreadsheets take 12e45678901 for a nu
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """What one image of a study is: the name of its class, and its id or its file."""
+    """One image of a study: the name of its class, and its id or its file."""
 
     generated: bool
     label: str
@@ -43,7 +43,7 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """What every image of a study is, by its code, in the order of the codes.
+    """The key to the images of a study, by their codes, in the order of the codes.
 
     Attributes:
       study: the study's own code.
@@ -86,7 +86,7 @@ class Key:
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-    """What R readers answered about I images, in the order of the key."""
+    """Answers of R readers about I images, in the order of the key."""
 
     readers: Sequence[str]
     experience: Sequence[str]  # as each reader put it

@@ -230,7 +230,7 @@ def block_name(stage: int, index: int) -> str:
 
 
 class ClassifierOutput(NamedTuple):
-    """What a classifier says about a batch.
+    """The output of a classifier for a batch.
 
     logits: [B, num_classes] float32.
     features: [B, h, w, C] of the network's dtype: the last activations before the global pooling.

@@ -180,7 +180,7 @@ def _pairs_section(path: Path, found: Audit) -> kit.Section:
 
 
 def _notes(found: Audit) -> list[str]:
-    """What has to be known to read the tables, one paragraph each."""
+    """Notes that are needed to read the tables, one paragraph each."""
     sides = [key[4:] for key in found.groups[0].halves if key.startswith("swd_")]
     notes = [
         f"Means over {audit.DRAWS} draws, ± their standard deviation. A draw compares a random "

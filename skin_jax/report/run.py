@@ -172,7 +172,7 @@ def _table_one_blocks(evaluation: Evaluation) -> list[kit.Block]:
 
 
 def _notes(evaluation: Evaluation) -> list[str]:
-    """What has to be known to read the table, one paragraph each."""
+    """Notes that are needed to read the table, one paragraph each."""
     metrics, classes = evaluation.metrics, evaluation.classes
     present = int((metrics.support > 0).sum())
     commonest = int(metrics.support.argmax())

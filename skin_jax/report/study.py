@@ -41,7 +41,7 @@ class Claim:
         return f"{self.source}'s +{self.points:g} points of {_SHORT[self.metric]}"
 
     def estimate(self, difference: Difference) -> Estimate:
-        """What the claim is about, as measured here."""
+        """The quantity that the claim is about, as measured here."""
         return getattr(difference.paired, self.metric)
 
     def excluded(self, difference: Difference) -> bool:
@@ -65,7 +65,7 @@ HAM10000, without an absolute figure. One run of each arm in both, of the classe
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """What a report is about: the runs that are finished, and the plan."""
+    """The subject of a report: the runs that are finished, and the plan."""
 
     comparison: Comparison
     classes: Classes
@@ -142,7 +142,7 @@ def write(folder: Path, study: Study) -> Path:
 
 
 def summary(study: Study) -> list[Section]:
-    """What a terminal shows: each arm, its difference from the control, and the conclusion."""
+    """The summary for a terminal: each arm, its difference from the control, and the conclusion."""
     differences = {d.arm: d for d in study.comparison.differences}
     rows = []
     for arm in study.comparison.arms:
@@ -160,7 +160,7 @@ def summary(study: Study) -> list[Section]:
 
 
 def conclusion(study: Study) -> list[str]:
-    """What the intervals allow to say, one paragraph each, the most important first."""
+    """Conclusions that the intervals allow, one paragraph each, the most important first."""
     comparison, missing, paragraphs = study.comparison, study.missing, []
     control, chosen = comparison.control, comparison.confirmatory
     differences, exploratory = comparison.differences, comparison.exploratory
@@ -215,7 +215,7 @@ def _found(difference: Difference, kind: str = "") -> str:
 
 
 def _because(whole: Difference, comparison: Comparison) -> str:
-    """What of a difference from the control is due to the generated images."""
+    """Says what part of a difference from the control is due to the generated images."""
     isolated, isolating = comparison.isolated, comparison.isolating
     if isolated is None:
         return (

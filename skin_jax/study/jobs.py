@@ -32,7 +32,7 @@ _SAY_SECONDS = 30.0
 
 @dataclasses.dataclass
 class Result:
-    """What was not done, by name of the job, and why."""
+    """Jobs that were not done, by name, and why."""
 
     failed: dict[str, str] = dataclasses.field(default_factory=dict)
     skipped: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -77,7 +77,7 @@ def last_words(log: Path) -> str:
 
 
 class Costs:
-    """What jobs cost, measured by what was done in the study's folder so far, by whichever process.
+    """Costs of jobs, measured on those done so far in the study's folder, by whichever process.
 
     The time of an attempt holds its start, evaluations and saving.
     """

@@ -20,7 +20,7 @@ from skin_jax.train.history import HISTORY, duration, read_starts
 from skin_jax.train.run import DIGEST_FILE, SPLITS_FILE
 
 Record = dict[str, Any]
-"""What `plan.recorded` gives."""
+"""The record that `plan.recorded` gives."""
 
 
 def read(workdir: Path, record: Record) -> tuple[Classes, list[Outcome]]:
@@ -62,7 +62,7 @@ def read(workdir: Path, record: Record) -> tuple[Classes, list[Outcome]]:
 
 
 def facts(workdir: Path, record: Record) -> dict[str, Any]:
-    """What was run: what all arms share, the control's and the steps' own, hardware and time."""
+    """Facts of the runs: settings that all share, the control's and the steps', hardware, time."""
     arms = {name: _shown(arm["settings"]) for name, arm in record["arms"].items()}
     control = arms[record["control"]]
     shared = {

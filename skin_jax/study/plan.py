@@ -162,12 +162,12 @@ class Job:
 
     @property
     def group(self) -> str:
-        """Of jobs that differ in fold and seed alone: "runs/<arm>" or "steps/<step>"."""
+        """The group of jobs that differ in fold and seed alone: "runs/<arm>" or "steps/<step>"."""
         return self.name.rpartition("/")[0]
 
     @property
     def units(self) -> int:
-        """What its cost is proportional to: steps, or one folder of images."""
+        """The quantity that its cost is proportional to: steps, or one folder of images."""
         return self.steps or 1
 
     def missing(self) -> str:
@@ -292,7 +292,7 @@ def run_name(arm: str, fold: int, seed: int) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Resolved:
-    """What an arm, or a training step, is in full: its settings and how to give them."""
+    """An arm, or a training step, in full: its settings and how to give them."""
 
     file: str
     overrides: Mapping[str, Any]
@@ -440,7 +440,7 @@ def check(plan: Plan) -> dict[str, Any]:
 
 
 def _fixed(record: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """What may not change between two records of one study, flat."""
+    """The settings that may not change between two records of one study, flat."""
     lesions = "procedural lesions" if is_procedural(record) else "images of a folder"
     found = {f"config.{key}": record[key] for key in _ROLES} | {"config.data.dir": lesions}
     for kind in ("steps", "arms"):

@@ -1,4 +1,4 @@
-"""What is trained. `declared`, the settings, needs no JAX; the rest is loaded when asked for."""
+"""Tasks that are trained. `declared`, the settings, needs no JAX; the rest loads when asked for."""
 
 from typing import TYPE_CHECKING, Any
 

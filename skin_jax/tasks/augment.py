@@ -19,7 +19,7 @@ _NUM_DRAWS = 16
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What to do to an image, in this order. The defaults are the identity.
+    """Augmentations of an image, in this order. The defaults are the identity.
 
     crop: smallest side of the random crop as a share of the image's, in (0, 1]; the share is
       uniform in [crop, 1], the place uniform, the aspect kept, the crop resized back. 1 is off.

@@ -204,7 +204,7 @@ class Dcgan(Task):
         )
 
     def training_noise(self, key: jax.Array, step: jax.Array | int) -> jax.Array:
-        """What one class's G gets in a step, float32 [per_class, Z]; `key` is that class's."""
+        """Noise of one class's G in a step, float32 [per_class, Z]; `key` is that class's."""
         step_key = jax.random.fold_in(jax.random.fold_in(key, _NOISE), step)
         return self.noise(jax.random.split(step_key, self.per_class))
 

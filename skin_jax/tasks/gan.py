@@ -1,4 +1,4 @@
-"""What the steps of all GANs here have in common."""
+"""Parts that the steps of all GANs here have in common."""
 
 from collections.abc import Callable
 from typing import Any

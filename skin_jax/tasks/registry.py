@@ -16,7 +16,7 @@ __all__ = ["TASKS", "Drawn", "Kind", "Score", "Task", "build", "can", "kind", "r
 
 
 class Kind(Protocol):
-    """What the table has for each task: a module, or anything with the same functions.
+    """An entry of the table of tasks: a module, or anything with the same functions.
 
     A class of one's own with them as static methods may stand in `config.task`, from the file that
     makes the configuration: `config = skin_jax.config.base(MyTask)`.

@@ -116,7 +116,7 @@ class Sgan(Task):
         )
 
     def training_noise(self, rng: jax.Array, step: jax.Array | int, count: int) -> jax.Array:
-        """What G gets in a step, float32 [count, Z], of the run's key and the step's number."""
+        """Noise of G in a step, float32 [count, Z], of the run's key and the step's number."""
         key = jax.random.fold_in(jax.random.fold_in(rng, _NOISE), step)
         # A flat draw has the same numbers and compiles faster, see `models.layers.normal_init`.
         return jax.random.normal(key, (count * self.noise_size,)).reshape(count, -1)

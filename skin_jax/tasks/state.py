@@ -32,7 +32,7 @@ class Network(struct.PyTreeNode):
 
     @property
     def variables(self) -> dict[str, PyTree]:
-        """What `module.apply` takes; without the optimiser state."""
+        """The variables that `module.apply` takes; without the optimiser state."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
     def updated(
@@ -44,7 +44,7 @@ class Network(struct.PyTreeNode):
 
 
 class State:
-    """What the states of all tasks have in common beside their networks.
+    """The fields that the states of all tasks have in common, next to their networks.
 
     `ema` holds the averaged `variables`, or is empty where EMA is off. `step` counts every step,
     also those that `guard` undid. Each state lists these fields itself, so that the order of its

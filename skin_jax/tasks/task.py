@@ -1,4 +1,4 @@
-"""What a task is: everything in which tasks differ is asked of them, and never recognised."""
+"""The interface of a task: everything in which tasks differ is asked of them, never recognised."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -109,7 +109,7 @@ class Task:
         return np.arange(num_classes)
 
     def generators(self, state: Any) -> PyTree:
-        """What `images_of` needs of a state (or of its shapes), averaged where EMA is on."""
+        """The part of a state (or of its shapes) for `images_of`, averaged where EMA is on."""
         raise NotImplementedError
 
     def drawn_from(self, state: Any, step: int, num_classes: int) -> Drawn:
@@ -155,5 +155,5 @@ def require(task: Task, ability: str, whose: object) -> Callable[..., Any]:
 
 
 def task_name(task: Task) -> str:
-    """What messages call a task."""
+    """The name of a task in messages."""
     return type(task).__name__

@@ -25,7 +25,7 @@ PyTree = Any
 _UNKNOWN = -1e30  # of a checkpoint without a score: worse than any
 
 GENERATORS = "generators"
-"""The folder, beside `checkpoints`, of the generators that are kept for a choice by hand."""
+"""The folder, next to `checkpoints`, of the generators that are kept for a choice by hand."""
 
 
 class SaveError(errors.UserError):
@@ -108,7 +108,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         return score if self._score.higher_is_better else -score
 
     def _goodness(self, metrics: PyTree) -> float:
-        """What `_as_goodness` gave; NaN, which has no place in an order, counts as the worst."""
+        """The result of `_as_goodness`; NaN, which has no place in an order, is the worst."""
         value = float(metrics.get(self._score.name, _UNKNOWN))
         return -math.inf if math.isnan(value) else value
 
@@ -248,7 +248,7 @@ def _reason(error: Exception) -> str:
 
 
 class Preemption:
-    """What SIGTERM and Ctrl-C do: they end the process, with status 143 or 130, after saving.
+    """Ends the process on SIGTERM or Ctrl-C, with status 143 or 130, after saving.
 
     Within `deferred` the signal is only remembered, for the loop to look at between dispatches;
     elsewhere it raises at once, because everything is saved. So does a second Ctrl-C everywhere.
@@ -291,7 +291,7 @@ class Preemption:
             raise self.ended("everything so far is saved")
 
     def ended(self, what: str) -> errors.Ended:
-        """What ends the process."""
+        """The exception that ends the process."""
         status = errors.INTERRUPTED if self._received == signal.SIGINT else errors.PREEMPTED
         return errors.Ended(f"asked to end: {what}; run the same command again to resume", status)
 

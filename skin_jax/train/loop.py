@@ -179,7 +179,7 @@ def _initial_state(
 
 
 def feeds(experiment: Experiment, first_step: int) -> Iterator[dict[str, jax.Array]]:
-    """What travels to the device for each dispatch from `first_step` on, to the end of the run."""
+    """Yields what travels to the device in each dispatch from `first_step` on, to the run's end."""
     config = experiment.config
     order = Order(
         experiment.training_indices,
@@ -200,7 +200,7 @@ class _Due(NamedTuple):
 
 
 def _due(experiment: Experiment, before: int, step: int) -> _Due:
-    """What is due at the dispatch boundary after steps before .. step - 1."""
+    """Everything due at the dispatch boundary after steps before .. step - 1."""
     config, last = experiment.config, step >= experiment.num_steps
 
     def crossed(every: float, times: int = 1) -> bool:

@@ -47,7 +47,7 @@ class Experiment:
     assignment: np.ndarray  # "train" | "val" | "test" [N]
     synthetic: Examples | None  # generated ones that are trained with; a reopened run has none
     training_indices: np.ndarray
-    """What the training stream goes through, int64 [n]: places among the examples and, from
+    """The training stream's content, int64 [n]: places among the examples and, from
     `len(examples.records)` on, among the generated images. An example may repeat."""
     training_labels: np.ndarray  # their classes, int32 [n]
     mesh: Mesh
@@ -395,7 +395,7 @@ class Trained:
 
     @property
     def name(self) -> str:
-        """Of the work folder."""
+        """Name of the work folder."""
         return self.workdir.resolve().name
 
     def ability(self, name: str) -> Callable[..., Any]:

@@ -30,7 +30,7 @@ class Watchdog:
             self._thread.start()
 
     def beat(self, where: str) -> None:
-        """Says that the run goes on, and how far it is."""
+        """Says that the run makes progress, and how far it is."""
         with self._changed:
             self._last, self._where = time.monotonic(), where
             self._changed.notify()
