@@ -580,9 +580,10 @@ def test_folders_inside_class_folders_are_never_labelled_by_guess(tmp_path, writ
         "around them (1)"
     )
     write["image"](tmp_path / "malignant" / "other 9" / "1.png", 91)
-    assert "malignant/other 9: 1 images in a folder inside a class folder, which has a class's" in (
-        only_problem(tmp_path)
-    )
+    assert (
+        "malignant/other 9: 1 images in a folder inside a class folder, which has the name of a "
+        "class"
+    ) in only_problem(tmp_path)
     shutil.rmtree(tmp_path / "malignant" / "other 9")
     for path in (tmp_path / "malignant").glob("*.png"):
         path.unlink()

@@ -17,7 +17,7 @@ from skin_jax.train.run import load_examples
         ({"rename": ("a", "b")}, "data.rename is"),
         ({"rename": (("a", "b", "c"),)}, "it takes pairs such as"),
         ({"rename": (("a", "b"), ("a", "c"))}, "one name two new ones"),
-        ({"label_column": "dx"}, "give the table with data.table"),
+        ({"label_column": "dx"}, "needs a table; give it with data.table"),
     ],
 )
 def test_what_makes_no_sense_is_refused(given, words):

@@ -141,7 +141,7 @@ def test_official_split_draws_missing_val_from_train_by_lesion():
         ({"fractions": (0.7, 0.1, 0.1)}, ["config.data.split_fractions", "0.9", "not to 1"]),
         ({"fractions": (1.2, -0.2, 0.0)}, ["config.data.split_fractions", "-0.2"]),
         ({"fractions": (0.8, 0.2)}, ["config.data.split_fractions", "three"]),
-        ({"fractions": (0.0, 0.5, 0.5)}, ["config.data.split_fractions", "train above 0"]),
+        ({"fractions": (0.0, 0.5, 0.5)}, ["config.data.split_fractions", "(train) above 0"]),
         ({"fractions": (math.nan, 0.5, 0.5)}, ["config.data.split_fractions", "nan"]),
         ({"fold": 0, "split": "paper"}, ["config.data.fold", "'paper'"]),
         ({"fold": 0, "split": "official"}, ["config.data.fold", "'official'"]),
