@@ -305,7 +305,7 @@ def test_without_features_there_is_the_sliced_wasserstein_distance(run, folder, 
     assert f"results: {out}" in output.out
     assert "SWD x1000" in output.out
     assert "KID" not in output.out
-    assert "neither --weights nor --features_from" in output.err
+    assert "without --weights or --features_from" in output.err
     assert "Comparing" in output.err
     assert "other images" not in output.err
     assert {path.name for path in out.iterdir()} == {"quality.json", "quality.md"}
