@@ -182,7 +182,7 @@ def test_a_partial_folder_goes_on_with_more_tries(tmp_path):
         yield from disc(position)
 
     for tries in (100, 400):
-        with pytest.raises(UserError, match=f"after {tries} drawn images"):
+        with pytest.raises(UserError, match=f"after drawing {tries} images"):
             fill(out, stream, {"df": 30, "vasc": 2}, max_tries=tries)
         assert len(generated_lib.read(out, HAM10000)) == (9 if tries == 100 else 30)
     with pytest.raises(UserError, match="df 30 of 30"):

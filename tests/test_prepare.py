@@ -78,7 +78,7 @@ def test_skipped_images_are_listed(tmp_path, data_dir):
         (("--data_dir=data", "--split_fractions=0.9,0.1"), ["--split_fractions"]),
         (("--data_dir=data", "--fold=9"), ["--fold=9", "[0, 4]"]),
         (("--data_dir=data", "--image_size=0"), ["--image_size=0", "positive"]),
-        (("--data_dir=data", "--label_column=dx"), ["data.label_column", "give the table"]),
+        (("--data_dir=data", "--label_column=dx"), ["data.label_column", "needs a table"]),
         (("--data_dir=data", "--rename=mel"), ["--rename=mel", "OLD=NEW"]),
     ],
 )

@@ -241,7 +241,7 @@ def test_classes_are_shared_out_evenly_over_the_devices(tmp_path, monkeypatch):
         start(config, tmp_path / "other")
     task = experiment.task
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(errors.UserError, match="start one for each share of the classes"):
+    with pytest.raises(errors.UserError, match="start a run for each share of the classes"):
         task.mesh(None, 4)
 
 
