@@ -163,13 +163,13 @@ def test_classes_fill_in_the_order_of_the_stream(tmp_path):
 
 def test_classes_that_do_not_come_end_with_a_partial_result(tmp_path):
     out = tmp_path / "out"
-    with pytest.raises(UserError, match="after 100 drawn images") as caught:
+    with pytest.raises(UserError, match="after drawing 100 images") as caught:
         fill(out, disc, {"df": 30, "vasc": 2}, max_tries=100)
     assert caught.value.exit_code == errors.PARTIAL
     assert "df 9 of 30 (the last is number 94), vasc 0 of 2" in str(caught.value)
     assert len(generated_lib.read(out, HAM10000)) == 9
     before = contents(out)
-    with pytest.raises(UserError, match="after 100 drawn images"):
+    with pytest.raises(UserError, match="after drawing 100 images"):
         fill(out, disc, {"df": 30, "vasc": 2}, max_tries=100)
     assert contents(out) == before
 

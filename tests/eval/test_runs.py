@@ -61,7 +61,7 @@ def test_an_empty_split_is_said(experiment, checkpoints, capsys):
     nothing = np.full(len(experiment.assignment), "train")
     without_test = type(experiment)(**{**vars(experiment), "assignment": nothing})
     assert runs.evaluate_split(without_test, checkpoints, "test") is None
-    assert "leaves no test images" in capsys.readouterr().out
+    assert "the test split has no images" in capsys.readouterr().out
 
 
 def test_a_run_without_checkpoints_says_so(experiment, tmp_path):
