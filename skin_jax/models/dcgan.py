@@ -78,17 +78,20 @@ class Generator(nn.Module):
         check_image_size(self.image_size, self.doublings)
         x = z
         for i in range(self.doublings):
-            channels, name = self.width * 2 ** (self.doublings - 1 - i), f"layer{i + 1}"
-            kind = (
-                StridedConvTranspose
-                if i > 0
-                else functools.partial(ProjectToMap, self.image_size >> self.doublings)
-            )
-            x = kind(channels, use_bias=not self.batch_norm, dtype=self.dtype, name=name)(x)
+            kind: Any = StridedConvTranspose
+            if i == 0:
+                kind = functools.partial(ProjectToMap, size=self.image_size >> self.doublings)
+            x = kind(
+                self.width * 2 ** (self.doublings - 1 - i),
+                use_bias=not self.batch_norm,
+                dtype=self.dtype,
+                name=f"layer{i + 1}",
+            )(x)
             if self.batch_norm:
                 x = _norm(train, self.dtype, f"norm{i + 1}")(x)
             x = nn.relu(x)
-        x = StridedConvTranspose(3, dtype=self.dtype, name=f"layer{self.doublings + 1}")(x)
+        last = f"layer{self.doublings + 1}"
+        x = StridedConvTranspose(3, use_bias=True, dtype=self.dtype, name=last)(x)
         return jnp.tanh(x.astype(jnp.float32))
 
 
@@ -121,7 +124,8 @@ class Discriminator(nn.Module):
             normed = self.batch_norm and i > 0
             x = Conv(
                 self.width * 2**i,
-                *(4, 2, 1, normal_init()),
+                *(4, 2, 1),
+                kernel_init=normal_init(),
                 use_bias=not normed,
                 dtype=self.dtype,
                 name=f"layer{i + 1}",

@@ -56,7 +56,7 @@ class DenseNet(nn.Module):
         """
         growth = max(1, round(32 * self.width_multiplier))
         x = normalize(images, self.mean, self.std, self.dtype)
-        x = Conv(2 * growth, 7, 2, 3, _init, dtype=self.dtype, name="stem_conv")(x)
+        x = Conv(2 * growth, 7, 2, 3, kernel_init=_init, dtype=self.dtype, name="stem_conv")(x)
         x = nn.relu(BatchNorm(dtype=self.dtype, name="stem_norm")(x, train=train))
         x = max_pool(x)
         for i, size in enumerate(self.block_sizes):
@@ -85,7 +85,7 @@ class DenseLayer(nn.Module):
         width = _BOTTLENECK * self.growth
         x = Conv(width, 1, kernel_init=_init, dtype=self.dtype, name="conv1")(x)
         x = nn.relu(BatchNorm(dtype=self.dtype, name="norm2")(x, train=train))
-        return Conv(self.growth, 3, 1, 1, _init, dtype=self.dtype, name="conv2")(x)
+        return Conv(self.growth, 3, 1, 1, kernel_init=_init, dtype=self.dtype, name="conv2")(x)
 
 
 class Transition(nn.Module):

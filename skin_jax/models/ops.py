@@ -172,6 +172,45 @@ def _subpixel_conv_transpose(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return pairs.reshape(B, 2 * H + 2, 2 * W + 2, O)[:, 1:-1, 1:-1]
 
 
+def _blur_axis(x: jax.Array, axis: int) -> jax.Array:
+    padded = jnp.pad(x, [(int(i == axis),) * 2 for i in range(x.ndim)], mode="edge")
+    before, after = (
+        lax.slice_in_dim(padded, start, start + x.shape[axis], axis=axis) for start in (0, 2)
+    )
+    return 0.5 * x + 0.25 * (before + after)
+
+
+def _blur_gradient(x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
+    return (blur(dy),)  # with repeated edges its matrix is symmetric
+
+
+@_with_gradient(_blur_gradient)
+def blur(x: jax.Array) -> jax.Array:
+    """Filter x [B, H, W, C] with [1, 2, 1] / 4 in both axes, its edges repeated."""
+    # Each axis is a pass of its own on a CPU: half the time of nine taps in one.
+    return _blur_axis(materialized(_blur_axis(materialized(x), 1)), 2)
+
+
+def upsampled_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Double x by bilinear interpolation and convolve it with a 3x3 kernel, padding 1.
+
+    Interpolation is to repeat each pixel and blur; convolution and blur may be exchanged; and a
+    repeated map convolved is a transposed convolution, of 2.25 times fewer operations (as in Karras
+    et al., "Analyzing and Improving the Image Quality of StyleGAN", CVPR 2020). So the outermost
+    two rows and columns have other edges than in the plain order.
+
+    Args:
+      x: [B, H, W, C], any float dtype.
+      kernel: [3, 3, C, O] of the same dtype.
+
+    Returns:
+      [B, 2 H, 2 W, O] of the dtype of `x`.
+    """
+    padded = jnp.pad(kernel, ((1, 1), (1, 1), (0, 0), (0, 0)))
+    rows = padded[1:] + padded[:-1]
+    return blur(strided_conv_transpose(x, rows[:, 1:] + rows[:, :-1]))
+
+
 def _plain_depthwise(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     return _plain_conv(x, kernel, stride, ((0, 0), (0, 0)), x.shape[-1])
 

@@ -116,7 +116,7 @@ def test_project_to_map(features):
     rng = np.random.default_rng(0)
     z = rng.normal(size=(3, 7)).astype(np.float32)
     kernel = rng.normal(size=(7, 2, 2, features)).astype(np.float32)
-    layer = layers.ProjectToMap(2, features, use_bias=False)
+    layer = layers.ProjectToMap(features, 2)
     ours = jax.jit(
         lambda z, k: values_and_gradients(
             lambda z, k: layer.apply({"params": {"kernel": k}}, z), z, k

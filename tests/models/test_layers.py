@@ -16,7 +16,7 @@ def test_convolution_modules_match_flax_and_keep_float32_parameters():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 12, 12, 3)), jnp.float32)
     pairs = [
         (layers.Conv(5, 4, 2, 1, use_bias=True), nn.Conv(5, (4, 4), 2, padding=1)),
-        (layers.StridedConvTranspose(5), nn.ConvTranspose(5, (4, 4), (2, 2))),
+        (layers.StridedConvTranspose(5, use_bias=True), nn.ConvTranspose(5, (4, 4), (2, 2))),
     ]
     for ours, flax_layer in pairs:
         variables = ours.init(jax.random.key(0), x)
@@ -126,6 +126,37 @@ def test_batch_norm_module_equals_flax_with_its_gradients(train):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+def test_batch_norm_takes_a_gain_and_a_shift_of_each_example():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(0.5, 2.0, (4, 3, 5, 6)), jnp.float32)
+    gain, shift = (jnp.asarray(rng.normal(size=(4, 1, 1, 6)), jnp.float32) for _ in range(2))
+    norm = layers.BatchNorm()
+    variables = norm.init(jax.random.key(0), x, train=True)
+
+    def apply(x, **modulation):
+        return norm.apply(variables, x, train=True, mutable=["batch_stats"], **modulation)[0]
+
+    def together(x, gain, shift):
+        return apply(x, gain=gain, shift=shift)
+
+    def apart(x, gain, shift):
+        return apply(x) * (1.0 + gain) + shift
+
+    for a, b in zip(
+        *(
+            jax.tree.leaves(jax.jit(lambda f=f: _with_cotangents(f, x, gain, shift))())
+            for f in (together, apart)
+        ),
+        strict=True,
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def _with_cotangents(f, *arguments):
+    y, pull = jax.vjp(f, *arguments)
+    return y, pull(jnp.sin(y))
+
+
 def test_batch_norm_module_keeps_float32_statistics_of_bfloat16():
     norm = layers.BatchNorm(dtype=jnp.bfloat16)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 2, 2, 3)), jnp.bfloat16)
@@ -166,9 +197,10 @@ def largest_singular_value(kernel):
     [
         (layers.Conv(6, 3, 1, 1, spectral_norm=True), (2, 5, 5, 4)),
         (layers.StridedConvTranspose(6, spectral_norm=True), (2, 5, 5, 4)),
-        (layers.ProjectToMap(2, 6, spectral_norm=True), (2, 4)),
+        (layers.UpsampledConv(6, spectral_norm=True), (2, 5, 5, 4)),
+        (layers.ProjectToMap(6, 2, spectral_norm=True), (2, 4)),
     ],
-    ids=["conv", "conv_transpose", "project"],
+    ids=["conv", "conv_transpose", "upsampled", "project"],
 )
 def test_spectral_norm_divides_by_the_largest_singular_value(layer, shape):
     x = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)

@@ -140,6 +140,46 @@ def test_bad_shapes_and_dtypes_are_named():
         ops.strided_conv(x[:, :1], kernel)
 
 
+@pytest.mark.parametrize("shape", [(1, 4, 4, 3, 5), (2, 7, 9, 2, 3), (1, 12, 8, 1, 2)], ids=str)
+def test_an_upsampled_convolution_is_a_bilinear_one_but_for_its_border(shape):
+    B, H, W, C, O = shape  # noqa: E741
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        x, kernel = jnp.asarray(rng.normal(size=(B, H, W, C))), rng.normal(size=(3, 3, C, O))
+
+        def plain(x, kernel):
+            doubled = jax.image.resize(x, (B, 2 * H, 2 * W, C), "bilinear")
+            return jax.lax.conv_general_dilated(
+                doubled, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
+
+        # A cotangent of 0 at the border, where the two differ.
+        inside = np.zeros((B, 2 * H, 2 * W, O))
+        inside[:, 2:-2, 2:-2] = rng.normal(size=(B, 2 * H - 4, 2 * W - 4, O))
+
+        @jax.jit
+        def both(x, kernel):
+            found = []
+            for f in (ops.upsampled_conv, plain):
+                y, pull = jax.vjp(f, x, kernel)
+                found.append((y[:, 2:-2, 2:-2], *pull(jnp.asarray(inside))))
+            return found
+
+        for a, b in zip(*both(x, kernel), strict=True):
+            assert relative_error(np.asarray(a), np.asarray(b)) < 1e-12
+
+
+def test_a_blur_repeats_its_edges_and_is_its_own_gradient():
+    x = np.random.default_rng(0).normal(size=(2, 4, 5, 3)).astype(np.float32)
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+    taps = np.outer([1, 2, 1], [1, 2, 1]) / 16
+    expected = sum(taps[i, j] * padded[:, i : i + 4, j : j + 5] for i in range(3) for j in range(3))
+    y, pull = jax.vjp(ops.blur, jnp.asarray(x))
+    np.testing.assert_allclose(y, expected, atol=1e-6)
+    dy = np.cos(np.arange(x.size, dtype=np.float32)).reshape(x.shape)
+    assert np.sum(y * dy) == pytest.approx(float(np.sum(x * pull(jnp.asarray(dy))[0])), rel=1e-4)
+
+
 # B, H, W, C, kernel size, stride, padding: odd sizes, one example, rows that no window reaches.
 DEPTHWISE = [
     (1, 5, 7, 3, 3, 1, ((1, 1), (1, 1))),
