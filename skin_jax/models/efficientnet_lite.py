@@ -63,12 +63,9 @@ def _scaled(features: int, multiplier: float, least: float = 0.0) -> int:
     return near if near >= least * features * multiplier else near + 8
 
 
-LITE = (
-    _stages(1.0, 1.0),
-    _stages(1.0, 1.1),
-    _stages(1.1, 1.2),
-    _stages(1.2, 1.4),
-    _stages(1.4, 1.8),
+LITE = tuple(
+    _stages(*multipliers)
+    for multipliers in ((1.0, 1.0), (1.0, 1.1), (1.1, 1.2), (1.2, 1.4), (1.4, 1.8))
 )
 """The stages of Lite0 to Lite4."""
 

@@ -176,13 +176,13 @@ class Discriminator(nn.Module):
 def mixing(seed: int, channels: Sequence[int], width: int = 64) -> list[tuple[np.ndarray, ...]]:
     """Draw the fixed random projections of features, see `projected`.
 
-    Those of the paper: 1x1 convolutions to width, 2 width, ... (across channels), to which the next
-    deeper map is added, doubled; then a 1x1 convolution to half as many (across scales), but for
-    the first. Nothing is between them, so that what is applied to a map is one matrix. Entries are
-    drawn from N(0, 1 / inputs).
+    As in the paper, a 1x1 convolution takes each map to width, 2 width, ... channels (mixing across
+    channels), the next deeper map is added at twice its size, and another 1x1 convolution halves
+    the channels of all but the largest map (mixing across scales). No activation comes between the
+    two, so one matrix does both. Entries are drawn from N(0, 1 / inputs).
 
     Args:
-      seed: of all numbers, in any process and on any machine the same.
+      seed: of all the numbers.
       channels: of the features, from the largest map to the smallest.
       width: 64 in the paper.
 

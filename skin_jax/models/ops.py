@@ -24,14 +24,13 @@ from jax.typing import DTypeLike
 Padding = tuple[tuple[int, int], tuple[int, int]]
 """Rows of zeros above and below, columns of zeros left and right."""
 
-KERNEL_SIZE = 4
-STRIDE = 2
+_Two = tuple[jax.Array, jax.Array]
 _AROUND: Padding = ((1, 1), (1, 1))
 
 # The heights and widths of the input at which a CPU computes a transposed convolution faster in the
 # plain form than in the sub-pixel form. A map smaller than the kernel XLA takes for the kernel of
 # the convolution, and a CPU then 20 times as long.
-_PLAIN_TRANSPOSE_SIZES = range(KERNEL_SIZE, 8)
+_PLAIN_TRANSPOSE_SIZES = range(4, 8)
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
@@ -63,7 +62,7 @@ def _plain_conv(
 def _check(x: jax.Array, kernel: jax.Array) -> None:
     if x.ndim != 4 or min(x.shape[1:3]) < 1:
         raise ValueError(f"x must be [B, H, W, C], not {list(x.shape)}")
-    if kernel.ndim != 4 or kernel.shape[:2] != (KERNEL_SIZE, KERNEL_SIZE):
+    if kernel.ndim != 4 or kernel.shape[:2] != (4, 4):
         raise ValueError(f"the kernel must be [4, 4, C, O], not {list(kernel.shape)}")
     if x.shape[-1] != kernel.shape[2]:
         raise ValueError(
@@ -81,14 +80,12 @@ def _flip(kernel: jax.Array) -> jax.Array:
 
 def _kernel_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
     """Return the gradient of `strided_conv(x, K)` to K: [4, 4, C of x, C of dy]."""
-    kernel = jax.ShapeDtypeStruct((KERNEL_SIZE, KERNEL_SIZE, x.shape[-1], dy.shape[-1]), x.dtype)
-    (gradient,) = jax.linear_transpose(lambda k: _plain_conv(x, k, STRIDE, _AROUND), kernel)(dy)
+    kernel = jax.ShapeDtypeStruct((4, 4, x.shape[-1], dy.shape[-1]), x.dtype)
+    (gradient,) = jax.linear_transpose(lambda k: _plain_conv(x, k, 2, _AROUND), kernel)(dy)
     return gradient
 
 
-def _strided_conv_gradient(
-    x: jax.Array, kernel: jax.Array, dy: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def _strided_conv_gradient(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> _Two:
     H, W = x.shape[1:3]
     # The last row of an odd size is reached by the last output alone: a zero after it makes the
     # transposed convolution long enough.
@@ -116,12 +113,10 @@ def strided_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     _check(x, kernel)
     if min(x.shape[1:3]) < 2:
         raise ValueError(f"x must be at least 2x2, not {x.shape[1]}x{x.shape[2]}")
-    return _plain_conv(x, kernel, STRIDE, _AROUND)
+    return _plain_conv(x, kernel, 2, _AROUND)
 
 
-def _strided_conv_transpose_gradient(
-    x: jax.Array, kernel: jax.Array, dy: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def _strided_conv_transpose_gradient(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> _Two:
     return strided_conv(dy, _flip(kernel)), _flip(_kernel_gradient(dy, x))
 
 
@@ -152,9 +147,7 @@ def strided_conv_transpose(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _plain_conv_transpose(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return lax.conv_transpose(
-        x, kernel, (STRIDE, STRIDE), ((2, 2), (2, 2)), dimension_numbers=_DIMENSIONS
-    )
+    return lax.conv_transpose(x, kernel, (2, 2), ((2, 2), (2, 2)), dimension_numbers=_DIMENSIONS)
 
 
 def _subpixel_conv_transpose(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -271,7 +264,7 @@ def _shifted_kernel_gradient(
     a sum over the batch for each tap.
     """
 
-    def add(total: jax.Array, example: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+    def add(total: jax.Array, example: _Two) -> tuple[jax.Array, None]:
         pixels, d = example
         windows = _windows(pixels, kernel.shape[:2], stride)
         sums = [[jnp.sum(w * d, axis=(0, 1), dtype=total.dtype) for w in row] for row in windows]
@@ -296,14 +289,14 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int, padding: Paddin
       [B, (H + padding - k) // stride + 1, ..., C] of the dtype of `x`.
     """
 
-    def gradient(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
-        def shifted(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def gradient(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> _Two:
+        def shifted(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> _Two:
             return (
                 _shifted_input_gradient(x, kernel, dy, stride),
                 _shifted_kernel_gradient(x, kernel, dy, stride),
             )
 
-        def plain(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def plain(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> _Two:
             return jax.vjp(lambda x, k: _plain_depthwise(x, k, stride), x, kernel)[1](dy)
 
         return lax.platform_dependent(x, kernel, dy, cpu=shifted, default=plain)
@@ -330,9 +323,7 @@ def materialized(x: jax.Array) -> jax.Array:
     return lax.platform_dependent(x, cpu=lax.optimization_barrier, default=lambda x: x)
 
 
-def _product_gradient(
-    x: jax.Array, kernel: jax.Array, dy: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def _product_gradient(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> _Two:
     # On a CPU XLA would compute dy a second time, column by column, for the kernel's gradient. That
     # product is faster with its smaller side on the left; materialised it stays so, and the
     # optimiser does not read it column by column. Automatic differentiation would give it
@@ -367,7 +358,7 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.
     Returns:
       [B, (H + padding - k) // stride + 1, ..., O] of the dtype of `x`.
     """
-    if (len(kernel), stride, padding) == (KERNEL_SIZE, STRIDE, _AROUND):
+    if (len(kernel), stride, padding) == (4, 2, _AROUND):
         return strided_conv(x, kernel)
     x = materialized(x)
     if kernel.shape[:2] == (1, 1) and padding == ((0, 0), (0, 0)):
@@ -427,7 +418,7 @@ def _pooled(x: jax.Array) -> list[jax.Array]:
     return [pixel for row in _windows(padded, (3, 3), 2) for pixel in row]
 
 
-def _max_pool_forward(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+def _max_pool_forward(x: jax.Array) -> tuple[jax.Array, _Two]:
     y = _max_pool(x)
     place = jnp.full(y.shape, 8, jnp.int8)
     for k, pixel in reversed(list(enumerate(_pooled(x)[:8]))):
@@ -435,7 +426,7 @@ def _max_pool_forward(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Arr
     return y, (place, x)
 
 
-def _max_pool_backward(residuals: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array]:
+def _max_pool_backward(residuals: _Two, dy: jax.Array) -> tuple[jax.Array]:
     # Row h is in the middle of window h // 2 where it is even, the last of that window and the
     # first of the next one where it is odd; columns likewise.
     place, x = residuals
