@@ -247,14 +247,17 @@ def _write(experiment: Experiment, workdir: Path, resumed: bool) -> None:
     if examples.skipped:
         write_skipped(workdir / "skipped.csv", examples.skipped)
         warn(f"{len(examples.skipped)} unreadable images are left out: {workdir}/skipped.csv")
+    files = None
     if not resumed:
+        files = [classes_lib.FILE_NAME, SPLITS_FILE, DIGEST_FILE]
         classes_lib.write(examples.classes, workdir)
         members = examples.records, experiment.assignment, examples.classes
         splits.write(workdir / SPLITS_FILE, *members)
         write_atomically(workdir / DIGEST_FILE, examples.digest + "\n")
         if synthetic is not None:
+            files.append(_SYNTHETIC_DIGEST_FILE)
             write_atomically(workdir / _SYNTHETIC_DIGEST_FILE, synthetic.digest + "\n")
-    config_lib.write(experiment.config, workdir)  # last: it is what makes the folder a run
+    config_lib.write(experiment.config, workdir, files)  # last: it is what makes the folder a run
 
 
 def _load_synthetic(

@@ -2,6 +2,7 @@ import csv
 import dataclasses
 import io
 import os
+import shutil
 import threading
 import weakref
 import zlib
@@ -319,9 +320,7 @@ def test_a_folder_that_is_no_run_or_has_no_checkpoint_is_said(workdir, folder, t
     with pytest.raises(UserError, match="is not the work folder of a run"):
         predict([tmp_path], [folder], tmp_path / "p.csv")
     untrained = tmp_path / "untrained"
-    untrained.mkdir()
-    for name in ("config.json", "splits.csv"):
-        (untrained / name).write_bytes((workdir / name).read_bytes())
+    shutil.copytree(workdir, untrained, ignore=shutil.ignore_patterns("checkpoints"))
     with pytest.raises(UserError, match="no checkpoint yet"):
         predict([untrained], [folder], tmp_path / "p.csv")
 
