@@ -55,6 +55,14 @@ def binary_cross_entropy(logits: jax.Array, target: float) -> jax.Array:
     return -jnp.mean(target * true + (1.0 - target) * false)
 
 
+def hinge(real: jax.Array, generated: jax.Array) -> jax.Array:
+    """E[max(0, 1 - D(x))] + E[max(0, 1 + D(G(z)))] of logits of any shape, float [].
+
+    Lim, Ye, "Geometric GAN", 2017; G minimises -E[D(G(z))].
+    """
+    return jnp.mean(jax.nn.relu(1.0 - real)) + jnp.mean(jax.nn.relu(1.0 + generated))
+
+
 def log_p_fake(logits: jax.Array, reading: Reading) -> tuple[jax.Array, jax.Array]:
     """(log p_fake, log(1 - p_fake)), each [B], without cancellation at either end."""
     if reading == "softmax":

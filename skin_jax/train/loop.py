@@ -185,7 +185,7 @@ def feeds(experiment: Experiment, first_step: int) -> Iterator[dict[str, jax.Arr
         experiment.training_indices,
         experiment.training_labels,
         seed=config.seed,
-        **experiment.task.order(config.data.sampling),
+        **experiment.task.order(config.data.sampling, config.data.sampling_exponent),
     )
     return experiment.pipeline.train_feeds(
         order, experiment.rows, first_step, experiment.num_steps, config.steps_per_dispatch

@@ -3,6 +3,7 @@
 import dataclasses
 
 from skin_jax.base.settings import Setting, section
+from skin_jax.config import NO_WEIGHTS
 
 
 def ema_decay(default: float) -> dict[str, Setting]:
@@ -33,12 +34,31 @@ def learning_rate(default: float, schedule: str, warmup_steps: int) -> dict[str,
     )
 
 
-def adam(default: float) -> dict[str, Setting]:
-    """The settings of `optimizers.make`; b1 and b2 are those of Radford et al. 2016."""
+def adam(default: float, b1: float = 0.5, b2: float = 0.999) -> dict[str, Setting]:
+    """The settings of `optimizers.make`; the defaults of b1 and b2 are those of Radford et al."""
     return learning_rate(default, "constant", 0) | section(
         "optimizer",
-        b1=Setting(0.5, "Decay of Adam's first moment.", low=0, below=1, also=("beta1", "betas")),
-        b2=Setting(0.999, "Decay of Adam's second moment.", low=0, below=1, also=("beta2",)),
+        b1=Setting(b1, "Decay of Adam's first moment.", low=0, below=1, also=("beta1", "betas")),
+        b2=Setting(b2, "Decay of Adam's second moment.", low=0, below=1, also=("beta2",)),
+    )
+
+
+def generator_score() -> dict[str, Setting]:
+    """What `eval.evaluators.Generators` scores generators by, and how often they are kept."""
+    return {
+        "keep_generators_every": Setting(
+            10, "Evaluations between generators that are kept (skin_jax.generate --step).", low=1
+        )
+    } | section(
+        "score",
+        weights=Setting(
+            NO_WEIGHTS,
+            "An EfficientNet-Lite as FILE.safetensors or hf:OWNER/NAME: scores are KIDs; none: "
+            "they are sliced Wasserstein distances.",
+        ),
+        images=Setting(
+            500, "Generated images of each class in a score, and most of the real ones.", low=2
+        ),
     )
 
 
