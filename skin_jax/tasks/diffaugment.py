@@ -66,7 +66,8 @@ def _moved(x: jax.Array, shifts: jax.Array) -> jax.Array:
     """The images moved down and to the right by `shifts` int [B, 2], in pixels."""
     places = jnp.arange(x.shape[1])
     source = places[None, None, :, None] - shifts[:, :, None, None]
-    rows, columns = jnp.moveaxis((places == source).astype(x.dtype), 1, 0)  # [B, to, from] each
+    chosen = places[None, None, None, :] == source
+    rows, columns = jnp.moveaxis(chosen.astype(x.dtype), 1, 0)  # [B, to, from] each
     # The multiplication by 0 and 1 is exact at the highest precision.
     return jnp.einsum("bij,bjkc,blk->bilc", rows, x, columns, precision="highest")
 
@@ -75,7 +76,7 @@ def _with_hole(x: jax.Array, middles: jax.Array, side: int) -> jax.Array:
     """The images with a square of `side` pixels at 0; `middles` [B, 2] are shares of the image."""
     size = x.shape[1]
     first = jnp.floor(middles * (size + 1 - side % 2)).astype(jnp.int32) - side // 2
-    offsets = jnp.arange(size) - first[:, :, None]
+    offsets = jnp.arange(size)[None, None] - first[:, :, None]
     rows, columns = jnp.moveaxis((offsets >= 0) & (offsets < side), 1, 0)
     hole = rows[:, :, None, None] & columns[:, None, :, None]
     return jnp.where(hole, jnp.zeros((), x.dtype), x)
