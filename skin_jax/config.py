@@ -61,6 +61,11 @@ COMMON = {
         split_column=Setting(None, "Column with train, val or test; None: guessed.", str),
         classes=Setting((), "Classes to take, in this order; empty: all that there are.", str),
         rename=Setting((), "Classes to rename, as pairs (old name, new name).", tuple),
+        on_missing_label=Setting(
+            "error",
+            "Refuse a table with rows without a label, or keep their images as unlabelled.",
+            choices=("error", "keep"),
+        ),
         download=Neutral(False, "Download the ISIC 2018 archives (3 GB) where no folder is given."),
         demo_images=Setting(0, "Number of procedural images where no folder is given.", low=0),
         image_size=Setting(224, "Side of the images in pixels.", low=1, also=("size", "img_size")),
@@ -75,11 +80,22 @@ COMMON = {
         ),
         split_seed=Setting(0, "Seed of the split, and of nothing else.", low=0, high=MAX_SEED),
         fold=Setting(None, "Fold of a cross-validation by lesion.", int, low=0, high=4),
+        label_fraction=Setting(
+            1.0,
+            "Share of the lesions in train whose labels are known, of each class; the other images "
+            "are trained on without a label, where the task can.",
+            above=0,
+            high=1,
+            also=("labeled_fraction", "labelled_fraction"),
+        ),
+        label_seed=Setting(0, "Seed of the choice of these lesions.", low=0, high=MAX_SEED),
         sampling=Setting(
             "natural",
-            "natural: each image once an epoch; balanced: all classes equally often.",
-            choices=("natural", "balanced"),
+            "natural: each image once an epoch; balanced: all classes equally often; power: a "
+            "class of n images in proportion to n^sampling_exponent.",
+            choices=("natural", "balanced", "power"),
         ),
+        sampling_exponent=Setting(0.5, "Exponent of data.sampling='power'.", low=0, high=1),
         oversample_to=Setting(
             None, "Repeat images of rarer classes up to this number.", int, low=1
         ),
@@ -322,8 +338,9 @@ def validate(config: ConfigDict) -> None:
         "or leave it out": data.synthetic_ratio is not None and data.synthetic is None,
         "oversample_to is the control of config.data.synthetic: it repeats real images in the "
         "place of generated ones; give one of them": repeats and data.synthetic is not None,
-        "oversample_to changes nothing with config.data.sampling='balanced', which draws every "
-        "class equally often; give one of them": repeats and data.sampling == "balanced",
+        f"oversample_to has no place next to config.data.sampling='{data.sampling}', which says "
+        "itself how often a class is drawn; give one of them": repeats
+        and data.sampling != "natural",
         "oversample_to changes nothing for a network of each class, whose batches are of its own "
         "images; leave it out": repeats and "classes" in config,
     }
