@@ -119,9 +119,9 @@ def hide_labels(examples: Examples, hidden: np.ndarray) -> Examples:
 
 
 def write_skipped(path: Path, skipped: Iterable[tuple[str, str]]) -> None:
-    """Writes a CSV of what was left out; bytes of file names that are no UTF-8 are escaped."""
-    text = csvs.text([("file", "reason"), *skipped])
-    write_atomically(path, text.encode(errors="backslashreplace"))
+    """Writes a CSV of what was left out; what no table can hold of file names is escaped."""
+    rows = ([csvs.held(cell) for cell in row] for row in skipped)
+    write_atomically(path, csvs.text([("file", "reason"), *rows]))
 
 
 def components(links: Iterable[Sequence[_Node]]) -> dict[_Node, _Node]:

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from skin_jax.base import devices
+from skin_jax.base import csvs, devices
 from skin_jax.base.errors import PARTIAL, UserError, listed, warn
 from skin_jax.base.files import write_atomically
 from skin_jax.base.threads import workers
@@ -227,8 +227,7 @@ def image_ids(files: Sequence[str]) -> tuple[list[str], int]:
     paths = [os.path.abspath(file) for file in files]
     common = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
     names = [
-        # Bytes that are no UTF-8 would not go into the CSV.
-        tuple(name.encode(errors="backslashreplace").decode() for name in candidates)
+        tuple(map(csvs.held, candidates))
         for path in paths
         for base in [os.path.basename(path)]
         for candidates in [(os.path.splitext(base)[0], base, os.path.relpath(path, common))]

@@ -142,7 +142,8 @@ def _parsed(path: Path, *columns: str) -> tuple[tuple[str, ...], list[csvs.Row],
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    return *csvs.parse(content, problems, columns=(IMAGE, *columns), strip=True), problems
+    needed = (IMAGE, *columns)
+    return *csvs.parse(content, problems, columns=needed, strip=True, exact=IMAGE), problems
 
 
 def _read(path: Path, classes: Classes) -> tuple[Scores, list[str]]:

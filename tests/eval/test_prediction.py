@@ -39,12 +39,12 @@ def run(folder: Path, **changes) -> Path:
     state = jax.jit(task.init)(jax.random.key(config.seed))
     larger = jax.tree.map(lambda x: 3 * x, (state.discriminator.params, state.ema))
     discriminator = state.discriminator.replace(params=larger[0])
+    config_lib.write(config, folder)
     checkpoints = checkpoint_lib.Checkpoints(folder / "checkpoints")
     checkpoints.save(1, state.replace(discriminator=discriminator, ema=larger[1]), 0.5)
     checkpoints.close()
     rows = [f"{name},{name},{name},train" for name in HAM10000.names]
     (folder / "splits.csv").write_text("\n".join(["image,lesion_id,label,split", *rows]))
-    config_lib.write(config, folder)
     return folder
 
 
