@@ -5,6 +5,7 @@ import fcntl
 import json
 import math
 import os
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ CACHE_ROOT = os.path.join(
 def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
     """Writes a whole file or nothing: no reader meets half of it. UserError if it cannot."""
     path = Path(path)
+    check_replaceable(path)
     data = content.encode() if isinstance(content, str) else content
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,6 +40,18 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None
             raise
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def check_replaceable(path: Path) -> None:
+    """Refuses a link, a folder, a device or a pipe in the place of a file that is to be written."""
+    try:
+        mode = path.lstat().st_mode
+    except OSError:  # there is none; where it is not allowed, writing will say so
+        return
+    if not stat.S_ISREG(mode):
+        names = {stat.S_IFLNK: "a link", stat.S_IFDIR: "a folder"}
+        what = names.get(stat.S_IFMT(mode), "a device or a pipe")
+        raise UserError(f"{path} is {what}, which is never replaced; give the name of a file")
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
@@ -73,7 +87,7 @@ def locked(path: Path, *, waiting_for: str | None = None) -> Iterator[int | None
       lives, whatever becomes of this process. None where the file system cannot lock.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
+    with path.open("a") as file:  # "w" would empty what a link leads to
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -14,11 +14,12 @@ from tqdm import tqdm
 
 from skin_jax.base import csvs, devices
 from skin_jax.base.errors import PARTIAL, UserError, listed, warn
-from skin_jax.base.files import write_atomically
+from skin_jax.base.files import check_replaceable, write_atomically
+from skin_jax.base.folder import check_own
 from skin_jax.base.threads import workers
 from skin_jax.data import images
 from skin_jax.data.classes import Classes
-from skin_jax.data.examples import write_skipped
+from skin_jax.data.examples import check_skipped, write_skipped
 from skin_jax.eval import inference, tables
 from skin_jax.train.run import Trained, trained
 
@@ -29,6 +30,7 @@ The last three are images that Pillow does not read: they are listed as such, no
 """
 
 _MAX_WORKERS = 16
+_HEAT_MAPS = ".heat_maps"  # marks a folder whose pictures may be replaced
 
 Overlay = Callable[[np.ndarray, Sequence[np.ndarray], str], bytes]
 """An image uint8 [S, S, 3], heat maps of it and a caption -> a PNG."""
@@ -251,24 +253,27 @@ def _check_targets(
     explain_dir: Path | None,
 ) -> None:
     """Refuses results that could not be written, or would replace an image, before the work."""
-    for path in (out, skipped_path):
-        if path.is_dir():
-            raise UserError(f"{path} is a folder; give another name of a CSV file as --out")
+    check_replaceable(out)
+    check_skipped(skipped_path)
     targets = [out, skipped_path]
     if explain_dir:
         targets += [explain_dir / f"{name}.png" for name in ids]
-    given = {os.path.abspath(file) for file in files}
+    given = {os.path.realpath(file) for file in files}
     for target in targets:
-        if os.path.abspath(target) in given:
+        if os.path.realpath(target) in given:
             raise UserError(
                 f"{target} is one of the images and would be overwritten; choose another name"
             )
+    if explain_dir:
+        check_own(explain_dir, _HEAT_MAPS, "--explain", {f"{name}.png" for name in ids})
     for folder in filter(None, (out.parent, explain_dir)):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()
         except OSError as error:
             raise UserError(f"{folder}: cannot be written to ({error.strerror})") from None
+    if explain_dir:
+        (explain_dir / _HEAT_MAPS).touch()
 
 
 def _same_classes(runs: Sequence[Trained]) -> Classes:

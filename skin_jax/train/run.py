@@ -33,6 +33,7 @@ SPLITS_FILE = "splits.csv"
 DIGEST_FILE = "examples.digest"
 CHECKPOINTS = "checkpoints"
 _SYNTHETIC_DIGEST_FILE = "synthetic.digest"
+_RESULTS = ("metrics.jsonl", "report.html", "eval", "figures", "samples")
 _MANY_IMAGES = 10**6  # of each class, while nobody knows how many there are
 
 Check = Callable[[ConfigDict, tasks.Task, Mesh], None]
@@ -256,10 +257,11 @@ def _check(config: ConfigDict, workdir: Path, resumed: bool, check: Check | None
                 "new --workdir"
             )
         return mesh
-    if any((workdir / name).exists() for name in (CHECKPOINTS, checkpoint_lib.GENERATORS)):
+    left = CHECKPOINTS, checkpoint_lib.GENERATORS, *_RESULTS
+    if other := [name for name in left if (workdir / name).exists()]:
         raise UserError(
-            f"{workdir} holds checkpoints or generators but no {config_lib.FILE_NAME}: what they "
-            "were trained on is not known; restore the file, or take a new --workdir"
+            f"{workdir} holds {other[0]} but no {config_lib.FILE_NAME}: which run it is of is not "
+            "known; restore the file, or take a new --workdir"
         )
     config_lib.to_json(config)  # later commands will find code of the user's own
     task.pretrained(jax.eval_shape(task.init, jax.random.key(0)))  # the weights fit

@@ -428,7 +428,7 @@ def test_overlays_of_every_good_image(workdir, other_workdir, folder, tmp_path):
         overlay=heatmap.overlay,
     )
     assert status == 3
-    assert {path.name for path in seen.iterdir()} == {f"{name}.png" for name in rows}
+    assert {path.name for path in seen.glob("[!.]*")} == {f"{name}.png" for name in rows}
     with Image.open(seen / "image_03.jpeg.png") as picture:
         assert picture.width >= 2 * 256  # of the larger run's images
     plain, plain_rows = predict([workdir, other_workdir], [folder], tmp_path / "q.csv")
