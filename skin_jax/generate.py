@@ -4,9 +4,9 @@ python -m skin_jax.generate --workdir W --out DIR [--classes a,b] [--seed S] [--
     [--per_class N | --balance_to N | --ratio R] [--truncation T] [--filter CLASSIFIER]
 
 A generator that takes a class draws images of that class: the generator with the best score or,
-with --step, the one that was kept at that step. With --filter, only images are kept to whose class a
-classifier of the same training images gives a probability of 0.5 to 0.95, and that are no copies of
-training images; up to --max_tries images of each class are drawn for that.
+with --step, the one that was kept at that step. With --filter, only images are kept to whose class
+a classifier of the same training images gives a probability of 0.5 to 0.95, and that are no copies
+of training images; up to --max_tries images of each class are drawn for that.
 
 A semi-supervised GAN, here that of the best checkpoint or of --step, draws images of no class in
 particular. Each is stored as 8 bits, judged by the run's own discriminator and put into the class

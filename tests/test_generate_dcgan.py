@@ -267,7 +267,7 @@ def test_refusals_are_one_sentence(run, workdir, tmp_path):
     refused(
         "leave out --min_confidence: the generators of .* are told the class", min_confidence=0.5
     )
-    refused("leave out --max_tries: .* generator for each class", max_tries=10)
+    refused("leave out --max_tries: .* are told the class, .* or for --filter", max_tries=10)
     refused("no class needs any images", balance_to=1)
 
     bare = tmp_path / "bare"

@@ -36,7 +36,12 @@ def train(folder, declared, **changes):
 def runs(tmp_path_factory):
     """A generator, and a classifier of the same training images that looks at them larger."""
     folder = tmp_path_factory.mktemp("runs")
-    network = {"model.width_multiplier": 0.25, "optimizer.warmup_steps": 1, "data.image_size": 48}
+    network = {
+        "model.name": "cnn",
+        "model.width_multiplier": 0.25,
+        "optimizer.warmup_steps": 1,
+        "data.image_size": 48,
+    }
     return (
         train(folder / "sgan", sgan, **{"model.width": 4}),
         train(folder / "classifier", classifier, **network),
