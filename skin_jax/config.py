@@ -74,9 +74,11 @@ COMMON = {
         fold=Setting(None, "Fold of a cross-validation by lesion.", int, low=0, high=4),
         sampling=Setting(
             "natural",
-            "natural: each image once an epoch; balanced: all classes equally often.",
-            choices=("natural", "balanced"),
+            "natural: each image once an epoch; balanced: all classes equally often; power: a "
+            "class of n images in proportion to n^sampling_exponent.",
+            choices=("natural", "balanced", "power"),
         ),
+        sampling_exponent=Setting(0.5, "Exponent of data.sampling='power'.", low=0, high=1),
         oversample_to=Setting(
             None, "Repeat images of rarer classes up to this number.", int, low=1
         ),
@@ -252,8 +254,9 @@ def validate(config: ConfigDict) -> None:
         "or leave it out": data.synthetic_ratio is not None and data.synthetic is None,
         "oversample_to is the control of config.data.synthetic: it repeats real images in the "
         "place of generated ones; give one of them": repeats and data.synthetic is not None,
-        "oversample_to changes nothing with config.data.sampling='balanced', which draws every "
-        "class equally often; give one of them": repeats and data.sampling == "balanced",
+        f"oversample_to has no place next to config.data.sampling='{data.sampling}', which says "
+        "itself how often a class is drawn; give one of them": repeats
+        and data.sampling != "natural",
         "oversample_to changes nothing for a network of each class, whose batches are of its own "
         "images; leave it out": repeats and "classes" in config,
     }

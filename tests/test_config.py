@@ -171,7 +171,7 @@ def test_a_folder_without_a_run_and_a_damaged_one_are_told_apart(tmp_path):
         ),
         (
             {"data__sampling": "balanced", "data__oversample_to": 9},
-            r"oversample_to changes nothing with .*'balanced'.*give one of them",
+            r"oversample_to has no place next to .*'balanced'.*give one of them",
         ),
     ],
 )

@@ -14,6 +14,8 @@ class Order:
     natural: one group, of all examples.
     balanced: one group for each class that has examples; each round of the stream holds one example
     of each, in a shuffled order.
+    power: the same groups; in a round, which is about as long as there are examples, a class of n
+    examples has places in proportion to n^exponent, at least one.
     by_class: one group for each of `classes`; each batch holds `per_class` examples of each, side
     by side, which depend on the seed and the class, not on the other classes.
 
@@ -21,7 +23,8 @@ class Order:
       indices: int [N], the examples of the training split; UserError where there are none.
       labels: int [N], their classes.
       seed: the run's seed.
-      sampling: "natural", "balanced" or "by_class".
+      sampling: "natural", "balanced", "power" or "by_class".
+      exponent: of "power"; 1 draws classes as often as natural, 0 as balanced.
       classes: labels of the groups of "by_class", in the order of a batch; each has an example.
       per_class: examples of each in a batch of "by_class".
     """
@@ -33,18 +36,24 @@ class Order:
         *,
         seed: int,
         sampling: str,
+        exponent: float = 0.5,
         classes: Sequence[int] | np.ndarray = (),
         per_class: int = 1,
     ):
         if len(indices) == 0:
             raise UserError("the training split is empty; see config.data.split_fractions")
         groups = [(0, indices)]
-        if sampling == "balanced":
+        if sampling in ("balanced", "power"):
             groups = list(enumerate(indices[labels == c] for c in np.unique(labels)))
         elif sampling == "by_class":
             groups = [(int(c), indices[labels == c]) for c in classes]
         self._groups = groups  # the stream of the permutations of each, and its members
-        self._shuffled = sampling == "balanced" and len(groups) > 1
+        self._places = np.ones(len(groups), np.int64)  # of each in a round
+        if sampling == "power":
+            shares = np.array([len(members) for _, members in groups]) ** exponent
+            places = np.rint(len(indices) * shares / shares.sum()).astype(np.int64)
+            self._places = np.maximum(places, 1)
+        self._shuffled = sampling in ("balanced", "power") and len(groups) > 1
         self._per_group = per_class
         self._seed = seed
         self._kept: dict[int, dict[int, np.ndarray]] = {}
@@ -52,10 +61,12 @@ class Order:
     def __call__(self, positions: np.ndarray) -> np.ndarray:
         """Indices of the examples at positions int64 [...]: int64 [...]."""
         visit, row = np.divmod(positions, self._per_group)
-        count = len(self._groups)
-        turn, chosen = np.divmod(visit, count)
+        ends = np.cumsum(self._places)
+        turn, slot = np.divmod(visit, ends[-1])
         if self._shuffled:  # the stream after those of the groups is the one that orders them
-            chosen = self._permuted(count, count, visit)
+            slot = self._permuted(len(self._groups), int(ends[-1]), visit)
+        chosen = np.searchsorted(ends, slot, side="right")
+        turn = turn * self._places[chosen] + slot - (ends - self._places)[chosen]
         found = np.empty(positions.shape, np.int64)
         for place, (stream, members) in enumerate(self._groups):
             here = chosen == place

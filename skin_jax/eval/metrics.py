@@ -219,6 +219,16 @@ def balanced_accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
     return nanmean([hits[labels == c].mean() for c in np.unique(labels)])
 
 
+def log_loss(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Mean of -log p(label) within each class, then over the classes present, so in nats.
+
+    Probabilities count as at least 1e-12; arguments and errors as `evaluate`.
+    """
+    probabilities, labels = _checked(probabilities, labels)
+    losses = -np.log(np.maximum(probabilities[np.arange(len(labels)), labels], 1e-12))
+    return nanmean([losses[labels == c].mean() for c in np.unique(labels)])
+
+
 def confident_mistakes(probabilities: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
     """Find the at most `count` wrong predictions with the largest scores, largest first."""
     probabilities, labels = _checked(probabilities, labels)

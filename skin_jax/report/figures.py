@@ -192,7 +192,8 @@ def history(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     panels = {
         "loss": [k for k in keys if "loss" in k and not k.startswith("val_")],
         "mean p(fake)": [k for k in keys if k.startswith("p_fake")],
-        "validation": [k for k in keys if k.startswith("val_")],
+        "validation": [k for k in keys if k.startswith("val_") and "loss" not in k],
+        "validation loss": [k for k in keys if k.startswith("val_") and "loss" in k],
     }
     styles = [{"color": c, "linestyle": dash} for c, dash in zip(_LINES, _DASHES, strict=True)]
     figure, stacked = _series(rows, panels, styles, margin=0.6, height=2.2)

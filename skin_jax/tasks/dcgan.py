@@ -93,8 +93,9 @@ class Dcgan(Task):
         """Where the state lives: each class on one device."""
         return devices.over_batch(mesh)
 
-    def step_on(self, mesh: Mesh) -> TrainStep:
+    def step_on(self, mesh: Mesh, size: int | None = None) -> TrainStep:
         """`train_step` in which each device trains its own classes, as if there were no others."""
+        del size
         return jax.shard_map(
             self.train_step,
             mesh=mesh,
@@ -107,9 +108,9 @@ class Dcgan(Task):
         """Examples in a training batch: `batch_size` of each class."""
         return len(self.labels) * batch_size
 
-    def order(self, sampling: str) -> dict[str, Any]:
+    def order(self, sampling: str, exponent: float) -> dict[str, Any]:
         """Every batch holds as many images of each class, side by side."""
-        del sampling
+        del sampling, exponent
         return {"sampling": "by_class", "classes": self.labels, "per_class": self.per_class}
 
     def classes_drawn(self, num_classes: int) -> np.ndarray:

@@ -91,18 +91,30 @@ class Task:
         """Where the state lives: whole on every device."""
         return devices.replicated(mesh)
 
-    def step_on(self, mesh: Mesh) -> TrainStep:
-        """`train_step` on global batches that are split over the devices."""
-        del mesh
+    def train_size(self, step: int) -> int | None:
+        """Side of the images that a step trains on, as an argument of `step_on`; None: as they are.
+
+        The loop compiles a program for each.
+        """
+        return None
+
+    def step_on(self, mesh: Mesh, size: int | None = None) -> TrainStep:
+        """`train_step` on global batches that are split over the devices.
+
+        Args:
+          mesh: the devices.
+          size: one of `train_size`.
+        """
+        del mesh, size
         return self.train_step
 
     def rows(self, batch_size: int) -> int:
         """Examples in a training batch, for the `batch_size` of the configuration."""
         return batch_size
 
-    def order(self, sampling: str) -> dict[str, Any]:
-        """Arguments of `data.order.Order`, for the `data.sampling` of the configuration."""
-        return {"sampling": sampling}
+    def order(self, sampling: str, exponent: float) -> dict[str, Any]:
+        """Arguments of `data.order.Order`, for `data.sampling` and its exponent."""
+        return {"sampling": sampling, "exponent": exponent}
 
     def classes_drawn(self, num_classes: int) -> np.ndarray:
         """Labels of the classes that it has images to draw of, int [K], increasing."""

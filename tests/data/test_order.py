@@ -16,6 +16,10 @@ def balanced(seed: int = 0) -> Order:
     return Order(INDICES, LABELS, seed=seed, sampling="balanced")
 
 
+def power(seed: int = 0) -> Order:
+    return Order(INDICES, LABELS, seed=seed, sampling="power", exponent=0.5)
+
+
 def by_class(*classes: int, seed: int = 0) -> Order:
     return Order(INDICES, LABELS, seed=seed, sampling="by_class", classes=classes, per_class=2)
 
@@ -46,6 +50,24 @@ def test_balanced_with_one_class_is_natural():
     np.testing.assert_array_equal(first, second)
 
 
+def test_power_draws_classes_in_proportion_to_a_power_of_their_size():
+    # Of 23 places, in proportion to sqrt(12), sqrt(7), sqrt(3) and 1: 9, 7, 5 and 3, rounded.
+    stream = power()(np.arange(24 * 84))
+    for turn in stream.reshape(84, 24):
+        assert np.bincount(LABELS[turn], minlength=7)[[0, 2, 5, 6]].tolist() == [9, 7, 5, 3]
+    times = np.bincount(stream, minlength=23)
+    assert times[LABELS == 0].tolist() == [63] * 12
+    assert times[LABELS == 5].tolist() == [140] * 3
+
+
+@pytest.mark.parametrize(("exponent", "same_as"), [(1.0, {12, 7, 3, 1}), (0.0, {6})])
+def test_power_reaches_from_natural_to_balanced(exponent, same_as):
+    order = Order(INDICES, LABELS, seed=0, sampling="power", exponent=exponent)
+    size = 24 if exponent == 0 else 23
+    counts = np.bincount(LABELS[order(np.arange(size))], minlength=7)
+    assert set(counts[counts > 0].tolist()) == same_as
+
+
 def test_natural_order_is_permutations_end_to_end():
     stream = natural()(np.arange(3 * 23))
     for epoch in range(3):
@@ -53,7 +75,9 @@ def test_natural_order_is_permutations_end_to_end():
     assert not np.array_equal(stream[:23], stream[23:46])
 
 
-@pytest.mark.parametrize("make", [natural, balanced, lambda seed=0: by_class(0, 2, 6, seed=seed)])
+@pytest.mark.parametrize(
+    "make", [natural, balanced, power, lambda seed=0: by_class(0, 2, 6, seed=seed)]
+)
 def test_order_is_a_pure_function_of_seed_and_position(make):
     whole = make()(np.arange(300))
     np.testing.assert_array_equal(make()(np.arange(260, 300)), whole[260:])
