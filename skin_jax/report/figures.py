@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from skin_jax.data.classes import Classes
-from skin_jax.eval.metrics import BINS, Metrics, Reliability, quotient
+from skin_jax.eval.metrics import BINS, Metrics, Reliability, RiskCoverage, quotient
 from skin_jax.report.kit import with_span
 
 if TYPE_CHECKING:
@@ -179,6 +179,14 @@ def reliability(path: Path, found: Reliability) -> None:
     upper.legend(frameon=False, loc="lower right")
     lower.bar((np.arange(BINS) + 0.5) / BINS, found.counts, 0.9 / BINS, color=_SKY)
     lower.set(xlabel="confidence (largest probability)", ylabel="images")
+    _save(figure, path)
+
+
+def risk_coverage(path: Path, found: RiskCoverage) -> None:
+    """Write the share of wrong predictions against the share of images that are judged."""
+    figure, (axes,) = _panels(2.8, 1)
+    axes.plot(found.coverage, found.risk, color=_BLUE)
+    axes.set(xlim=(0, 1), ylim=(0, None), xlabel="share of images judged", ylabel="share wrong")
     _save(figure, path)
 
 

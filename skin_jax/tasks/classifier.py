@@ -206,6 +206,24 @@ class Classifier(Task):
         """The pooled features that the head classifies, float32 [B, D], of uint8 [B, S, S, 3]."""
         return self._judge(state.averaged, images).pooled
 
+    def traits(self, state: ClassifierState, images: jax.Array) -> jax.Array:
+        """Mean and standard deviation of each channel of a map half-way through the network.
+
+        Of uint8 images [B, S, S, 3], float32 [B, 2 C].
+        """
+        _, captured = self.network.apply(
+            state.averaged,
+            augment.to_float(images),
+            train=False,
+            mutable=["intermediates"],
+            capture_intermediates=lambda module, _: len(module.path) == 1,
+        )
+        outputs = {name: found["__call__"][0] for name, found in captured["intermediates"].items()}
+        order = _submodules(self.network, self.image_size)
+        maps = [outputs[name] for name in order if getattr(outputs.get(name), "ndim", 0) == 4]
+        middle = maps[len(maps) // 2].astype(jnp.float32)
+        return jnp.concatenate([middle.mean(axis=(1, 2)), middle.std(axis=(1, 2))], axis=-1)
+
     def explain(self, state: ClassifierState, images: jax.Array, labels: jax.Array) -> jax.Array:
         """Grad-CAM of the last activations before pooling, float32 [B, h, w] in [0, 1].
 
