@@ -115,7 +115,7 @@ class Samples(Evaluator):
 
 
 class Generators(Evaluator):
-    """Compares the generators of a run with the training images of their classes.
+    """Compares the generators of a run with real images of their classes, of the task's choice.
 
     The score of a class is the KID of an EfficientNet-Lite's features where `config.score.weights`
     are given, else the sliced Wasserstein distance, a mean over its levels. Real images and noise
@@ -140,10 +140,10 @@ class Generators(Evaluator):
         self._labels = task.classes_drawn(len(experiment.classes))
         self._names = [experiment.classes.names[label] for label in self._labels]
         self._train_counts = experiment.class_counts("train")[self._labels]
-        train = experiment.indices("train")
+        compared = experiment.indices(task.compared_with)
         self._real: list[np.ndarray] = []
         for label in self._labels:
-            members = train[experiment.examples.labels[train] == label]
+            members = compared[experiment.examples.labels[compared] == label]
             chosen = np.random.default_rng(0).permutation(members)[: self._count]
             self._real.append(experiment.examples.images[chosen])
 

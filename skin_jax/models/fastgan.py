@@ -67,18 +67,15 @@ class Generator(nn.Module):
         z: jax.Array,
         classes: jax.Array,
         ramp: jax.Array | float = 1.0,
-        truncation: jax.Array | float = 1.0,
         *,
         train: bool,
     ) -> jax.Array:
         """Return images [B, S, S, 3] float32 in [-1, 1].
 
         Args:
-          z: float [B, Z], of any length but 0: it is put on the sphere of radius sqrt(Z). The paper
-            has Z = 256.
+          z: float [B, Z], in training on the sphere of radius sqrt(Z); the paper has Z = 256.
           classes: float [B, K], shares of the classes: one-hot, or between two of them.
           ramp: [] in [0, 1]; at 0 images do not depend on the classes.
-          truncation: [] in [0, 1], of the radius: the smaller, the more typical are the images.
           train: batch norm uses the batch and updates `batch_stats`, else its running averages; the
             vectors of spectral norm are updated wherever `batch_stats` is mutable.
 
@@ -87,7 +84,7 @@ class Generator(nn.Module):
         """
         check_image_size(self.image_size)
         embedding = (ramp * _embedded(self, "embedding", classes, _EMBEDDING))[:, None, None]
-        x = truncation * _on_sphere(z)
+        x = z
         maps: dict[int, jax.Array] = {}
         for size in [4 << i for i in range((self.image_size // 4).bit_length())]:
             width = max(1, round(self.width * _CHANNELS[size]))
@@ -202,6 +199,17 @@ def mixing(seed: int, channels: Sequence[int], width: int = 64) -> list[tuple[np
     return matrices
 
 
+def channels(network: EfficientNetLite) -> list[int]:
+    """Return the channels of `efficientnet_lite.taps` of a network, for `mixing`."""
+    images = jax.ShapeDtypeStruct((1, SMALLEST_SIZE, SMALLEST_SIZE, 3), jnp.float32)
+
+    def taps(images: jax.Array) -> tuple[jax.Array, ...]:
+        variables = network.init(jax.random.key(0), images, train=False)
+        return efficientnet_lite.taps(network, variables, images)
+
+    return [each.shape[-1] for each in jax.eval_shape(taps, images)]
+
+
 def projected(
     network: EfficientNetLite,
     variables: Any,
@@ -237,10 +245,6 @@ def _embedded(module: nn.Module, name: str, classes: jax.Array, features: int) -
     """The mean embedding of the classes by their shares: float32 [B, features]."""
     shape = (classes.shape[-1], features)
     return classes @ module.param(name, normal_init(1.0), shape, jnp.float32)
-
-
-def _on_sphere(z: jax.Array) -> jax.Array:
-    return z * jax.lax.rsqrt(jnp.mean(jnp.square(z), axis=-1, keepdims=True) + 1e-8)
 
 
 def _resized(x: jax.Array, size: int) -> jax.Array:

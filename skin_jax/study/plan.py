@@ -58,7 +58,12 @@ _OWN = (  # set by the study, or not to be chosen where folds are
     "data.synthetic",
     "data.synthetic_allow_foreign",
 )
-_OF_ARMS = ("data.sampling", "data.oversample_to", "data.synthetic_ratio")
+_OF_ARMS = (
+    "data.sampling",
+    "data.sampling_exponent",
+    "data.oversample_to",
+    "data.synthetic_ratio",
+)
 _ROLES = ("control", "confirmatory", "isolating")
 _OPTIONS = ("per_class", "balance_to", "ratio", "seed", "min_confidence", "max_tries")
 _MORE_OF_THE_SAME = "max_tries"  # may be raised: a partial folder goes on

@@ -19,6 +19,7 @@ from skin_jax.base.errors import UserError, first_line
 from skin_jax.config import NO_WEIGHTS, choice
 from skin_jax.models import pretrained
 from skin_jax.models.cnn import Cnn
+from skin_jax.models.dcgan import DiscriminatorClassifier
 from skin_jax.models.densenet import DenseNet
 from skin_jax.models.efficientnet_lite import LITE, lite
 from skin_jax.models.layers import ClassifierOutput
@@ -38,6 +39,9 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet50": ResNet,
     "densenet121": DenseNet,
     "cnn": Cnn,
+    "discriminator": DiscriminatorClassifier,
+    "discriminator_bn": functools.partial(DiscriminatorClassifier, batch_norm=True),
+    "discriminator_sn": functools.partial(DiscriminatorClassifier, spectral_norm=True),
     **{f"efficientnet_lite{n}": functools.partial(lite, n) for n in range(len(LITE))},
 }
 
@@ -48,6 +52,23 @@ _SCORES = {
     "macro_auc": Score("val_macro_auc", higher_is_better=True),
     "log_loss": Score("val_log_loss", higher_is_better=False),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class SelfTraining:
+    """Learning from one's own confident predictions on images without a label.
+
+    Attributes:
+      weight: of its loss; 0 is off, and these images are left out.
+      threshold: the class probability that counts as confident.
+      from_step: the first step.
+      labelled_share: of a batch.
+    """
+
+    weight: float = 0.0
+    threshold: float = 0.95
+    from_step: int = 0
+    labelled_share: float = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +90,7 @@ class Classifier(Task):
         classes in the training stream (Menon et al., ICLR 2021, equation 10; tau = 1 is the
         balanced softmax of Ren et al., NeurIPS 2020). None: nothing.
       score: chooses the best checkpoint.
+      self_training: where some training images have no label.
     """
 
     network: nn.Module
@@ -84,6 +106,8 @@ class Classifier(Task):
     cutmix: float = 0.0
     adjustment: np.ndarray | None = None
     score: Score = Task.score
+    self_training: SelfTraining = SelfTraining()
+    labelled_rows: int | None = None
 
     headline = ("loss", "train_accuracy")
     evaluators = ("classification",)
@@ -130,6 +154,13 @@ class Classifier(Task):
         del mesh
         return functools.partial(self.train_step, size=size)
 
+    def with_unlabelled(self, batch_size: int) -> "Classifier":
+        """The task for batches whose last rows have no label; see `Task.with_unlabelled`."""
+        if not self.self_training.weight:
+            return self
+        rows = settings.labelled_rows(self.self_training.labelled_share, batch_size)
+        return dataclasses.replace(self, labelled_rows=rows)
+
     def train_step(
         self,
         state: ClassifierState,
@@ -141,7 +172,8 @@ class Classifier(Task):
 
         Args:
           state: before the step.
-          batch: image uint8 [B, S, S, 3], label int32 [B], position uint32 [B].
+          batch: image uint8 [B, S, S, 3], label int32 [B], of which the first `labelled_rows`
+            are read, position uint32 [B].
           rng: the run's key; every step and every position derives its own from it.
           size: side of the images that the network gets; None: S.
 
@@ -151,12 +183,20 @@ class Classifier(Task):
         keys = augment.keys_of(jax.random.fold_in(rng, _AUGMENT), batch["position"])
         images = augment.augment(batch["image"], keys, self.augmentation, size)
         dropout_key = jax.random.fold_in(jax.random.fold_in(rng, _DROPOUT), state.step)
-        own = None
+        labels = batch["label"][: self.labelled_rows]
+        mixed = None  # shares of the images' own labels
         if self.mixup or self.cutmix:
             mix_key = jax.random.fold_in(jax.random.fold_in(rng, _MIX), state.step)
-            images, own = augment.mix(images, mix_key, self.mixup, self.cutmix)
+            of_labelled, rest = images[: len(labels)], images[len(labels) :]
+            of_labelled, mixed = augment.mix(of_labelled, mix_key, self.mixup, self.cutmix)
+            images = jnp.concatenate([of_labelled, rest])
 
-        def loss_of(params: PyTree) -> tuple[jax.Array, tuple[jax.Array, PyTree]]:
+        pseudo = None
+        if self.labelled_rows is not None:
+            # As the weights that would be evaluated see the images, without augmentation.
+            pseudo = self.predict(state, batch["image"][self.labelled_rows :])
+
+        def loss_of(params: PyTree) -> tuple[jax.Array, tuple[Metrics, jax.Array, PyTree]]:
             output, updates = self.network.apply(
                 {"params": params, "batch_stats": state.network.batch_stats},
                 images,
@@ -165,7 +205,8 @@ class Classifier(Task):
                 rngs={"dropout": dropout_key},
             )
             assert isinstance(output, ClassifierOutput)
-            adjusted = output.logits
+            of_labelled = output.logits[: len(labels)]
+            adjusted = of_labelled
             if self.adjustment is not None:
                 adjusted += self.adjustment[None]
             loss_to = functools.partial(
@@ -174,12 +215,20 @@ class Classifier(Task):
                 class_weights=jnp.asarray(self.class_weights),
                 label_smoothing=self.label_smoothing,
             )
-            loss = loss_to(batch["label"], share=own)
-            if own is not None:
-                loss += loss_to(augment.neighbours(batch["label"]), share=1.0 - own)
-            return loss, (output.logits, updates["batch_stats"])
+            loss = loss_to(labels, share=mixed)
+            if mixed is not None:
+                loss += loss_to(augment.neighbours(labels), share=1.0 - mixed)
+            parts = {"loss": loss}
+            if pseudo is not None:
+                own = self.self_training
+                learned = losses.confident(output.logits[len(labels) :], pseudo, own.threshold)
+                learned = jnp.where(state.step >= own.from_step, own.weight * learned, 0.0)
+                share = jnp.mean((pseudo.max(axis=-1) >= own.threshold).astype(jnp.float32))
+                loss += learned
+                parts |= {"self_training": learned, "confident": share}
+            return loss, (parts, of_labelled, updates.get("batch_stats", {}))
 
-        (loss, (logits, stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(
+        (_, (parts, logits, stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(
             state.network.params
         )
         network = state.network.updated(grads, stats, self.optimizer)
@@ -189,9 +238,9 @@ class Classifier(Task):
             network=network,
             ema=update_ema(state.ema, network.variables, step, self.ema_decay),
         )
-        correct = jnp.argmax(logits, axis=-1) == batch["label"]
+        correct = jnp.argmax(logits, axis=-1) == labels
         metrics = {
-            "loss": loss,
+            **parts,
             "train_accuracy": jnp.mean(correct.astype(jnp.float32)),
             "grad_norm": optax.tree.norm(grads),
         }
@@ -330,6 +379,8 @@ def build(
     own = model.get("network")
     if own is None:
         network = MODELS[choice(model.name, tuple(MODELS), "model.name")](**arguments)
+        if isinstance(network, DiscriminatorClassifier):
+            settings.check_size(config.data.image_size)
     else:
         network = _own_network(own, arguments, data.image_size)
     submodules = []
@@ -353,4 +404,10 @@ def build(
         cutmix=loss.cutmix,
         adjustment=adjustment,
         score=_SCORES[config.best_by],
+        self_training=SelfTraining(
+            weight=loss.self_training,
+            threshold=loss.pseudo_label_threshold,
+            from_step=round(loss.pseudo_label_from_epoch * steps_per_epoch),
+            labelled_share=config.data.labelled_share,
+        ),
     )

@@ -14,20 +14,20 @@ Metrics = dict[str, jax.Array]
 
 
 def in_training(
-    network: nn.Module, params: PyTree, batch_stats: PyTree, inputs: jax.Array
+    network: nn.Module, params: PyTree, batch_stats: PyTree, *inputs: Any
 ) -> tuple[Any, PyTree]:
     """A network's output in training, and its new batch statistics (empty where it has none)."""
     output, updates = network.apply(
-        {"params": params, "batch_stats": batch_stats}, inputs, train=True, mutable=["batch_stats"]
+        {"params": params, "batch_stats": batch_stats}, *inputs, train=True, mutable=["batch_stats"]
     )
     return output, updates.get("batch_stats", {})
 
 
 def adversarial_step(
     state: GanState,
-    generate: Callable[[PyTree], tuple[jax.Array, PyTree]],
-    discriminator_step: Callable[[jax.Array], tuple[Network, Metrics]],
-    objective: Callable[[jax.Array, Network], jax.Array],
+    generate: Callable[[PyTree], tuple[PyTree, PyTree]],
+    discriminator_step: Callable[[PyTree], tuple[Network, Metrics]],
+    objective: Callable[[PyTree, Network], jax.Array],
     generator_optimizer: optax.GradientTransformation,
     ema_decay: float,
 ) -> tuple[GanState, Metrics]:
@@ -35,7 +35,8 @@ def adversarial_step(
 
     Args:
       state: before the step; the networks that its `ema` holds are averaged.
-      generate: parameters of G -> generated images, and G's batch statistics after them.
+      generate: parameters of G -> generated images, or what D sees of them, and G's batch
+        statistics after them.
       discriminator_step: generated images -> D after its step, and its metrics.
       objective: generated images and D after its step -> G's loss, float32 [].
       generator_optimizer: of G.

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from skin_jax.base.code import name_of
 from skin_jax.base.errors import UserError
 from skin_jax.config import choice
-from skin_jax.tasks import classifier, dcgan, sgan
+from skin_jax.tasks import classifier, dcgan, projected, sgan
 from skin_jax.tasks.task import Drawn, Score, Task, can, require
 
 __all__ = ["TASKS", "Drawn", "Kind", "Score", "Task", "build", "can", "kind", "require"]
@@ -54,7 +54,12 @@ class Kind(Protocol):
         """Images in an epoch, of int [n] real training images of each class."""
 
 
-TASKS: dict[str, Kind] = {"sgan": sgan, "classifier": classifier, "dcgan": dcgan}
+TASKS: dict[str, Kind] = {
+    "sgan": sgan,
+    "classifier": classifier,
+    "dcgan": dcgan,
+    "projected": projected,
+}
 
 
 def kind(config: ConfigDict) -> Kind:

@@ -140,6 +140,25 @@ class ClassGansState(struct.PyTreeNode):
     best_step: jax.Array
 
 
+class ProjectedState(struct.PyTreeNode):
+    """A projected GAN, the frozen network that D sees through, and the best generator so far.
+
+    Attributes:
+      gan: of all n classes.
+      features: variables of the frozen network.
+      best: `variables` and `ramp` of the generator with the best score.
+      best_score: float32 [n], of its images of each class, the lower the better; inf before the
+        first.
+      best_step: int32 [n], all the same.
+    """
+
+    gan: GanState
+    features: PyTree
+    best: PyTree
+    best_score: jax.Array
+    best_step: jax.Array
+
+
 # A donated state must not hold one buffer twice: zeros of its own for each count, copies for EMA.
 def _zero() -> jax.Array:
     return jnp.zeros((), jnp.int32)

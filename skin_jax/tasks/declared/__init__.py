@@ -3,6 +3,7 @@
 import dataclasses
 
 from skin_jax.base.settings import Setting, section
+from skin_jax.config import NO_WEIGHTS
 
 
 def ema_decay(default: float) -> dict[str, Setting]:
@@ -15,6 +16,12 @@ def class_weights() -> dict[str, Setting]:
     """The weights of classes in a supervised loss."""
     help = "balanced: each class has the same weight in the loss; none: each image."
     return {"loss.class_weights": Setting("none", help, choices=("none", "balanced"))}
+
+
+def labelled_share() -> dict[str, Setting]:
+    """The composition of a batch where some training images have no label."""
+    help = "Share of a batch that has labels, where some training images have none."
+    return {"data.labelled_share": Setting(0.5, help, above=0, below=1)}
 
 
 def learning_rate(default: float, schedule: str, warmup_steps: int) -> dict[str, Setting]:
@@ -33,12 +40,51 @@ def learning_rate(default: float, schedule: str, warmup_steps: int) -> dict[str,
     )
 
 
-def adam(default: float) -> dict[str, Setting]:
-    """The settings of `optimizers.make`; b1 and b2 are those of Radford et al. 2016."""
+def adam(default: float, b1: float = 0.5, b2: float = 0.999) -> dict[str, Setting]:
+    """The settings of `optimizers.make`; the defaults of b1 and b2 are those of Radford et al."""
     return learning_rate(default, "constant", 0) | section(
         "optimizer",
-        b1=Setting(0.5, "Decay of Adam's first moment.", low=0, below=1, also=("beta1", "betas")),
-        b2=Setting(0.999, "Decay of Adam's second moment.", low=0, below=1, also=("beta2",)),
+        b1=Setting(b1, "Decay of Adam's first moment.", low=0, below=1, also=("beta1", "betas")),
+        b2=Setting(b2, "Decay of Adam's second moment.", low=0, below=1, also=("beta2",)),
+    )
+
+
+def generator_score() -> dict[str, Setting]:
+    """What `eval.evaluators.Generators` scores generators by, and how often they are kept."""
+    return {
+        "keep_generators_every": Setting(
+            10, "Evaluations between generators that are kept (skin_jax.generate --step).", low=1
+        )
+    } | section(
+        "score",
+        weights=Setting(
+            NO_WEIGHTS,
+            "An EfficientNet-Lite as FILE.safetensors or hf:OWNER/NAME: scores are KIDs; none: "
+            "they are sliced Wasserstein distances.",
+        ),
+        images=Setting(
+            500, "Generated images of each class in a score, and most of the real ones.", low=2
+        ),
+    )
+
+
+def diffaugment(color: float, translation: float, cutout: float) -> dict[str, Setting]:
+    """The fields of `diffaugment.DiffAugment`."""
+    return section(
+        "diffaugment",
+        color=Setting(color, "Strength of the changes of colour; the paper's is 1.", low=0),
+        translation=Setting(
+            translation,
+            "Largest shift, as a share of the side; the paper's is 0.125.",
+            low=0,
+            below=1,
+        ),
+        cutout=Setting(
+            cutout,
+            "Side of the square that is cut out, as a share; the paper's is 0.5.",
+            low=0,
+            below=1,
+        ),
     )
 
 

@@ -12,7 +12,7 @@ from skin_jax import config as config_lib
 from skin_jax.base import settings
 from skin_jax.base.settings import Setting, section
 from skin_jax.config import COMMON
-from skin_jax.tasks.declared import adam, augment, ema_decay
+from skin_jax.tasks.declared import adam, augment, ema_decay, generator_score
 
 NAME = "dcgan"
 
@@ -32,9 +32,6 @@ settings.declare(
             "classes run one after another.",
             choices=("auto", "vmap", "unroll"),
         ),
-        "keep_generators_every": Setting(
-            10, "Evaluations between generators that are kept (skin_jax.generate --step).", low=1
-        ),
     }
     | ema_decay(0.999)  # neither
     | section(
@@ -42,17 +39,7 @@ settings.declare(
         width=Setting(64, "Channels at half the resolution, doubled at each halving.", low=1),
         noise_size=Setting(100, "Length of the noise vector.", low=1, also=("latent_dim",)),
     )
-    | section(
-        "score",
-        weights=Setting(
-            config_lib.NO_WEIGHTS,
-            "An EfficientNet-Lite as FILE.safetensors or hf:OWNER/NAME: scores are KIDs; none: "
-            "they are sliced Wasserstein distances.",
-        ),
-        images=Setting(
-            500, "Generated images of each class in a score, and most of the real ones.", low=2
-        ),
-    )
+    | generator_score()
     | adam(2e-4)
     | augment(),  # neither
 )
