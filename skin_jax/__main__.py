@@ -13,6 +13,7 @@ COMMANDS = (
     "generate",
     "eval",
     "eval.baselines",
+    "eval.calibrate",
     "reader_study",
     "study",
 )

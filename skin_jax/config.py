@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from skin_jax.base import code, folder, settings
 from skin_jax.base.errors import UserError, first_line
-from skin_jax.base.files import CACHE_ROOT, write_atomically
+from skin_jax.base.files import CACHE_ROOT, expanded, write_atomically
 from skin_jax.base.settings import MAX_SEED, Neutral, Setting, flatten, section
 from skin_jax.data import reading
 
@@ -169,7 +169,7 @@ def load(file: str) -> ConfigDict:
     or it fails: it is a program.
     """
     name, _, variant = file.partition(":")
-    path = Path(name).expanduser()
+    path = expanded(name)
     if not path.is_file() and str(path.parent) in (".", "configs"):
         path = FILES / f"{path.stem}.py"
     if not path.is_file():
@@ -212,13 +212,13 @@ def normalize(config: ConfigDict) -> None:
     """Makes paths absolute, in place: a run can be resumed and looked at from any folder."""
     for key in ("dir", "synthetic"):
         if config.data[key] is not None:
-            config.data[key] = str(Path(config.data[key]).expanduser().absolute())
+            config.data[key] = str(expanded(config.data[key]).absolute())
     if config.data.table is not None:
         config.data.table = reading.place(config.data.table, config.data.dir)
     for part in (config.get("model", {}), config.get("score", {})):
         weights = part.get("weights", NO_WEIGHTS)
         if weights != NO_WEIGHTS and not weights.startswith(HUB_PREFIX):
-            part.weights = str(Path(weights).expanduser().absolute())
+            part.weights = str(expanded(weights).absolute())
 
 
 def to_json(config: ConfigDict) -> str:

@@ -19,6 +19,38 @@ CACHE_ROOT = os.path.join(
 """Where what can be made again is kept between runs; `~` is the user's home."""
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """A path with `~` replaced by the user's home; a UserError where there is none."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(
+            f"{path}: there is no home folder to take for ~; set the variable HOME, or give a path "
+            "without ~"
+        ) from None
+
+
+def without_owners() -> None:
+    """Makes libraries that keep files through `etils` ask for no names of their owners.
+
+    A user of a container may have none, which ends them with a KeyError.
+    """
+    from etils.epath import backend, stat_utils
+
+    def stat_of(_: backend.Backend, path: str | os.PathLike[str]) -> stat_utils.StatResult:
+        found = os.stat(path)
+        return stat_utils.StatResult(
+            is_directory=stat.S_ISDIR(found.st_mode),
+            length=found.st_size,
+            mtime=int(found.st_mtime),
+            owner=None,
+            group=None,
+            mode=found.st_mode,
+        )
+
+    backend._OsPathBackend.stat = stat_of
+
+
 def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
     """Writes a whole file or nothing: no reader meets half of it. UserError if it cannot."""
     path = Path(path)

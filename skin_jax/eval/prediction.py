@@ -20,7 +20,9 @@ from skin_jax.base.threads import workers
 from skin_jax.data import images
 from skin_jax.data.classes import Classes
 from skin_jax.data.examples import check_skipped, write_skipped
-from skin_jax.eval import inference, tables
+from skin_jax.data.findings import is_litter, kind_of
+from skin_jax.eval import calibration, familiarity, inference, tables
+from skin_jax.eval.inference import View
 from skin_jax.train.run import Trained, trained
 
 SUFFIXES = images.SUFFIXES | {".heic", ".heif", ".dcm"}
@@ -31,6 +33,10 @@ The last three are images that Pillow does not read: they are listed as such, no
 
 _MAX_WORKERS = 16
 _HEAT_MAPS = ".heat_maps"  # marks a folder whose pictures may be replaced
+_DETAILS = (
+    *("image", "predicted", "confidence", "second"),
+    *("calibrated_probability", "distance_percentile", "flagged"),
+)
 
 Overlay = Callable[[np.ndarray, Sequence[np.ndarray], str], bytes]
 """An image uint8 [S, S, 3], heat maps of it and a caption -> a PNG."""
@@ -42,18 +48,34 @@ Decoded = tuple[np.ndarray, ...] | images.UnreadableImage
 class _Member:
     """A trained run that predicts images uint8 [B, S, S, 3] of its size S."""
 
-    def __init__(self, run: Trained, mesh: Mesh, *, explained: bool):
+    def __init__(self, run: Trained, mesh: Mesh, *, explained: bool, detailed: bool):
         self.image_size = run.config.data.image_size
-        self._state, _ = run.best_state(mesh)
-        abilities = ("predict", "explain") if explained else ("predict",)
-        self._call = {name: inference.over_devices(run.ability(name), mesh) for name in abilities}
+        self._state, step = run.best_state(mesh)
+        predict = inference.viewed(run.ability("predict"))
+        self._call = {"predict": inference.over_devices(predict, mesh)}
+        self.calibration = calibration.read(run.workdir, step) if detailed else None
+        self.reference = familiarity.read(run.workdir) if detailed else None
+        more = ["explain"] * explained + ["traits"] * (self.reference is not None)
+        self._call |= {name: inference.over_devices(run.ability(name), mesh) for name in more}
 
-    def probabilities(self, batch: np.ndarray, *, tta: bool) -> np.ndarray:
-        """Probabilities float64 [B, n], with `tta` averaged over 8 orientations."""
-        views = inference.orientations(batch) if tta else [batch]
+    def probabilities(self, batch: np.ndarray, views: Sequence[View]) -> np.ndarray:
+        """Probabilities float64 [V, B, n] for each view."""
         # All are under way before the first is waited for.
-        found = [self._call["predict"](self._state, view) for view in views]
-        return np.mean([np.asarray(each, np.float64) for each in found], axis=0)
+        found = [self._call["predict"]((self._state, view), batch) for view in views]
+        return np.stack([np.asarray(each, np.float64) for each in found])
+
+    def calibrated(self, probabilities: np.ndarray) -> np.ndarray:
+        """Means [B, n] of probabilities [V, B, n], calibrated; NaN where nothing is known."""
+        if self.calibration is None:
+            return np.full(probabilities.shape[1:], np.nan)
+        temperature = self.calibration.temperature
+        return np.mean([calibration.applied(p, temperature) for p in probabilities], axis=0)
+
+    def percentile(self, batch: np.ndarray) -> np.ndarray:
+        """How unlike the training images, float64 [B] in percent; NaN where nothing is known."""
+        if self.reference is None:
+            return np.full(len(batch), np.nan)
+        return self.reference.percentile(np.asarray(self._call["traits"](self._state, batch)))
 
     def heat_maps(self, batch: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """Heat maps [B, h, w] of what speaks for the classes with these labels."""
@@ -66,6 +88,8 @@ def predict_files(
     out: Path,
     *,
     tta: bool = False,
+    scales: Sequence[float] = (1.0,),
+    details: Path | None = None,
     explain_dir: Path | None = None,
     overlay: Overlay | None = None,
     batch_size: int = 64,
@@ -78,6 +102,10 @@ def predict_files(
       inputs: folders, searched with their subfolders, and files.
       out: the CSV; unreadable images are listed next to it, in `<stem>.skipped.csv`.
       tta: averages over the 8 orientations of each image.
+      scales: averages over its middle, at these shares of its side in (0, 1]; 1 is the whole.
+      details: a second CSV, `image, predicted, confidence, second, calibrated_probability,
+        distance_percentile, flagged`; the last three are empty where the runs were not prepared by
+        `skin_jax.eval.calibrate`.
       explain_dir: where `<image>.png`, drawn by `overlay`, shows what speaks for the predicted
         class of each image.
       batch_size: images at a time, rounded up to a multiple of the devices.
@@ -90,17 +118,34 @@ def predict_files(
       UserError: no images or no readable one; results that could not be written; a folder that is
         not one of a run, or has no checkpoint; a task that does not classify or explain.
     """
-    files, skipped = find_images(inputs)
+    files, skipped, passed_over = find_images(inputs)
+    if passed_over:
+        kinds = ", ".join(f"{kind} ({count})" for kind, count in sorted(passed_over.items()))
+        warn(f"not read: {kinds}")
     ids, ambiguous = image_ids(files)
     skipped_path = out.with_name(f"{out.stem}.skipped.csv")
-    _check_targets(files, ids, out, skipped_path, explain_dir)
+    check_skipped(skipped_path)
+    csv_paths = [path for path in (out, skipped_path, details) if path is not None]
+    _check_targets(files, ids, csv_paths, explain_dir)
     mesh = devices.make_mesh(None)
     runs = [trained(workdir) for workdir in workdirs]
     classes = _same_classes(runs)
-    members = [_Member(run, mesh, explained=bool(explain_dir)) for run in runs]
+    members = [
+        _Member(run, mesh, explained=bool(explain_dir), detailed=details is not None)
+        for run in runs
+    ]
+    for run, member in zip(runs, members, strict=True) if details else ():
+        if member.calibration is None or member.reference is None:
+            warn(
+                f"{run.workdir} has no {calibration.FILE_NAME} or {familiarity.FILE_NAME}: columns "
+                f"of {details} stay empty; skin_jax.eval.calibrate --workdir={run.workdir} makes "
+                "both, for a classifier"
+            )
+    views = inference.views(tta, scales)
     batch_size = -(-min(batch_size, len(files)) // mesh.size) * mesh.size
     sizes = list(dict.fromkeys(member.image_size for member in members))
     probabilities = np.empty((len(files), len(classes)))
+    calibrated, percentiles = np.empty_like(probabilities), np.empty(len(files))
     good: list[int] = []
 
     bar = tqdm(total=len(files), unit=" images", desc="Predicting", disable=not progress)
@@ -113,10 +158,15 @@ def predict_files(
             stacks = {
                 size: np.stack([pixels[k] for _, pixels in padded]) for k, size in enumerate(sizes)
             }
-            values = np.mean(
-                [m.probabilities(stacks[m.image_size], tta=tta) for m in members], axis=0
-            )
+            found = [m.probabilities(stacks[m.image_size], views) for m in members]
+            values = np.mean([of_views.mean(axis=0) for of_views in found], axis=0)
             probabilities[places] = values[: len(places)]
+            if details:
+                pairs = list(zip(members, found, strict=True))
+                each = np.mean([m.calibrated(of_views) for m, of_views in pairs], axis=0)
+                calibrated[places] = each[: len(places)]
+                unlike = np.mean([m.percentile(stacks[m.image_size]) for m in members], axis=0)
+                percentiles[places] = unlike[: len(places)]
             if explain_dir and overlay:
                 labels = values.argmax(axis=1).astype(np.int32)
                 maps = [m.heat_maps(stacks[m.image_size], labels) for m in members]
@@ -137,6 +187,16 @@ def predict_files(
         write_skipped(skipped_path, skipped)
         raise listed("none of the images can be read", problems)
     tables.write_predictions(out, [ids[i] for i in good], probabilities[good], classes)
+    if details:
+        rows = _detailed(probabilities, calibrated, percentiles, classes)
+        text = csvs.text([_DETAILS, *([ids[i], *rows[i]] for i in good)])
+        write_atomically(details, text)
+        if flagged := sum(rows[i][-1] == "1" for i in good):
+            warn(
+                f"{flagged} of the {len(good)} images are flagged in {details}: they are less like "
+                f"the training images than {familiarity.FLAGGED_ABOVE:.0f}% of the validation "
+                "images, and what is predicted for them may mean nothing"
+            )
     if skipped:
         write_skipped(skipped_path, skipped)
         warn(str(listed(f"unreadable files were left out; see {skipped_path}", problems)))
@@ -151,28 +211,55 @@ def predict_files(
     return PARTIAL if skipped or ambiguous else 0
 
 
-def find_images(inputs: Sequence[str]) -> tuple[list[str], Skipped]:
-    """The image files that folders and files name, and (folder, reason) of unreadable folders.
+def _detailed(
+    probabilities: np.ndarray, calibrated: np.ndarray, percentiles: np.ndarray, classes: Classes
+) -> list[list[str]]:
+    """The columns of `_DETAILS` but the first, of every image; empty where nothing is known."""
 
-    In a folder, which is searched with its subfolders in sorted order, what is hidden or has no
-    image's suffix is passed over; a file named itself is always taken. Links to folders are
-    followed, once each, but not those that lead back to where they are.
+    def told(value: float) -> str:
+        return "" if np.isnan(value) else repr(float(value))
+
+    found = []
+    for row, after, percentile in zip(probabilities, calibrated, percentiles, strict=True):
+        first, second = np.argsort(-row, kind="stable")[:2]
+        flagged = "" if np.isnan(percentile) else str(int(percentile > familiarity.FLAGGED_ABOVE))
+        found.append(
+            [
+                *(classes.names[first], told(row[first]), classes.names[second]),
+                *(told(after[first]), told(percentile), flagged),
+            ]
+        )
+    return found
+
+
+def find_images(inputs: Sequence[str]) -> tuple[list[str], Skipped, Counter[str]]:
+    """The image files that folders and files name.
+
+    In a folder, which is searched with its subfolders in sorted order, what has no image's suffix
+    is passed over; a file named itself is always taken. Links to folders are followed, once each,
+    but not those that lead back to where they are.
+
+    Returns:
+      The files; (folder, reason) of unreadable folders; and how many files of each kind are passed
+      over, without `findings.is_litter` ones.
 
     Raises:
       UserError: paths that do not exist, or folders without images.
     """
     found: list[str] = []
     unreadable: Skipped = []
+    passed_over = Counter[str]()
     problems = []
     for path in inputs:
         if os.path.isdir(path):
             failures: list[OSError] = []
-            below = sorted(_walk(path, failures))
+            below = sorted(_walk(path, failures, passed_over))
             unreadable += [(str(e.filename), e.strerror or str(e)) for e in failures]
             found += below
             if not below:
                 reasons = "".join(f" ({e.filename}: {e.strerror})" for e in failures[:1])
-                problems.append(f"{path} holds no images{reasons}")
+                others = f"; there are {', '.join(sorted(passed_over))}" if passed_over else ""
+                problems.append(f"{path} holds no images{reasons}{others}")
         elif os.path.lexists(path):
             found.append(path)
         else:
@@ -183,10 +270,10 @@ def find_images(inputs: Sequence[str]) -> tuple[list[str], Skipped]:
     named: dict[str, str] = {}
     for path in found:  # a folder and a file in it may both be given
         named.setdefault(os.path.abspath(path), path)
-    return list(named.values()), unreadable
+    return list(named.values()), unreadable, passed_over
 
 
-def _walk(root: str, failures: list[OSError]) -> Iterator[str]:
+def _walk(root: str, failures: list[OSError], passed_over: Counter[str]) -> Iterator[str]:
     seen = {_identity(root)}
     top = os.path.realpath(root)
 
@@ -198,7 +285,7 @@ def _walk(root: str, failures: list[OSError]) -> Iterator[str]:
             if any(os.path.commonpath([target, inner]) == target for inner in around):
                 return False
         identity = _identity(path)
-        if name.startswith(".") or identity in seen:
+        if is_litter(name) or identity in seen:
             return False
         seen.add(identity)
         return True
@@ -208,8 +295,11 @@ def _walk(root: str, failures: list[OSError]) -> Iterator[str]:
         subfolders.sort(key=lambda name: (os.path.islink(os.path.join(folder, name)), name))
         subfolders[:] = [name for name in subfolders if leads_on(folder, name)]
         for name in names:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES:
-                yield os.path.join(folder, name)
+            path = Path(folder, name)
+            if path.suffix.lower() in SUFFIXES and not is_litter(name):
+                yield str(path)
+            elif not is_litter(name):
+                passed_over[kind_of(path)] += 1
 
 
 def _identity(folder: str) -> tuple[int, int] | str:
@@ -248,14 +338,13 @@ def image_ids(files: Sequence[str]) -> tuple[list[str], int]:
 def _check_targets(
     files: Sequence[str],
     ids: Sequence[str],
-    out: Path,
-    skipped_path: Path,
+    csv_paths: Sequence[Path],
     explain_dir: Path | None,
 ) -> None:
     """Refuses results that could not be written, or would replace an image, before the work."""
-    check_replaceable(out)
-    check_skipped(skipped_path)
-    targets = [out, skipped_path]
+    for path in csv_paths:
+        check_replaceable(path)
+    targets = list(csv_paths)
     if explain_dir:
         targets += [explain_dir / f"{name}.png" for name in ids]
     given = {os.path.realpath(file) for file in files}
@@ -266,7 +355,7 @@ def _check_targets(
             )
     if explain_dir:
         check_own(explain_dir, _HEAT_MAPS, "--explain", {f"{name}.png" for name in ids})
-    for folder in filter(None, (out.parent, explain_dir)):
+    for folder in filter(None, (*(path.parent for path in csv_paths), explain_dir)):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()

@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from skin_jax import config as config_lib
-from skin_jax.base import devices, errors
+from skin_jax.base import devices, errors, files
 from skin_jax.tasks import state as state_lib
 from skin_jax.tasks.task import Score, Task
 
@@ -69,6 +69,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
                 ),
             ]
         )
+        files.without_owners()
         self._directory = directory.absolute()
         self._run = config_lib.run_in(self._directory.parent)
         self._closing = contextlib.ExitStack()

@@ -150,7 +150,7 @@ def load_examples(config: ConfigDict) -> Examples:
     return store.prepare(
         data.dir,
         image_size=data.image_size,
-        cache_dir=Path(data.cache_dir).expanduser(),
+        cache_dir=data.cache_dir,
         on_bad_image=data.on_bad_image,
         download=data.download,
         reading=told,
