@@ -2,9 +2,11 @@
 
 import contextlib
 import json
+import logging
 import math
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -58,7 +60,10 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         read_only: bool = False,
         keep_all: bool = False,
     ):
-        """Opens, or makes, the folder of checkpoints; `score` chooses the best one."""
+        """Opens, or makes, the folder of checkpoints; `score` chooses the best one.
+
+        UserError: the score of one is damaged.
+        """
         policies = checkpoint_managers.preservation_policy
         self._score = score
         last_two_and_best = policies.AnyPreservationPolicy(
@@ -75,6 +80,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         self._closing = contextlib.ExitStack()
         if not read_only:
             self._directory.mkdir(parents=True, exist_ok=True)
+        self._check_scores()
         self._place = self._closing.enter_context(_without_patterns(self._directory))
         self._manager = _Manager(
             self._place,
@@ -90,6 +96,17 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
             ),
             item_names=("state", "digest"),
         )
+
+    def _check_scores(self) -> None:
+        """Refuses damaged scores by name: the manager reads all of them, and would only fail."""
+        for path in sorted(self._directory.glob("[0-9]*/metrics/metrics")):
+            try:
+                float(self._goodness(json.loads(path.read_text())))
+            except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+                raise errors.UserError(
+                    f"the score in {path} cannot be read ({_reason(error)}); restore the folder "
+                    f"{path.parents[1]} from a copy, or delete it to use the other checkpoints"
+                ) from None
 
     def save(self, step: int, state: PyTree, score: float | None) -> None:
         """Starts to save a state after `step` steps; does nothing if that step is saved already.
@@ -175,6 +192,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
             found, sound = read(step), True
         except Exception as error:
             reason, sound = _reason(error), False
+            _be_quiet_about_the_rest()
         if not devices.everywhere(sound):
             raise errors.UserError(
                 f"{self._directory / str(step)} cannot be read ({reason}), and without it the best "
@@ -220,6 +238,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
                 state = self._restore(step, template)
             except Exception as error:
                 reason = _reason(error)
+                _be_quiet_about_the_rest()
             if devices.everywhere(not reason):
                 if damaged:
                     errors.warn(f"resuming from step {step}")
@@ -275,6 +294,18 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
                 self.wait()
             finally:
                 self._manager.close()
+
+
+def _be_quiet_about_the_rest() -> None:
+    """Keeps tracebacks from stderr of threads that go on reading for a restore that has failed."""
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    shown = sys.unraisablehook
+
+    def hook(found: "sys.UnraisableHookArgs") -> None:
+        if str(found.exc_value) != "Event loop is closed":
+            shown(found)
+
+    sys.unraisablehook = hook
 
 
 @contextlib.contextmanager

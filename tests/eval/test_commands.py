@@ -66,7 +66,7 @@ def test_another_folder_has_the_classes_of_the_run(eval_with, small_gan, tmp_pat
 
 
 def test_results_replace_neither_an_input_nor_the_files_of_others(eval_with, tmp_path):
-    files = pair(tmp_path, ("a", "b"))
+    files = pair(tmp_path, THREE)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(UserError, match="holds other files, such as"):
         eval_with(**files, out=tmp_path)
