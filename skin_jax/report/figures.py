@@ -68,14 +68,14 @@ def real_and_generated_by_class(
 ) -> None:
     """Write a row for each class: some of its real images, a dark bar, generated ones.
 
-    Both are uint8 [N, S, S, 3]: a few real ones, and as many generated ones in every row.
+    Both are uint8 [N, S, S, 3], N > 0; where a class has fewer than another, places stay empty.
     """
-    columns = max(len(real) for real, _ in shown.values())
+    columns, others = (max(map(len, sets)) for sets in zip(*shown.values(), strict=True))
     rows = []
     for real, generated in shown.values():
         left = tiled(real, columns)
         bar = np.full((len(left), _SEPARATOR, 3), 64, np.uint8)
-        row = np.concatenate([left, bar, tiled(generated, len(generated))], axis=1)
+        row = np.concatenate([left, bar, tiled(generated, others)], axis=1)
         rows.append(np.pad(row, ((0, _GAP), (0, 0), (0, 0)), constant_values=255))
     _class_rows(path, np.concatenate(rows), list(shown))
 
