@@ -27,6 +27,7 @@ from absl import flags
 from skin_jax import config
 from skin_jax.base import command
 from skin_jax.base.errors import UserError, warn
+from skin_jax.base.folder import check_own
 from skin_jax.data import classes as classes_lib
 from skin_jax.data import reading, splits
 from skin_jax.data.examples import write_skipped
@@ -64,6 +65,8 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}; see --help")
     out = Path(_OUT.value) if _OUT.value else None
+    if out:
+        check_own(out, "quality.json" if _QUALITY.value else "metrics.json", "--out")
     if (_WEIGHTS.value or _FEATURES_FROM.value) and not _QUALITY.value:
         raise UserError("--weights and --features_from go with --quality=GENERATED_DIR")
     if _QUALITY.value:
@@ -97,6 +100,9 @@ def _compare(predictions: Path, truth: Path, out: Path) -> None:
         classes = classes_lib.read(Path(_WORKDIR.value))
     else:
         classes = tables.classes_of(predictions, truth)
+    for path in (predictions, truth):
+        if path.resolve().parent == out.resolve():
+            raise UserError(f"{path} is in --out={out}, where results are written; give a new one")
     scores, known = tables.join(predictions, truth, classes)
     found = metrics.evaluate(scores.probabilities, known.labels)
     _write(out, Evaluation(classes, found, scores.image_ids, known.labels, scores.probabilities))
