@@ -97,12 +97,14 @@ def _write_page(experiment: run_lib.Experiment, sections: list[kit.Section], wor
     )
     config = experiment.config
     settings = without_folders(flatten(config))
+    without = len(experiment.unlabelled_indices)
+    unlabelled = {"training images without a label": without} if without else {}
     lesions = ", procedural lesions" * is_procedural(config.data)
     return run_report.write_page(
         workdir,
         classes=classes,
         title=f"skin_jax: {settings['task']}{lesions}",
-        facts={"steps": experiment.num_steps, **settings},
+        facts={"steps": experiment.num_steps, **unlabelled, **settings},
         sections=sections,
         class_counts=counts,
         history=read_history(workdir / HISTORY),

@@ -58,6 +58,11 @@ COMMON = {
         split_column=Setting(None, "Column with train, val or test; None: guessed.", str),
         classes=Setting((), "Classes to take, in this order; empty: all that there are.", str),
         rename=Setting((), "Classes to rename, as pairs (old name, new name).", tuple),
+        on_missing_label=Setting(
+            "error",
+            "Refuse a table with rows without a label, or keep their images as unlabelled.",
+            choices=("error", "keep"),
+        ),
         download=Neutral(False, "Download the ISIC 2018 archives (3 GB) where no folder is given."),
         demo_images=Setting(0, "Number of procedural images where no folder is given.", low=0),
         image_size=Setting(224, "Side of the images in pixels.", low=1, also=("size", "img_size")),
@@ -72,6 +77,15 @@ COMMON = {
         ),
         split_seed=Setting(0, "Seed of the split, and of nothing else.", low=0, high=MAX_SEED),
         fold=Setting(None, "Fold of a cross-validation by lesion.", int, low=0, high=4),
+        label_fraction=Setting(
+            1.0,
+            "Share of the lesions in train whose labels are known, of each class; the other images "
+            "are trained on without a label, where the task can.",
+            above=0,
+            high=1,
+            also=("labeled_fraction", "labelled_fraction"),
+        ),
+        label_seed=Setting(0, "Seed of the choice of these lesions.", low=0, high=MAX_SEED),
         sampling=Setting(
             "natural",
             "natural: each image once an epoch; balanced: all classes equally often; power: a "

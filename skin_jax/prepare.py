@@ -14,6 +14,7 @@ from absl import flags
 from skin_jax.base import command, files
 from skin_jax.base.settings import MAX_SEED
 from skin_jax.data import reading
+from skin_jax.data.classes import UNLABELLED
 
 if TYPE_CHECKING:
     from skin_jax.data.examples import Examples
@@ -22,6 +23,9 @@ FLAGS = flags.FLAGS
 
 command.define_path("data_dir", None, "Folder in a known layout, or, with --table, of images.")
 reading.define_flags()
+flags.DEFINE_enum(
+    "on_missing_label", "error", ["error", "keep"], "What to do about rows without a label."
+)
 flags.DEFINE_integer("image_size", 224, "Side of the prepared images in pixels.", 1)
 command.define_path("cache_dir", files.CACHE_ROOT, "Where prepared images are kept.")
 flags.DEFINE_enum("on_bad_image", "error", ["error", "skip"], "What to do about unreadable images.")
@@ -77,13 +81,16 @@ def main(argv: list[str]) -> int:
 
 def _classes(examples: "Examples") -> str:
     counts = Counter(record.label for record in examples.records)
-    total, largest = len(examples.records), max(counts.values())
+    total = len(examples.records)
+    largest = max(counts[label] for label in range(len(examples.classes)))
     width = _width(examples)
     rows = [f"{total} images of {examples.images.shape[1]}x{examples.images.shape[2]} pixels"]
     for label, name in enumerate(examples.classes.names):
         bar = "#" * round(_BAR * counts[label] / largest)
         share = counts[label] / total
         rows.append(f"  {name:{width}} {counts[label]:6} {share:6.1%}  {bar}".rstrip())
+    if without := counts[UNLABELLED]:
+        rows.append(f"  {'':{width}} {without:6} {without / total:6.1%}  (no label)")
     return "\n".join(rows)
 
 

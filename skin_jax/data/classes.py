@@ -21,6 +21,9 @@ FILE_NAME = "classes.json"
 
 MALIGNANT, BENIGN = "malignant", "benign"
 
+UNLABELLED = -1
+"""The label of an image whose class is not known, or hidden from a run."""
+
 # Okabe and Ito, "Color Universal Design" (2008); black stands in for their yellow, too pale for a
 # line on white.
 _COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#000000", "#D55E00", "#0072B2", "#CC79A7", "#7F7F7F")
@@ -68,6 +71,10 @@ class Classes:
     def index(self, name: str) -> int:
         """The label of a class, by its name."""
         return self.names.index(name)
+
+    def name_of(self, label: int) -> str:
+        """The name of a label; "" of UNLABELLED."""
+        return "" if label == UNLABELLED else self.names[label]
 
     def titled(self, label: int) -> str:
         """Such as "mel (melanoma)"; the name alone where the title says the same."""

@@ -15,18 +15,18 @@ import numpy as np
 
 from skin_jax.base import csvs
 from skin_jax.base.files import write_atomically
-from skin_jax.data.classes import HAM10000, Classes
+from skin_jax.data.classes import HAM10000, UNLABELLED, Classes
 
 _Node = TypeVar("_Node", bound=Hashable)
 
 
 @dataclass(frozen=True)
 class Record:
-    """One labelled image: where it is, and what is known of its lesion and patient."""
+    """One image: where it is, its class, and what is known of its lesion and patient."""
 
     image_id: str
     label: int
-    """Index into the `Classes` of its examples."""
+    """Index into the `Classes` of its examples, or UNLABELLED."""
     lesion_id: str
     """What no split divides: images with the same value show the same lesion or patient, as far as
     the data say, or are copies; the image id where nothing is known."""
@@ -105,8 +105,17 @@ class Examples:
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """int32 [N], indices into `classes`."""
+        """int32 [N], indices into `classes`, or UNLABELLED."""
         return np.array([record.label for record in self.records], np.int32)
+
+
+def hide_labels(examples: Examples, hidden: np.ndarray) -> Examples:
+    """The same examples, those of a mask bool [N] without their labels."""
+    records = tuple(
+        replace(record, label=UNLABELLED) if own else record
+        for record, own in zip(examples.records, hidden, strict=True)
+    )
+    return replace(examples, records=records)
 
 
 def write_skipped(path: Path, skipped: Iterable[tuple[str, str]]) -> None:
@@ -154,8 +163,11 @@ def join_copies(
             f"images with copies on several sides of the split that the data come with: "
             f"{len(parted)}, such as {_named(parted[0], [r.official_split for r in parted[0]])}"
         )
-    if odd := [own for own in found if len({record.label for record in own}) > 1]:
-        told = [_named(own, [classes.names[record.label] for record in own]) for own in odd[:10]]
+    if odd := [own for own in found if len({r.label for r in own} - {UNLABELLED}) > 1]:
+        told = [
+            _named(own, [classes.name_of(record.label) or "no label" for record in own])
+            for own in odd[:10]
+        ]
         told += [f"and {len(odd) - 10} more"] * (len(odd) > 10)
         notes.append(
             "exact copies with different classes, one of which must be wrong: "

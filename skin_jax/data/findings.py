@@ -195,8 +195,8 @@ class Findings:
         total = math.fsum(filter(math.isfinite, values))
         if odd := [c for c, v in zip(columns, values, strict=True) if not math.isfinite(v)]:
             fault = f", column {odd[0]}: {cells[odd[0]]!r} is not a number"
-        elif total == 0 and self.reading.classes:  # of a class in another column
-            return ""
+        elif total == 0 and (self.reading.classes or self.reading.on_missing_label == "keep"):
+            return ""  # of a class in another column, or of none
         elif abs(total - 1) > 1e-6:
             fault = f": the class columns sum to {total:g}, not to 1"
         elif abs(max(values) - 1) > 1e-6 or min(values) < -1e-6:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from skin_jax.base import csvs
 from skin_jax.data import classes as classes_lib
-from skin_jax.data.classes import Classes
+from skin_jax.data.classes import UNLABELLED, Classes
 from skin_jax.data.examples import Record, components
 from skin_jax.data.findings import Findings, Image, is_litter, kind_of
 
@@ -55,7 +55,8 @@ def make(findings: Findings, layout: str, known: Classes | None) -> Listing:
     if known and not allowed:  # they are there even without images
         allowed = tuple(dict.fromkeys(rename.get(name, name) for name in known.names))
     named = _named(findings, known, allowed)
-    classes = target or classes_lib.arranged((name for _, name in named), allowed, known)
+    found_names = [name for _, name in named if name]
+    classes = target or classes_lib.arranged(found_names, allowed, known)
     if classes is not known and classes is not target:
         findings.problems += classes_lib.name_problems(classes.names)
     kept: dict[str, tuple[Image, str]] = {}
@@ -74,7 +75,7 @@ def make(findings: Findings, layout: str, known: Classes | None) -> Listing:
     found = [image for image, _ in kept.values()]
     units, unit = _units(found)
     records = tuple(
-        _record(findings, image, classes.index(name), own)
+        _record(findings, image, classes.index(name) if name else UNLABELLED, own)
         for (image, name), own in zip(kept.values(), units, strict=True)
     )
     if alone := sum(image.lacks_groups for image in found):
@@ -82,6 +83,13 @@ def make(findings: Findings, layout: str, known: Classes | None) -> Listing:
             f"{alone} of {len(found)} images have no lesion, patient or group in their table: each "
             "of them is a group of its own"
         )
+    if without := sum(not name for _, name in kept.values()):
+        findings.notes.append(
+            f"{without} of {len(found)} images have no label: they may be trained on without one, "
+            "and nothing is evaluated on them"
+        )
+        if without == len(found):
+            findings.problems.append("no image has a label; name their column: data.label_column")
     if known and not target and not findings.problems:
         present = {record.label for record in records}
         if empty := [name for i, name in enumerate(classes.names) if i not in present]:
@@ -100,7 +108,8 @@ def make(findings: Findings, layout: str, known: Classes | None) -> Listing:
 def _named(
     findings: Findings, known: Classes | None, allowed: Sequence[str]
 ) -> list[tuple[Image, str]]:
-    """The images that are taken, each with the name of its class."""
+    """The images that are taken, each with the name of its class; "" where it may have none."""
+    keep = findings.reading.on_missing_label == "keep" and not findings.target
     wanted, rename = findings.reading.classes, dict(findings.reading.rename)
     spelled = {name.casefold(): name for name in known.names} if known else {}
     named, labels = [], set()
@@ -114,6 +123,8 @@ def _named(
         labels.add(label)
         if name in allowed or not (allowed or csvs.is_missing(name)):
             named.append((image, name))
+        elif keep and csvs.is_missing(name):
+            named.append((image, ""))
         elif wanted:
             findings.left_out["" if csvs.is_missing(name) else name] += 1
         else:
@@ -129,7 +140,7 @@ def _named(
     if lost := [old for old in rename if old not in labels]:
         found = ", ".join(sorted(labels)) or "none"
         findings.problems.append(f"data.rename: there is no class {lost[0]!r}; there are {found}")
-    there = {name for _, name in named}
+    there = {name for _, name in named if name}
     if lost := [name for name in wanted if name not in there]:
         found = ", ".join(sorted(there | {*findings.left_out} - {""})) or "none"
         findings.problems.append(f"data.classes: no image is of {lost[0]!r}; there are {found}")

@@ -1,10 +1,13 @@
 """The order of a training stream: which example stands at a position."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from skin_jax.base.errors import UserError
+
+Stream = Callable[[np.ndarray], np.ndarray]
+"""Indices of the examples at positions int64 [...] of a training stream: int64 [...]."""
 
 
 class Order:
@@ -91,3 +94,25 @@ class Order:
                 del kept[min(kept)]
             kept[epoch] = np.random.default_rng([self._seed, stream, epoch]).permutation(size)
         return kept[epoch]
+
+
+def side_by_side(first: Stream, rows: int, second: Stream, batch_size: int) -> Stream:
+    """A stream of batches whose first rows come from one stream and whose others from another.
+
+    Args:
+      first: of the first rows of each batch.
+      rows: how many these are.
+      second: of the others.
+      batch_size: of both together.
+    """
+
+    def stream(positions: np.ndarray) -> np.ndarray:
+        step, row = np.divmod(positions, batch_size)
+        is_first = row < rows
+        found = np.empty(positions.shape, np.int64)
+        found[is_first] = first((step * rows + row)[is_first])
+        others = step * (batch_size - rows) + row - rows
+        found[~is_first] = second(others[~is_first])
+        return found
+
+    return stream

@@ -6,8 +6,9 @@ the host for each dispatch, and `gather` turns a feed into a batch inside the ji
     batch = {"image": uint8 [B, H, W, 3], "label": int32 [B], "mask": float32 [B],
              "position": uint32 [B]}
 
-`position` is the example's place p = step * B + i in the training stream (in evaluation, its place
-in the list), `mask` is 0 for the padding of the last evaluation batch and 1 elsewhere.
+`label` is UNLABELLED (-1) where there is none. `position` is the example's place p = step * B + i
+in the training stream (in evaluation, its place in the list), `mask` is 0 for the padding of the
+last evaluation batch and 1 elsewhere.
 """
 
 import collections
@@ -27,7 +28,7 @@ from jax.sharding import Mesh
 from skin_jax.base import devices
 from skin_jax.base.errors import UserError
 from skin_jax.data.examples import Images
-from skin_jax.data.order import Order
+from skin_jax.data.order import Stream
 
 PyTree = Any
 Feed = dict[str, jax.Array]
@@ -56,7 +57,7 @@ class Pipeline:
         return feed
 
     def train_feeds(
-        self, order: Order, batch_size: int, first_step: int, num_steps: int, per_dispatch: int
+        self, order: Stream, batch_size: int, first_step: int, num_steps: int, per_dispatch: int
     ) -> Iterator[Feed]:
         """Feeds of steps first_step .. num_steps - 1; leaves [K, B] where per_dispatch K > 1."""
         blocks = _train_blocks(order, batch_size, first_step, num_steps, per_dispatch)
@@ -171,7 +172,7 @@ def _available_memory() -> int:
 
 
 def _train_blocks(
-    order: Order, batch_size: int, first_step: int, num_steps: int, per_dispatch: int
+    order: Stream, batch_size: int, first_step: int, num_steps: int, per_dispatch: int
 ) -> Iterator[_Block]:
     for step in range(first_step, num_steps, per_dispatch):
         shape = (per_dispatch, batch_size) if per_dispatch > 1 else (batch_size,)

@@ -22,6 +22,7 @@ class Reading:
         usual names, and said.
       classes: which classes to take, in the order of their labels; (): all of them.
       rename: (name there, name here) of classes; several may become one.
+      on_missing_label: of a row of the table: "error", or "keep" its image without a label.
     """
 
     table: str | None = None
@@ -31,6 +32,7 @@ class Reading:
     split_column: str | None = None
     classes: tuple[str, ...] = ()
     rename: tuple[tuple[str, str], ...] = ()
+    on_missing_label: str = "error"
 
     def __post_init__(self) -> None:
         """Makes tuples of lists, which is what JSON has; UserError for what fits no setting."""
@@ -50,6 +52,8 @@ class Reading:
         renamed = [old for old, _ in pairs]
         if len(set(renamed)) != len(renamed):
             raise UserError(f"data.rename gives one name two new ones: {pairs!r}")
+        if self.on_missing_label == "keep" and self.table is None:
+            raise UserError("data.on_missing_label needs a table; give it with data.table")
         object.__setattr__(self, "classes", tuple(names))
         object.__setattr__(self, "rename", tuple((old, new) for old, new in pairs))
         for field in ("image_column", "label_column", "group_column", "split_column"):

@@ -19,7 +19,7 @@ import numpy as np
 from skin_jax.base import csvs
 from skin_jax.base.errors import UserError, listed
 from skin_jax.base.files import write_atomically
-from skin_jax.data.classes import Classes
+from skin_jax.data.classes import UNLABELLED, Classes
 from skin_jax.data.examples import Record
 
 SPLITS = ("train", "val", "test")
@@ -46,7 +46,7 @@ def draw(
 
     Each class is apportioned on its own by largest remainder; one with at least three units gets
     at least one of them in every split that is not empty. A lesion whose images carry different
-    labels counts for the most frequent one.
+    labels counts for the most frequent one; one without any label is in train.
 
     Args:
       records: that are to be assigned.
@@ -81,6 +81,32 @@ def draw(
     return assignment
 
 
+def hidden_labels(
+    records: Sequence[Record], assignment: np.ndarray, fraction: float, seed: int
+) -> np.ndarray:
+    """Chooses the training images whose labels a run is not to know.
+
+    Of the lesions of each class that have a label and images in train, `fraction` keep their
+    labels, at least one. Those of a smaller fraction are among those of a larger one.
+
+    Args:
+      records: that were assigned.
+      assignment: [N] strings "train", "val" or "test".
+      fraction: in (0, 1].
+      seed: not negative; nothing else depends on it.
+
+    Returns:
+      bool [N].
+    """
+    hidden = np.zeros(len(records), bool)
+    names = [record.lesion_id for record in records]
+    train = np.flatnonzero(assignment == "train").tolist()
+    for ordered in _units(train, records, names, f"labels {seed}").values():
+        for unit in ordered[max(1, round(fraction * len(ordered))) :]:
+            hidden[unit] = True
+    return hidden
+
+
 def shared_lesions(records: Sequence[Record], assignment: np.ndarray) -> int:
     """Counts the test images whose lesion also has images in train."""
     lesions = np.array([record.lesion_id for record in records])
@@ -88,20 +114,31 @@ def shared_lesions(records: Sequence[Record], assignment: np.ndarray) -> int:
 
 
 def write(path: Path, records: Sequence[Record], assignment: np.ndarray, classes: Classes) -> None:
-    """Writes `image,lesion_id,label,split`, one row an image, whole or not at all."""
+    """Writes `image,lesion_id,label,split`, one row an image, whole or not at all.
+
+    The label is empty where there is none, or where it is hidden.
+    """
     sides = zip(records, assignment, strict=True)
     rows = ((*_identity(record, classes), side) for record, side in sides)
     write_atomically(path, csvs.text([_COLUMNS, *rows]))
 
 
-def read(path: Path, records: Sequence[Record], classes: Classes) -> np.ndarray:
-    """Reads what `write` wrote: [N] strings "train", "val" or "test", in the order of `records`.
+def read(path: Path, records: Sequence[Record], classes: Classes) -> tuple[np.ndarray, np.ndarray]:
+    """Reads what `write` wrote, in the order of `records`, which have all labels of the data.
 
-    UserError: the file is missing or damaged, or speaks of other images than `records`.
+    Returns:
+      [N] strings "train", "val" or "test", and bool [N]: whose labels are hidden.
+
+    Raises:
+      UserError: the file is missing or damaged, or speaks of other images than `records`.
     """
     rows = _rows(path)
     sides = {(row["image"], row["lesion_id"], row["label"]): row["split"] for row in rows}
-    wanted = [_identity(record, classes) for record in records]
+    wanted, hidden = [], np.zeros(len(records), bool)
+    for i, record in enumerate(records):
+        identity = _identity(record, classes)
+        hidden[i] = identity not in sides and (*identity[:2], "") in sides
+        wanted.append((*identity[:2], "") if hidden[i] else identity)
     missing, strange = set(wanted) - sides.keys(), sides.keys() - set(wanted)
     if missing or strange or len(rows) != len(records):
         example = min(missing or strange, default=("duplicate rows",))[0]
@@ -112,7 +149,7 @@ def read(path: Path, records: Sequence[Record], classes: Classes) -> np.ndarray:
         )
     if unknown := set(sides.values()) - set(SPLITS):
         raise UserError(f"{path}: unknown split {min(unknown)!r}; known: {', '.join(SPLITS)}")
-    return np.array([sides[identity] for identity in wanted])
+    return np.array([sides[identity] for identity in wanted]), hidden
 
 
 def class_counts(path: Path, side: str, classes: Classes) -> np.ndarray:
@@ -121,7 +158,7 @@ def class_counts(path: Path, side: str, classes: Classes) -> np.ndarray:
     UserError: the file is missing or damaged, or has other classes.
     """
     rows = _rows(path)
-    if strange := {row["label"] for row in rows} - set(classes.names):
+    if strange := {row["label"] for row in rows} - {*classes.names, ""}:
         raise UserError(
             f"{path} has the class {min(strange)!r}, which is none of the run's "
             f"({', '.join(classes.names)}); restore the file that the run wrote"
@@ -131,7 +168,7 @@ def class_counts(path: Path, side: str, classes: Classes) -> np.ndarray:
 
 
 def members(path: Path, side: str) -> list[tuple[str, str]]:
-    """(image id, class name) on one side of what `write` wrote; UserError where it is damaged."""
+    """(image id, class name or "") on one side of what `write` wrote; UserError where damaged."""
     return [(row["image"], row["label"]) for row in _rows(path) if row["split"] == side]
 
 
@@ -145,7 +182,7 @@ def members_of(
 ) -> list[tuple[str, str]]:
     """Gives what `members` gives once `write` has written the assignment."""
     sides = zip(records, assignment, strict=True)
-    return [(r.image_id, classes.names[r.label]) for r, own in sides if own == side]
+    return [(r.image_id, classes.name_of(r.label)) for r, own in sides if own == side]
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
@@ -160,7 +197,7 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 
 def _identity(record: Record, classes: Classes) -> tuple[str, str, str]:
-    return record.image_id, record.lesion_id, classes.names[record.label]
+    return record.image_id, record.lesion_id, classes.name_of(record.label)
 
 
 def _check(split: str, fractions: Sequence[float], fold: int | None) -> None:
@@ -180,16 +217,18 @@ def _check(split: str, fractions: Sequence[float], fold: int | None) -> None:
 
 
 def _units(
-    positions: Sequence[int], records: Sequence[Record], names: Sequence[str], seed: int
+    positions: Sequence[int], records: Sequence[Record], names: Sequence[str], seed: int | str
 ) -> _Units:
+    """The units of some positions that have a label."""
     members: dict[str, list[int]] = defaultdict(list)
     for i in positions:
         members[names[i]].append(i)
     units: dict[int, list[list[int]]] = defaultdict(list)
     for name in sorted(members, key=lambda n: hashlib.sha256(f"{seed} {n}".encode()).digest()):
-        # Of labels that are equally frequent, the lowest.
-        label = statistics.mode(sorted(records[i].label for i in members[name]))
-        units[label].append(members[name])
+        labels = sorted(records[i].label for i in members[name])
+        if known := [label for label in labels if label != UNLABELLED]:
+            # Of labels that are equally frequent, the lowest.
+            units[statistics.mode(known)].append(members[name])
     return dict(sorted(units.items()))
 
 

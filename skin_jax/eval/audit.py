@@ -141,8 +141,8 @@ class Audit:
 
 
 def real_images(experiment: Experiment) -> Real:
-    """The training split, and the validation images of lesions that are not in it."""
-    examples, train = experiment.examples, experiment.indices("train")
+    """The training split, with or without labels, and the val images of lesions not in it."""
+    examples, train = experiment.examples, np.flatnonzero(experiment.assignment == "train")
     lesions = np.array([record.lesion_id for record in examples.records])
     val = experiment.indices("val")
     val = val[~np.isin(lesions[val], lesions[train])]

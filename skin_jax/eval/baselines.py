@@ -20,6 +20,7 @@ from skin_jax import config as config_lib
 from skin_jax.base import command
 from skin_jax.base.errors import UserError, warn
 from skin_jax.base.files import write_json
+from skin_jax.data.classes import UNLABELLED
 from skin_jax.data.examples import Images
 from skin_jax.eval import metrics
 
@@ -90,7 +91,7 @@ def logistic_regression(
 
     C is that of STRENGTHS with the highest balanced accuracy on val, or STRENGTH_UNCHOSEN where val
     is empty. Features float [N, F] are standardised with the training split's mean and deviation;
-    labels are int [N], the assignment "train" | "val" | "test" [N].
+    labels are int [N], UNLABELLED ones being left out, the assignment "train" | "val" | "test" [N].
 
     Raises:
       UserError: no test images, or one class only to learn.
@@ -99,7 +100,8 @@ def logistic_regression(
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    train, val, test = (assignment == split for split in ("train", "val", "test"))
+    known = labels != UNLABELLED
+    train, val, test = (known & (assignment == split) for split in ("train", "val", "test"))
     if not test.any() or len(np.unique(labels[train])) < 2:
         raise UserError("the baselines need test images, and training images of two classes")
     fits, one_hot = [], np.eye(labels.max() + 1)
@@ -131,8 +133,9 @@ def main(argv: list[str]) -> None:
         raise UserError(f"{folder} has no metrics.json; finish the run first")
     own = json.loads((folder / "metrics.json").read_text())["balanced_accuracy"]
     examples = load_examples(config)
-    assignment = read_split(examples, workdir)
-    present = len(np.unique(examples.labels[assignment == "test"]))
+    examples, assignment = read_split(examples, workdir)
+    on_test = examples.labels[assignment == "test"]
+    present = len(np.unique(on_test[on_test != UNLABELLED]))
     task = trained(workdir).task
     found = {name: described(features, examples.images) for name, features in FEATURES.items()}
     try:

@@ -18,7 +18,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from skin_jax.models.layers import Conv, ProjectToMap, StridedConvTranspose, normal_init
+from skin_jax.models.layers import (
+    ClassifierOutput,
+    Conv,
+    ProjectToMap,
+    StridedConvTranspose,
+    UpsampledConv,
+    normal_init,
+)
 
 _DOUBLINGS = {32: 3, 64: 4, 128: 5}
 
@@ -57,13 +64,16 @@ class Generator(nn.Module):
     """Noise to images: a map of S / 2^doublings, doubled by transposed convolutions up to S.
 
     Batch norm (where it is on) and ReLU follow every layer but the last, which tanh follows. The
-    last map before the image has `width` channels, each earlier one twice as many.
+    last map before the image has `width` channels, each earlier one twice as many. With
+    `upsampled_image` the last layer is bilinear upsampling and a convolution of 3x3, which leaves
+    no grid of its own (Odena et al., "Deconvolution and Checkerboard Artifacts", Distill 2016).
     """
 
     image_size: int
     width: int = 64
     batch_norm: bool = True
     doublings: int = 4
+    upsampled_image: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -90,8 +100,8 @@ class Generator(nn.Module):
             if self.batch_norm:
                 x = _norm(train, self.dtype, f"norm{i + 1}")(x)
             x = nn.relu(x)
-        last = f"layer{self.doublings + 1}"
-        x = StridedConvTranspose(3, use_bias=True, dtype=self.dtype, name=last)(x)
+        last: Any = UpsampledConv if self.upsampled_image else StridedConvTranspose
+        x = last(3, use_bias=True, dtype=self.dtype, name=f"layer{self.doublings + 1}")(x)
         return jnp.tanh(x.astype(jnp.float32))
 
 
@@ -99,13 +109,17 @@ class Discriminator(nn.Module):
     """Images to logits: convolutions of stride 2 down to S / 2^doublings, a fully connected layer.
 
     Leaky ReLU (slope 0.2) follows each convolution, batch norm (where it is on) each but the first.
-    Softmax and sigmoid belong to the loss.
+    With `spectral_norm` all convolutions have it; the last layer, whose logits tell classes, has
+    not. Softmax and sigmoid belong to the loss.
     """
 
     num_outputs: int
     width: int = 64
     batch_norm: bool = False
     doublings: int = 4
+    spectral_norm: bool = False
+    kernel_size: int = 4
+    dropout: float = 0.0
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -124,9 +138,10 @@ class Discriminator(nn.Module):
             normed = self.batch_norm and i > 0
             x = Conv(
                 self.width * 2**i,
-                *(4, 2, 1),
+                *(self.kernel_size, 2, (self.kernel_size - 1) // 2),
                 kernel_init=normal_init(),
                 use_bias=not normed,
+                spectral_norm=self.spectral_norm,
                 dtype=self.dtype,
                 name=f"layer{i + 1}",
             )(x)
@@ -136,14 +151,47 @@ class Discriminator(nn.Module):
         if not self.is_initializing():  # it is no variable of the network
             # Adds `perturbations/features` where a caller gives it: a place to take gradients at.
             x = self.perturb("features", x)
+        flat = nn.Dropout(self.dropout, deterministic=not train)(x.reshape(x.shape[0], -1))
         # In float32 whatever the dtype: it is a small part of the work, and its sums are long.
         logits = nn.Dense(
             self.num_outputs,
             kernel_init=normal_init(),
             dtype=jnp.float32,
             name=f"layer{self.doublings + 1}",
-        )(x.reshape(x.shape[0], -1))
+        )(flat)
         return DiscriminatorOutput(logits, x)
+
+
+class DiscriminatorClassifier(nn.Module):
+    """The discriminator as a plain classifier: what a GAN adds shows next to it.
+
+    `width` is 64 times the multiplier. All of it is called `head`: nothing of it is pretrained.
+    """
+
+    num_classes: int
+    dropout: float = 0.0
+    width_multiplier: float = 1.0
+    batch_norm: bool = False
+    spectral_norm: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> ClassifierOutput:
+        """Return the output for images [B, S, S, 3] in [-1, 1], S a multiple of 32.
+
+        `train` is as in `Discriminator`; with dropout it needs that rng.
+        """
+        logits, features = Discriminator(
+            self.num_classes,
+            max(1, round(64 * self.width_multiplier)),
+            self.batch_norm,
+            spectral_norm=self.spectral_norm,
+            dropout=self.dropout,
+            dtype=self.dtype,
+            name="head",
+        )(images, train=train)
+        pooled = jnp.mean(features.astype(jnp.float32), axis=(1, 2))
+        return ClassifierOutput(logits, features, pooled)
 
 
 def _norm(train: bool, dtype: Any, name: str) -> nn.BatchNorm:

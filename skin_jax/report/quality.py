@@ -92,7 +92,7 @@ def _copies_json(found: Audit) -> dict[str, Any]:
             {
                 "image": found.generated.names[pair.generated],
                 "nearest": real.ids[pair.train],
-                "nearest_label": real.classes.names[real.labels[pair.train]],
+                "nearest_label": real.classes.name_of(real.labels[pair.train]),
                 "distance": pair.distance,
             }
             for pair in copies.closest
@@ -167,7 +167,7 @@ def _pairs_section(path: Path, found: Audit) -> kit.Section:
     pictures, titles, listed = [], [], []
     for i, j, distance, picture in copies.closest:
         pictures.append(figures.tiled(np.stack([picture, real.images[j]]), 2))
-        classes = names[generated.labels[i]], names[real.labels[j]]
+        classes = names[generated.labels[i]], real.classes.name_of(real.labels[j]) or "no label"
         under = " *" * (distance < copies.threshold)
         titles.append(f"{' | '.join(classes)}  {distance:.4f}{under}")
         listed.append(f"{generated.names[i]} and {real.ids[j]}")

@@ -17,6 +17,7 @@ from skin_jax.base.errors import UserError, first_line
 from skin_jax.config import NO_WEIGHTS, choice
 from skin_jax.models import pretrained
 from skin_jax.models.cnn import Cnn
+from skin_jax.models.dcgan import DiscriminatorClassifier
 from skin_jax.models.densenet import DenseNet
 from skin_jax.models.efficientnet_lite import LITE, lite
 from skin_jax.models.layers import ClassifierOutput
@@ -36,11 +37,31 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet50": ResNet,
     "densenet121": DenseNet,
     "cnn": Cnn,
+    "discriminator": DiscriminatorClassifier,
+    "discriminator_bn": functools.partial(DiscriminatorClassifier, batch_norm=True),
+    "discriminator_sn": functools.partial(DiscriminatorClassifier, spectral_norm=True),
     **{f"efficientnet_lite{n}": functools.partial(lite, n) for n in range(len(LITE))},
 }
 
 # Tags that give each use of the run's key its own stream.
 _NETWORK, _AUGMENT, _DROPOUT = range(3)
+
+
+@dataclasses.dataclass(frozen=True)
+class SelfTraining:
+    """Learning from one's own confident predictions on images without a label.
+
+    Attributes:
+      weight: of its loss; 0 is off, and these images are left out.
+      threshold: the class probability that counts as confident.
+      from_step: the first step.
+      labelled_share: of a batch.
+    """
+
+    weight: float = 0.0
+    threshold: float = 0.95
+    from_step: int = 0
+    labelled_share: float = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +77,7 @@ class Classifier(Task):
       class_weights: float32 [n], of the loss.
       label_smoothing: in [0, 1).
       ema_decay: 0 is off.
+      self_training: where some training images have no label.
     """
 
     network: nn.Module
@@ -66,6 +88,8 @@ class Classifier(Task):
     class_weights: np.ndarray
     label_smoothing: float
     ema_decay: float
+    self_training: SelfTraining = SelfTraining()
+    labelled_rows: int | None = None
 
     headline = ("loss", "train_accuracy")
     evaluators = ("classification",)
@@ -103,6 +127,13 @@ class Classifier(Task):
         )
         return state.replace(network=network, ema=ema)
 
+    def with_unlabelled(self, batch_size: int) -> "Classifier":
+        """The task for batches whose last rows have no label; see `Task.with_unlabelled`."""
+        if not self.self_training.weight:
+            return self
+        rows = settings.labelled_rows(self.self_training.labelled_share, batch_size)
+        return dataclasses.replace(self, labelled_rows=rows)
+
     def train_step(
         self, state: ClassifierState, batch: dict[str, jax.Array], rng: jax.Array
     ) -> tuple[ClassifierState, Metrics]:
@@ -110,7 +141,8 @@ class Classifier(Task):
 
         Args:
           state: before the step.
-          batch: image uint8 [B, S, S, 3], label int32 [B], position uint32 [B].
+          batch: image uint8 [B, S, S, 3], label int32 [B], of which the first `labelled_rows`
+            are read, position uint32 [B].
           rng: the run's key; every step and every position derives its own from it.
 
         Returns:
@@ -120,7 +152,13 @@ class Classifier(Task):
         images = augment.augment(batch["image"], keys, self.augmentation)
         dropout_key = jax.random.fold_in(jax.random.fold_in(rng, _DROPOUT), state.step)
 
-        def loss_of(params: PyTree) -> tuple[jax.Array, tuple[jax.Array, PyTree]]:
+        labels = batch["label"][: self.labelled_rows]
+        pseudo = None
+        if self.labelled_rows is not None:
+            # As the weights that would be evaluated see the images, without augmentation.
+            pseudo = self.predict(state, batch["image"][self.labelled_rows :])
+
+        def loss_of(params: PyTree) -> tuple[jax.Array, tuple[Metrics, jax.Array, PyTree]]:
             output, updates = self.network.apply(
                 {"params": params, "batch_stats": state.network.batch_stats},
                 images,
@@ -129,15 +167,21 @@ class Classifier(Task):
                 rngs={"dropout": dropout_key},
             )
             assert isinstance(output, ClassifierOutput)
+            of_labelled = output.logits[: len(labels)]
             loss = losses.classification(
-                output.logits,
-                batch["label"],
-                jnp.asarray(self.class_weights),
-                self.label_smoothing,
+                of_labelled, labels, jnp.asarray(self.class_weights), self.label_smoothing
             )
-            return loss, (output.logits, updates["batch_stats"])
+            parts = {"loss": loss}
+            if pseudo is not None:
+                own = self.self_training
+                learned = losses.confident(output.logits[len(labels) :], pseudo, own.threshold)
+                learned = jnp.where(state.step >= own.from_step, own.weight * learned, 0.0)
+                share = jnp.mean((pseudo.max(axis=-1) >= own.threshold).astype(jnp.float32))
+                loss += learned
+                parts |= {"self_training": learned, "confident": share}
+            return loss, (parts, of_labelled, updates.get("batch_stats", {}))
 
-        (loss, (logits, stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(
+        (_, (parts, logits, stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(
             state.network.params
         )
         network = state.network.updated(grads, stats, self.optimizer)
@@ -147,9 +191,9 @@ class Classifier(Task):
             network=network,
             ema=update_ema(state.ema, network.variables, step, self.ema_decay),
         )
-        correct = jnp.argmax(logits, axis=-1) == batch["label"]
+        correct = jnp.argmax(logits, axis=-1) == labels
         metrics = {
-            "loss": loss,
+            **parts,
             "train_accuracy": jnp.mean(correct.astype(jnp.float32)),
             "grad_norm": optax.tree.norm(grads),
         }
@@ -227,7 +271,6 @@ def build(
     steps_per_epoch: float,
 ) -> Classifier:
     """The task of a configuration with the sections of a classifier; see `tasks.Kind`."""
-    del steps_per_epoch
     model, loss = config.model, config.loss
     arguments = {
         "num_classes": len(classes),
@@ -238,6 +281,8 @@ def build(
     own = model.get("network")
     if own is None:
         network = MODELS[choice(model.name, tuple(MODELS), "model.name")](**arguments)
+        if isinstance(network, DiscriminatorClassifier):
+            settings.check_size(config.data.image_size)
     else:
         network = _own_network(own, arguments, config.data.image_size)
     return Classifier(
@@ -249,4 +294,10 @@ def build(
         class_weights=settings.class_weights(loss.class_weights, class_counts),
         label_smoothing=loss.label_smoothing,
         ema_decay=config.ema_decay,
+        self_training=SelfTraining(
+            weight=loss.self_training,
+            threshold=loss.pseudo_label_threshold,
+            from_step=round(loss.pseudo_label_from_epoch * steps_per_epoch),
+            labelled_share=config.data.labelled_share,
+        ),
     )

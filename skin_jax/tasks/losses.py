@@ -72,6 +72,21 @@ def log_p_fake(logits: jax.Array, reading: Reading) -> tuple[jax.Array, jax.Arra
     return jax.nn.log_sigmoid(logits[:, -1]), jax.nn.log_sigmoid(-logits[:, -1])
 
 
+def smoothed(log_true: jax.Array, log_false: jax.Array, smoothing: float) -> jax.Array:
+    """-E[(1 - s) log p + s log(1 - p)]: the target of D for real images is 1 - s, float [].
+
+    One-sided label smoothing (Salimans et al., 2016, section 3.4).
+
+    Args:
+      log_true: log p, float [B], p being the probability of "not fake".
+      log_false: log(1 - p), float [B].
+      smoothing: s, in [0, 1); 0 for the plain loss.
+    """
+    if not smoothing:
+        return -jnp.mean(log_true)
+    return -jnp.mean((1.0 - smoothing) * log_true + smoothing * log_false)
+
+
 def supervised(logits: jax.Array, labels: jax.Array, class_weights: jax.Array) -> jax.Array:
     """Cross-entropy over the n class logits, each example weighted by its class (paper A, eq. 2).
 
@@ -108,9 +123,27 @@ def pseudo_label(logits: jax.Array, threshold: float) -> jax.Array:
       float [], the sum over confident images divided by B.
     """
     probabilities = jax.nn.softmax(jax.lax.stop_gradient(logits[:, :-1]), axis=-1)
-    confident = probabilities.max(axis=-1) >= threshold
-    losses = cross_entropy(logits, probabilities.argmax(axis=-1))
-    return jnp.mean(jnp.where(confident, losses, 0.0))
+    return confident(logits[:, :-1], probabilities, threshold)
+
+
+def confident(logits: jax.Array, probabilities: jax.Array, threshold: float) -> jax.Array:
+    """Cross-entropy against the likeliest class, of examples where that is likely enough.
+
+    Lee, "Pseudo-Label", ICML workshop 2013; with a threshold, Sohn et al., "FixMatch", NeurIPS
+    2020, equation 4.
+
+    Args:
+      logits: float [B, n].
+      probabilities: float [B, n], which choose class and examples.
+      threshold: in (0, 1].
+
+    Returns:
+      float [], the sum over confident examples divided by B.
+    """
+    log_q = jax.nn.log_softmax(logits, axis=-1)
+    chosen = probabilities.argmax(axis=-1)
+    losses = -jnp.take_along_axis(log_q, chosen[:, None], axis=-1)[:, 0]
+    return jnp.mean(jnp.where(probabilities.max(axis=-1) >= threshold, losses, 0.0))
 
 
 def minimax(logits: jax.Array, reading: Reading) -> jax.Array:

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from skin_jax.base.errors import UserError
+from skin_jax.models.dcgan import check_image_size
 from skin_jax.tasks.augment import Augmentation
 
 _DTYPES = {"float32": jnp.float32, "bf16": jnp.bfloat16}
@@ -33,6 +35,20 @@ def class_weights(weighting: str, class_counts: np.ndarray) -> np.ndarray:
     return (class_counts.sum() / (len(counts) * counts)).astype(np.float32)
 
 
+def labelled_rows(share: float, batch_size: int) -> int:
+    """Rows of a batch that have labels where not all images do, for `config.data.labelled_share`.
+
+    Raises:
+      UserError: a batch of one row.
+    """
+    if batch_size < 2:
+        raise UserError(
+            "config.batch_size is 1, but a batch holds images with a label and images without one; "
+            "give at least 2"
+        )
+    return min(max(1, round(share * batch_size)), batch_size - 1)
+
+
 def nothing_to_settle(config: ConfigDict, classes: Sequence[str]) -> None:
     """For tasks without settings that name classes."""
 
@@ -41,6 +57,14 @@ def whole_split(config: ConfigDict, classes: Sequence[str], real_counts: np.ndar
     """Images in an epoch: all of the training split."""
     del config, classes
     return int(real_counts.sum())
+
+
+def check_size(image_size: int) -> None:
+    """Refuses sizes that paper A's networks do not take, as a UserError."""
+    try:
+        check_image_size(image_size)
+    except ValueError as error:
+        raise UserError(f"config.data.image_size: {error}") from None
 
 
 def augmentation(section: ConfigDict) -> Augmentation:

@@ -13,10 +13,10 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from skin_jax.base.errors import UserError
-from skin_jax.models.dcgan import Discriminator, DiscriminatorOutput, Generator, check_image_size
+from skin_jax.models.dcgan import Discriminator, DiscriminatorOutput, Generator
 from skin_jax.tasks import augment, losses, optimizers, settings
 from skin_jax.tasks.declared.sgan import defaults, smoke
+from skin_jax.tasks.diffaugment import DiffAugment, diffaugment
 from skin_jax.tasks.gan import Metrics, adversarial_step, in_training
 from skin_jax.tasks.gradcam import grad_cam
 from skin_jax.tasks.state import GanState, Network
@@ -28,7 +28,7 @@ PyTree = Any
 GeneratorLoss = Literal["minimax", "non_saturating", "feature_matching"]
 
 # Tags that give each use of the run's key its own stream.
-_GENERATOR, _DISCRIMINATOR, _AUGMENT, _NOISE = range(4)
+_GENERATOR, _DISCRIMINATOR, _AUGMENT, _NOISE, _AUGMENT_GENERATED = range(5)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +42,15 @@ class Sgan(Task):
       noise_size: Z, length of the standard normal noise vector.
       generator_optimizer: of G.
       discriminator_optimizer: of D.
-      augmentation: of the real images.
+      augmentation: of the real images alone.
+      both: augmentation of real and generated images.
       reading: of the fake output, see `losses`.
+      real_smoothing: of the target of real images, see `losses.smoothed`.
       generator_loss: objective of G.
+      feature_matching: weight of feature matching next to another objective; 0 is off.
       class_weights: float32 [n], of the supervised loss.
+      labelled_share: of a batch where some training images have no label. These train "not fake"
+        alone (Salimans et al. 2016, section 5).
       pseudo_label_from_step: from this step on, D also learns confident generated images as
         examples of their class (use (ii)); None: generated images are only the fake class.
       pseudo_label_threshold: the class probability that counts as confident.
@@ -60,13 +65,18 @@ class Sgan(Task):
     generator_optimizer: optax.GradientTransformation
     discriminator_optimizer: optax.GradientTransformation
     augmentation: augment.Augmentation
+    both: DiffAugment
     reading: losses.Reading
+    real_smoothing: float
     generator_loss: GeneratorLoss
+    feature_matching: float
     class_weights: np.ndarray
+    labelled_share: float
     pseudo_label_from_step: int | None
     pseudo_label_threshold: float
     simultaneous: bool
     ema_decay: float
+    labelled_rows: int | None = None
 
     headline = ("d_loss", "d_supervised", "g_loss", "train_accuracy")
     evaluators = ("samples", "classification")
@@ -83,6 +93,11 @@ class Sgan(Task):
             use_ema=self.ema_decay > 0,
         )
 
+    def with_unlabelled(self, batch_size: int) -> "Sgan":
+        """The task for batches whose last rows have no label; see `Task.with_unlabelled`."""
+        rows = settings.labelled_rows(self.labelled_share, batch_size)
+        return dataclasses.replace(self, labelled_rows=rows)
+
     def train_step(
         self, state: GanState, batch: dict[str, jax.Array], rng: jax.Array
     ) -> tuple[GanState, Metrics]:
@@ -90,15 +105,25 @@ class Sgan(Task):
 
         Args:
           state: before the step.
-          batch: image uint8 [B, S, S, 3], label int32 [B], position uint32 [B].
+          batch: image uint8 [B, S, S, 3], label int32 [B], of which the first `labelled_rows`
+            are read, position uint32 [B].
           rng: the run's key; every step and every position derives its own from it.
 
         Returns:
           The state after the step (the old one where anything was not finite) and float32 scalars.
         """
-        keys = augment.keys_of(jax.random.fold_in(rng, _AUGMENT), batch["position"])
-        real = augment.augment(batch["image"], keys, self.augmentation)
+        of_real, of_generated = (
+            augment.keys_of(jax.random.fold_in(rng, tag), batch["position"])
+            for tag in (_AUGMENT, _AUGMENT_GENERATED)
+        )
+        real = augment.augment(batch["image"], of_real, self.augmentation)
+        real = diffaugment(real, jax.vmap(jax.random.fold_in, (0, None))(of_real, 1), self.both)
+        labels = batch["label"][: self.labelled_rows]
         noise = self.training_noise(rng, state.step, real.shape[0])
+
+        def generate(params: PyTree) -> tuple[jax.Array, PyTree]:
+            images, stats = in_training(self.generator, params, state.generator.batch_stats, noise)
+            return diffaugment(images, of_generated, self.both), stats
 
         def objective(generated: jax.Array, d: Network) -> jax.Array:
             judge = state.discriminator if self.simultaneous else d
@@ -106,9 +131,9 @@ class Sgan(Task):
 
         return adversarial_step(
             state,
-            lambda params: in_training(self.generator, params, state.generator.batch_stats, noise),
+            generate,
             lambda generated: self.discriminator_step(
-                state.discriminator, real, batch["label"], generated, state.step
+                state.discriminator, real, labels, generated, state.step
             ),
             objective,
             self.generator_optimizer,
@@ -136,7 +161,7 @@ class Sgan(Task):
         Args:
           network: D before.
           real: float [B, S, S, 3] in [-1, 1].
-          labels: int32 [B].
+          labels: int32 [L], of the first L real images; the others have none.
           generated: float [B, S, S, 3] in [-1, 1]; no gradient reaches the generator.
           step: int32 [], for the start of pseudo-labels.
         """
@@ -147,19 +172,20 @@ class Sgan(Task):
             on_generated, _ = in_training(
                 self.discriminator, params, network.batch_stats, generated
             )
+            of_labelled = on_real.logits[: len(labels)]
             log_fake_real, log_true_real = losses.log_p_fake(on_real.logits, self.reading)
             log_fake_generated, _ = losses.log_p_fake(on_generated.logits, self.reading)
             parts = {
                 "d_supervised": losses.supervised(
-                    on_real.logits, labels, jnp.asarray(self.class_weights)
+                    of_labelled, labels, jnp.asarray(self.class_weights)
                 ),
-                "d_real": -jnp.mean(log_true_real),
+                "d_real": losses.smoothed(log_true_real, log_fake_real, self.real_smoothing),
                 "d_generated": -jnp.mean(log_fake_generated),
             }
             if self.pseudo_label_from_step is not None:
                 loss = losses.pseudo_label(on_generated.logits, self.pseudo_label_threshold)
                 parts["d_pseudo_label"] = jnp.where(step >= self.pseudo_label_from_step, loss, 0.0)
-            correct = jnp.argmax(on_real.logits[:, :-1], axis=-1) == labels
+            correct = jnp.argmax(of_labelled[:, :-1], axis=-1) == labels
             metrics = {
                 **parts,
                 "train_accuracy": jnp.mean(correct.astype(jnp.float32)),
@@ -179,11 +205,17 @@ class Sgan(Task):
         on_generated, _ = in_training(
             self.discriminator, judge.params, judge.batch_stats, generated
         )
-        if self.generator_loss == "feature_matching":
+        matched = jnp.zeros(())
+        if self.generator_loss == "feature_matching" or self.feature_matching:
             on_real, _ = in_training(self.discriminator, judge.params, judge.batch_stats, real)
-            return losses.feature_matching(on_real.features, on_generated.features)
+            matched = losses.feature_matching(on_real.features, on_generated.features)
+        if self.generator_loss == "feature_matching":
+            return matched
         objective = losses.minimax if self.generator_loss == "minimax" else losses.non_saturating
-        return objective(on_generated.logits, self.reading)
+        adversarial = objective(on_generated.logits, self.reading)
+        return (
+            adversarial + self.feature_matching * matched if self.feature_matching else adversarial
+        )
 
     def predict(self, state: GanState, images: jax.Array) -> jax.Array:
         """Class probabilities float32 [B, n] of uint8 images [B, S, S, 3]; "fake" is left out.
@@ -255,31 +287,38 @@ def build(
     steps_per_epoch: float,
 ) -> Sgan:
     """The task of a configuration with the sections of `configs/sgan.py`; see `tasks.Kind`."""
-    loss = config.loss
+    model, loss = config.model, config.loss
     size = config.data.image_size
-    try:
-        check_image_size(size)
-    except ValueError as error:
-        raise UserError(f"config.data.image_size: {error}") from None
+    settings.check_size(size)
     dtype = settings.compute_dtype(config.precision)
     return Sgan(
         generator=Generator(
-            size, config.model.width, config.model.generator_batch_norm, dtype=dtype
+            size,
+            model.width,
+            model.generator_batch_norm,
+            upsampled_image=model.upsampled_image,
+            dtype=dtype,
         ),
         discriminator=Discriminator(
             len(classes) + 1,
-            config.model.width,
-            config.model.discriminator_batch_norm,
+            model.width,
+            model.discriminator_batch_norm,
+            spectral_norm=model.discriminator_spectral_norm,
+            kernel_size=model.discriminator_kernel_size,
             dtype=dtype,
         ),
         image_size=size,
-        noise_size=config.model.noise_size,
+        noise_size=model.noise_size,
         generator_optimizer=optimizers.make(config.optimizer, num_steps),
         discriminator_optimizer=optimizers.make(config.optimizer, num_steps),
         augmentation=settings.augmentation(config.augment),
+        both=DiffAugment(**config.diffaugment),
         reading=loss.reading,
+        real_smoothing=loss.real_smoothing,
         generator_loss=loss.generator,
+        feature_matching=loss.feature_matching,
         class_weights=settings.class_weights(loss.class_weights, class_counts),
+        labelled_share=config.data.labelled_share,
         pseudo_label_from_step=(
             round(loss.pseudo_label_from_epoch * steps_per_epoch)
             if loss.generated_images == "pseudo_label"

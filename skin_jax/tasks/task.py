@@ -46,6 +46,7 @@ class Task:
       score: chooses the best checkpoint; one of the evaluators' scalars.
       conditional: whether `images_of` draws images of the class that it is given; where it does
         not, they are of no class in particular, and `predict` has to judge them.
+      labelled_rows: rows of a training batch that have a label, the first ones; None: all of them.
       compared_with: the split of the real images that evaluators compare generated ones with.
     """
 
@@ -53,6 +54,7 @@ class Task:
     evaluators: tuple[str, ...] = ()
     score = Score("val_macro_auc", higher_is_better=True)
     conditional = False
+    labelled_rows: int | None = None
     compared_with = "train"
 
     def init(self, rng: jax.Array) -> Any:
@@ -101,6 +103,20 @@ class Task:
     def rows(self, batch_size: int) -> int:
         """Examples in a training batch, for the `batch_size` of the configuration."""
         return batch_size
+
+    def with_unlabelled(self, batch_size: int) -> "Task":
+        """The task for a training split in which not all images have a label.
+
+        A task without a use for those that have none is left as it is, and never sees them.
+
+        Args:
+          batch_size: of the configuration.
+
+        Raises:
+          UserError: a batch that cannot hold both.
+        """
+        del batch_size
+        return self
 
     def order(self, sampling: str, exponent: float) -> dict[str, Any]:
         """Arguments of `data.order.Order`, for `data.sampling` and its exponent."""

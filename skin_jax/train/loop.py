@@ -12,7 +12,7 @@ from clu import parameter_overview
 from flax import serialization
 
 from skin_jax.base import devices, errors
-from skin_jax.data.order import Order
+from skin_jax.data.order import Order, Stream, side_by_side
 from skin_jax.tasks.state import MAX_NONFINITE_IN_A_ROW
 from skin_jax.train import checkpoints as checkpoint_lib
 from skin_jax.train.history import History, Progress
@@ -64,6 +64,7 @@ def train(
         hardware=devices.hardware(experiment.mesh),
         jax=jax.__version__,
         real_examples=len(experiment.indices("train")),
+        unlabelled_examples=len(experiment.unlabelled_indices),
         synthetic_examples=0 if experiment.synthetic is None else len(experiment.synthetic.records),
     )
     progress = Progress(
@@ -180,13 +181,17 @@ def _initial_state(
 
 def feeds(experiment: Experiment, first_step: int) -> Iterator[dict[str, jax.Array]]:
     """Yields what travels to the device in each dispatch from `first_step` on, to the run's end."""
-    config = experiment.config
-    order = Order(
+    config, task = experiment.config, experiment.task
+    order: Stream = Order(
         experiment.training_indices,
         experiment.training_labels,
         seed=config.seed,
-        **experiment.task.order(config.data.sampling, config.data.sampling_exponent),
+        **task.order(config.data.sampling, config.data.sampling_exponent),
     )
+    if task.labelled_rows is not None:
+        others = experiment.unlabelled_indices
+        without = Order(others, np.zeros(len(others)), seed=config.seed, sampling="natural")
+        order = side_by_side(order, task.labelled_rows, without, experiment.rows)
     return experiment.pipeline.train_feeds(
         order, experiment.rows, first_step, experiment.num_steps, config.steps_per_dispatch
     )

@@ -24,7 +24,7 @@ from skin_jax.data import demo, layouts, reading, splits
 from skin_jax.data import generated as generated_lib
 from skin_jax.data import pipeline as pipelines
 from skin_jax.data.classes import Classes
-from skin_jax.data.examples import Examples, Joined, write_skipped
+from skin_jax.data.examples import Examples, Joined, hide_labels, write_skipped
 from skin_jax.data.generated import Generated
 from skin_jax.train import checkpoints as checkpoint_lib
 from skin_jax.train import shipped
@@ -49,11 +49,12 @@ class Experiment:
     """A configuration with everything that it names in hand."""
 
     config: ConfigDict
-    examples: Examples  # all real ones; splits and evaluation know no others
+    examples: Examples
+    """All real ones; splits and evaluation know no others. Hidden labels are not in it."""
     assignment: np.ndarray  # "train" | "val" | "test" [N]
     synthetic: Examples | None  # generated ones that are trained with; a reopened run has none
     training_indices: np.ndarray
-    """The training stream's content, int64 [n]: places among the examples and, from
+    """The training stream's labelled content, int64 [n]: places among the examples and, from
     `len(examples.records)` on, among the generated images. An example may repeat."""
     training_labels: np.ndarray  # their classes, int32 [n]
     mesh: Mesh
@@ -61,7 +62,8 @@ class Experiment:
     task: tasks.Task
     num_steps: int  # length of the run, a multiple of the steps per dispatch
     steps_per_epoch: float
-    """Batches in one pass over the training split, without generated and repeated images."""
+    """Batches in one pass over the training split, with or without labels, but without generated
+    and repeated images."""
 
     @property
     def classes(self) -> Classes:
@@ -79,13 +81,26 @@ class Experiment:
         return self.task.rows(self.config.batch_size)
 
     def indices(self, split: str) -> np.ndarray:
-        """Indices of the examples of a split, int64 [n]."""
-        return np.flatnonzero(self.assignment == split)
+        """Indices of the labelled examples of a split, int64 [n]."""
+        return _indices(self.examples, self.assignment, split)
+
+    @functools.cached_property
+    def unlabelled_indices(self) -> np.ndarray:
+        """Indices of the training examples without a label, int64 [n]."""
+        return _indices(self.examples, self.assignment, "train", labelled=False)
 
     def class_counts(self, split: str) -> np.ndarray:
-        """Images of each class in a split, int64 [n]."""
+        """Images of each class in a split, int64 [n]; those without a label are in none."""
         labels = self.examples.labels[self.indices(split)]
         return np.bincount(labels, minlength=len(self.classes))
+
+
+def _indices(
+    examples: Examples, assignment: np.ndarray, split: str, *, labelled: bool = True
+) -> np.ndarray:
+    return np.flatnonzero(
+        (assignment == split) & ((examples.labels != classes_lib.UNLABELLED) == labelled)
+    )
 
 
 @contextlib.contextmanager
@@ -172,7 +187,7 @@ def start(config: ConfigDict, workdir: Path, check: Check | None = None) -> Expe
             rows = generated_lib.read(Path(config.data.synthetic), _classes_of(config))
         examples = load_examples(config)
         if resumed:
-            assignment = read_split(examples, workdir)
+            examples, assignment = read_split(examples, workdir)
         else:
             assignment = splits.draw(
                 examples.records,
@@ -181,6 +196,10 @@ def start(config: ConfigDict, workdir: Path, check: Check | None = None) -> Expe
                 split_seed=config.data.split_seed,
                 fold=config.data.fold,
             )
+            hidden = splits.hidden_labels(
+                examples.records, assignment, config.data.label_fraction, config.data.label_seed
+            )
+            examples = hide_labels(examples, hidden)
         generated = None
         if rows is not None:
             generated = _load_synthetic(config, rows, examples, assignment)
@@ -200,6 +219,12 @@ def start(config: ConfigDict, workdir: Path, check: Check | None = None) -> Expe
             warn("the folder has no official test set: there will be no test figures")
         if "val" not in given:
             warn("the folder has no official validation set: it is drawn from the training set")
+    if without := len(experiment.unlabelled_indices):
+        used = "join" if experiment.task.labelled_rows else "have no place in"
+        print(
+            f"{len(experiment.indices('train'))} training images have labels; {without} others "
+            f"{used} the batches of this run"
+        )
     with devices.together():
         if devices.is_first():
             _write(experiment, workdir, resumed)
@@ -288,7 +313,8 @@ def _load_synthetic(
                 "or use them anyway with --config.data.synthetic_allow_foreign=True"
             )
         warn(f"{found}: scores of this run may be too high")
-    counts = np.bincount(examples.labels[assignment == "train"], minlength=len(classes))
+    labels = examples.labels[_indices(examples, assignment, "train")]
+    counts = np.bincount(labels, minlength=len(classes))
     taken = generated_lib.at_most(rows, counts, config.data.synthetic_ratio, classes)
     return generated_lib.load(source, taken, config.data.image_size, classes)
 
@@ -307,13 +333,18 @@ def fitted_on(workdir: Path) -> str:
     return generated_lib.train_split_digest(members)
 
 
-def read_split(examples: Examples, workdir: Path) -> np.ndarray:
-    """The split of a run, "train" | "val" | "test" [N]; it is never drawn twice.
+def read_split(examples: Examples, workdir: Path) -> tuple[Examples, np.ndarray]:
+    """The examples with the labels that a run knows, and its split; neither is drawn twice.
 
     Examples that are not those that it was drawn from are refused.
+
+    Returns:
+      The examples, and "train" | "val" | "test" [N].
     """
     _check_digest(workdir / DIGEST_FILE, examples.digest, "images", "data.dir")
-    return splits.read(workdir / SPLITS_FILE, examples.records, examples.classes)
+    path = workdir / SPLITS_FILE
+    assignment, hidden = splits.read(path, examples.records, examples.classes)
+    return hide_labels(examples, hidden), assignment
 
 
 def _check_digest(path: Path, found: str, what: str, key: str) -> None:
@@ -335,7 +366,8 @@ def _assemble(
     mesh: Mesh,
     generated: Examples | None = None,
 ) -> Experiment:
-    indices = train = np.flatnonzero(assignment == "train")
+    indices = train = _indices(examples, assignment, "train")
+    without = len(_indices(examples, assignment, "train", labelled=False))
     if (count := config.data.get("oversample_to")) is not None:
         indices = _repeated(train, examples.labels[train], count)
     images, labels = examples.images, examples.labels
@@ -348,6 +380,7 @@ def _assemble(
         examples.classes.names,
         np.bincount(labels[train], minlength=len(examples.classes)),
         np.bincount(labels[indices], minlength=len(examples.classes)),
+        without,
     )
     return Experiment(
         config=config,
@@ -376,18 +409,27 @@ def _repeated(indices: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray
 
 
 def _build_task(
-    config: ConfigDict, names: Sequence[str], real_counts: np.ndarray, class_counts: np.ndarray
+    config: ConfigDict,
+    names: Sequence[str],
+    real_counts: np.ndarray,
+    class_counts: np.ndarray,
+    unlabelled: int = 0,
 ) -> tuple[tasks.Task, int, float]:
     """The task, the length of the run in steps, and the batches in an epoch.
 
     Of each of the n classes are given its name, the number of its real training images, which make
-    an epoch, and that of its images in the training stream: int [n].
+    an epoch, and that of its images in the training stream: int [n]. There are `unlabelled` other
+    training images; hiding labels does not change the length of a run.
     """
-    steps_per_epoch = tasks.kind(config).epoch(config, names, real_counts) / config.batch_size
+    epoch = tasks.kind(config).epoch(config, names, real_counts)
+    as_labelled = 1.0 + unlabelled / max(1, real_counts.sum())
+    steps_per_epoch = epoch * as_labelled / config.batch_size
     per_dispatch = config.steps_per_dispatch
     steps = config.num_steps or max(1, round(config.num_epochs * steps_per_epoch))
     num_steps = -(-steps // per_dispatch) * per_dispatch
     task = tasks.build(config, names, class_counts, num_steps, steps_per_epoch)
+    if unlabelled:
+        task = task.with_unlabelled(config.batch_size)
     return task, num_steps, steps_per_epoch
 
 
@@ -488,7 +530,8 @@ def trained(workdir: Path) -> Trained:
     """
     config, classes = config_lib.read(workdir), classes_lib.read(workdir)
     counts = splits.class_counts(workdir / SPLITS_FILE, "train", classes)
-    task, _, _ = _build_task(config, classes.names, counts, counts)
+    without = len(splits.members(workdir / SPLITS_FILE, "train")) - counts.sum()
+    task, _, _ = _build_task(config, classes.names, counts, counts, without)
     kind = Shipped if (workdir / shipped.WEIGHTS).exists() else Trained
     return kind(workdir, config, classes, counts, task)
 
@@ -550,7 +593,7 @@ def reopen(workdir: Path) -> Experiment:
         )
     config.data.pipeline = "auto"
     examples = load_examples(config)
-    return _assemble(config, examples, read_split(examples, workdir), devices.make_mesh(None))
+    return _assemble(config, *read_split(examples, workdir), devices.make_mesh(None))
 
 
 def best_state(

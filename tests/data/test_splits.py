@@ -1,13 +1,14 @@
 import csv
 import math
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from skin_jax.base.errors import UserError
 from skin_jax.data import splits
-from skin_jax.data.classes import HAM10000, Classes
+from skin_jax.data.classes import HAM10000, UNLABELLED, Classes
 from skin_jax.data.examples import Record
 
 FRACTIONS = (0.7, 0.1, 0.2)
@@ -166,8 +167,8 @@ def test_written_splits_are_read_back(tmp_path):
     assert rows[1][:2] == ["I00000", "L0"]
     assert rows[1][2] in ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
     assert [p.name for p in tmp_path.iterdir()] == ["splits.csv"]
-    np.testing.assert_array_equal(splits.read(path, records, HAM10000), assignment)
-    np.testing.assert_array_equal(splits.read(path, records[::-1], HAM10000), assignment[::-1])
+    np.testing.assert_array_equal(splits.read(path, records, HAM10000)[0], assignment)
+    np.testing.assert_array_equal(splits.read(path, records[::-1], HAM10000)[0], assignment[::-1])
 
 
 def test_read_refuses_other_records(tmp_path):
@@ -204,7 +205,7 @@ def test_odd_ids_and_names_of_classes_survive(tmp_path):
     records = [record(name, k % 3, f"{name} lesion") for k, name in enumerate(names)]
     sides = np.array(["train", "val"] * 3)
     splits.write(path, records, sides, odd)
-    np.testing.assert_array_equal(splits.read(path, records, odd), sides)
+    np.testing.assert_array_equal(splits.read(path, records, odd)[0], sides)
     assert splits.class_counts(path, "train", odd).tolist() == [1, 1, 1]
     assert splits.members(path, "train") == splits.members_of(records, sides, "train", odd)
     assert splits.lesion_ids(path) == {name: f"{name} lesion" for name in names}
@@ -222,4 +223,70 @@ def test_splits_of_the_code_of_before_are_read(tmp_path):
     path = tmp_path / "splits.csv"
     path.write_bytes(b"image,lesion_id,label,split\nISIC_1,HAM_1,nv,train\nISIC_2,HAM_2,df,test\n")
     records = [record("ISIC_2", 3, "HAM_2"), record("ISIC_1", 5, "HAM_1")]
-    assert splits.read(path, records, HAM10000).tolist() == ["test", "train"]
+    assert splits.read(path, records, HAM10000)[0].tolist() == ["test", "train"]
+
+
+def lesions(records, mask) -> set[str]:
+    return {r.lesion_id for r, own in zip(records, mask, strict=True) if own}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_known_labels_are_of_whole_lesions_and_part_of_those_of_a_larger_fraction(seed):
+    records = many(seed)
+    assignment = draw(records)
+    train = lesions(records, assignment == "train")
+    before: set[str] = set()
+    for fraction in (0.01, 0.05, 0.1, 0.25, 0.5, 1.0):
+        hidden = splits.hidden_labels(records, assignment, fraction, seed)
+        assert set(assignment[hidden]) <= {"train"}
+        known = train - lesions(records, hidden)
+        assert not known & lesions(records, hidden)
+        assert before <= known
+        before = known
+        sizes, kept = Counter(), Counter()
+        for lesion in train:
+            own = [r.label for r in records if r.lesion_id == lesion]
+            label = min(own, key=lambda each: (-own.count(each), each))
+            sizes[label] += 1
+            kept[label] += lesion in known
+        assert kept == {label: max(1, round(fraction * n)) for label, n in sizes.items()}
+    assert before == train
+
+
+def test_another_seed_hides_other_labels_and_order_does_not_matter():
+    records = many(0)
+    assignment = draw(records)
+    hidden = splits.hidden_labels(records, assignment, 0.3, 0)
+    assert (hidden != splits.hidden_labels(records, assignment, 0.3, 1)).any()
+    backwards = splits.hidden_labels(records[::-1], assignment[::-1], 0.3, 0)
+    np.testing.assert_array_equal(backwards[::-1], hidden)
+
+
+def test_hidden_labels_are_not_in_the_file_and_are_read_back(tmp_path):
+    records = many(2)
+    assignment = draw(records)
+    hidden = splits.hidden_labels(records, assignment, 0.3, 0)
+    seen = [replace(r, label=UNLABELLED) if h else r for r, h in zip(records, hidden, strict=True)]
+    path = tmp_path / "splits.csv"
+    splits.write(path, seen, assignment, HAM10000)
+    found = splits.read(path, records, HAM10000)
+    np.testing.assert_array_equal(found[0], assignment)
+    np.testing.assert_array_equal(found[1], hidden)
+    assert not splits.read(path, seen, HAM10000)[1].any()  # there is nothing left to hide
+    known = np.array([r.label for r in records])[(assignment == "train") & ~hidden]
+    counts = splits.class_counts(path, "train", HAM10000)
+    np.testing.assert_array_equal(counts, np.bincount(known, minlength=7))
+    members = splits.members_of(seen, assignment, "train", HAM10000)
+    assert splits.members(path, "train") == members
+    assert sum(not name for _, name in members) == hidden.sum()
+
+
+def test_images_without_a_label_follow_their_lesion_and_are_else_in_train():
+    records = many(0)
+    none = [record(f"N{i}", UNLABELLED, f"N{i // 2}") for i in range(20)]
+    joined = [record(f"J{i}", UNLABELLED, f"L{i}") for i in range(300)]
+    assignment = draw(records + none + joined)
+    np.testing.assert_array_equal(assignment[: len(records)], draw(records))
+    assert set(assignment[len(records) : len(records) + 20]) == {"train"}
+    sides = sides_of_lesions(records + none + joined, assignment)
+    assert all(len(own) == 1 for own in sides.values())

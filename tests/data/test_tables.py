@@ -6,6 +6,7 @@ import pytest
 
 from skin_jax.base.errors import UserError
 from skin_jax.data import layouts, splits
+from skin_jax.data.classes import UNLABELLED
 from skin_jax.data.reading import Reading
 
 
@@ -126,6 +127,27 @@ def test_missing_classes(folder, write):
     assert (len(listing.records), listing.problems) == (2, ())
     assert "images of other classes are left out: 2 without any" in listing.notes
     assert len(read(folder, classes=("a", "unknown")).records) == 2
+
+
+def test_rows_without_a_class_may_stay(folder, write):
+    rows = ["i0 a", "i1 NA", "i2 b", "i3 unknown"]
+    write["table"](folder / "t.csv", "image label", *rows)
+    for classes in ((), ("a", "b")):
+        listing = read(folder, classes=classes, on_missing_label="keep")
+        assert (listing.problems, listing.classes.names) == ((), ("a", "b"))
+        assert [r.label for r in listing.records] == [0, UNLABELLED, 1, UNLABELLED]
+        assert any(note.startswith("2 of 4 images have no label") for note in listing.notes)
+    # Where something is evaluated, each image needs one.
+    target = read(folder, classes=("a", "b")).classes
+    reading = Reading(table="t.csv", on_missing_label="keep")
+    assert len(layouts.read(folder, reading, target).problems) == 2
+    write["table"](folder / "t.csv", "image a b", "i0 1 0", "i1 0 0", "i2 0 1")
+    listing = read(folder, label_column="a,b", on_missing_label="keep")
+    assert [r.label for r in listing.records] == [0, UNLABELLED, 1]
+    write["table"](folder / "t.csv", "image label", "i0 NA", "i1 NA")
+    assert "no image has a label" in read(folder, on_missing_label="keep").problems[0]
+    with pytest.raises(UserError, match="on_missing_label needs a table"):
+        Reading(on_missing_label="keep")
 
 
 def test_ids_with_paths_of_another_machine(folder, write):

@@ -25,7 +25,7 @@ def one_hot(*labels):
 
 @pytest.fixture(scope="module")
 def generator():
-    """A small generator, its variables, and a jitted function of noise, classes, ramp, truncation.
+    """A small generator, its variables, and a jitted function of noise, classes, ramp.
 
     The images are those of training, whose batch norm makes small differences of z large.
     """
@@ -33,10 +33,8 @@ def generator():
     variables = jax.jit(lambda: network.init(KEY, jnp.ones((1, 8)), one_hot(0), train=True))()
 
     @jax.jit
-    def images(z, classes, ramp=1.0, truncation=1.0):
-        return network.apply(
-            variables, z, classes, ramp, truncation, train=True, mutable=["batch_stats"]
-        )
+    def images(z, classes, ramp=1.0):
+        return network.apply(variables, z, classes, ramp, train=True, mutable=["batch_stats"])
 
     return network, variables, images
 
@@ -92,18 +90,13 @@ def test_classes_change_images_as_far_as_the_ramp_lets_them(generator):
     assert not np.allclose(between, images(z, first)[0], atol=1e-5)
 
 
-def test_noise_lies_on_a_sphere_whose_radius_the_truncation_shrinks(generator):
-    _, _, images = generator
-    z, classes = jax.random.normal(KEY, (3, 8)), one_hot(0, 1, 2)
-    whole = images(z, classes)[0]
-    np.testing.assert_allclose(images(5.0 * z, classes)[0], whole, atol=1e-5)
-    assert not np.allclose(images(z[::-1], classes)[0], whole, atol=1e-3)
+def test_images_differ_less_with_shorter_noise(generator):
     network, variables, _ = generator
+    z = jax.random.normal(KEY, (3, 8))
 
     @jax.jit
     def spread(truncation):
-        same = one_hot(0, 0, 0)
-        found = network.apply(variables, z, same, 1.0, truncation, train=False)
+        found = network.apply(variables, truncation * z, one_hot(0, 0, 0), train=False)
         return jnp.max(jnp.std(found, axis=0))
 
     assert float(spread(0.0)) < 1e-6 < float(spread(0.5)) < float(spread(1.0))

@@ -18,6 +18,12 @@ def class_weights() -> dict[str, Setting]:
     return {"loss.class_weights": Setting("none", help, choices=("none", "balanced"))}
 
 
+def labelled_share() -> dict[str, Setting]:
+    """The composition of a batch where some training images have no label."""
+    help = "Share of a batch that has labels, where some training images have none."
+    return {"data.labelled_share": Setting(0.5, help, above=0, below=1)}
+
+
 def learning_rate(default: float, schedule: str, warmup_steps: int) -> dict[str, Setting]:
     """The settings of `optimizers.learning_rate`."""
     return section(
@@ -58,6 +64,26 @@ def generator_score() -> dict[str, Setting]:
         ),
         images=Setting(
             500, "Generated images of each class in a score, and most of the real ones.", low=2
+        ),
+    )
+
+
+def diffaugment(color: float, translation: float, cutout: float) -> dict[str, Setting]:
+    """The fields of `diffaugment.DiffAugment`."""
+    return section(
+        "diffaugment",
+        color=Setting(color, "Strength of the changes of colour; the paper's is 1.", low=0),
+        translation=Setting(
+            translation,
+            "Largest shift, as a share of the side; the paper's is 0.125.",
+            low=0,
+            below=1,
+        ),
+        cutout=Setting(
+            cutout,
+            "Side of the square that is cut out, as a share; the paper's is 0.5.",
+            low=0,
+            below=1,
         ),
     )
 

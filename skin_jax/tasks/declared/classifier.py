@@ -8,7 +8,13 @@ from skin_jax import config as config_lib
 from skin_jax.base import settings
 from skin_jax.base.settings import Setting, section
 from skin_jax.config import COMMON
-from skin_jax.tasks.declared import augment, class_weights, ema_decay, learning_rate
+from skin_jax.tasks.declared import (
+    augment,
+    class_weights,
+    ema_decay,
+    labelled_share,
+    learning_rate,
+)
 
 NAME = "classifier"
 
@@ -17,12 +23,15 @@ settings.declare(
     # What every network reduces to a map of at least 1x1.
     {"data.image_size": replace(COMMON["data.image_size"], low=32)}
     | ema_decay(0.999)
+    | labelled_share()
     | section(
         "model",
         name=Setting(
             None,
             "Network: resnet50, densenet121, efficientnet_lite0, efficientnet_lite1, "
-            "efficientnet_lite2, efficientnet_lite3, efficientnet_lite4 or cnn.",
+            "efficientnet_lite2, efficientnet_lite3, efficientnet_lite4, cnn, or paper A's "
+            "discriminator, without a norm, with batch norm or with spectral norm: discriminator, "
+            "discriminator_bn, discriminator_sn.",
             str,
             also=("arch", "model", "backbone"),
         ),
@@ -41,7 +50,17 @@ settings.declare(
     | {
         "loss.label_smoothing": Setting(
             0.1, "Share of the target that is spread over all classes.", low=0, below=1
-        )
+        ),
+        "loss.self_training": Setting(
+            0.0,
+            "Weight of the loss on images without a label, whose class is the network's own "
+            "confident prediction; 0.0: they are left out.",
+            low=0,
+        ),
+        "loss.pseudo_label_from_epoch": Setting(5, "First epoch of self-training.", low=0),
+        "loss.pseudo_label_threshold": Setting(
+            0.95, "Class probability from which a prediction is confident.", above=0, high=1
+        ),
     }
     | learning_rate(2e-3, "cosine", 100)  # of the head; see `optimizers.fine_tuning`
     | section(

@@ -11,7 +11,7 @@ from skin_jax import config as config_lib
 from skin_jax.base import settings
 from skin_jax.base.settings import Setting, section
 from skin_jax.config import COMMON
-from skin_jax.tasks.declared import adam, augment, ema_decay, generator_score
+from skin_jax.tasks.declared import adam, augment, diffaugment, ema_decay, generator_score
 
 NAME = "projected"
 
@@ -50,14 +50,7 @@ settings.declare(
             0.6, "Share of the run from which on classes play their full part.", low=0, high=1
         ),
     )
-    | section(
-        "diffaugment",
-        color=Setting(
-            0.5, "Strength of the changes of colour; theirs is 1, here colour tells classes.", low=0
-        ),
-        translation=Setting(0.125, "Largest shift, as a share of the side.", low=0, below=1),
-        cutout=Setting(0.2, "Side of the square that is cut out, as a share.", low=0, below=1),
-    )
+    | diffaugment(color=0.5, translation=0.125, cutout=0.2)  # theirs is 1; colour tells classes
     | generator_score()  # neither
     | adam(2e-4, b1=0.0, b2=0.99)
     | augment(),  # neither
