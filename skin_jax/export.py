@@ -25,7 +25,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--out={out} has the suffix of a file; give a folder, without a suffix")
     from skin_jax import api  # JAX takes its time to import: not for --help
 
-    api.export(Path(_WORKDIR.value), out)
+    api.load(_WORKDIR.value).export(out)
     print(f"exported: {out}", flush=True)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from skin_jax import api
+from skin_jax import api, load
 from skin_jax import config as config_lib
 from skin_jax.base import devices
 from skin_jax.base.errors import UserError
@@ -33,7 +33,7 @@ def own_network() -> None:
 @pytest.fixture(scope="module")
 def folder(small_gan, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("zoo") / "gan"
-    api.export(small_gan, out)
+    load(small_gan).export(out)
     return out
 
 
@@ -59,7 +59,7 @@ def class_gans(tmp_path_factory) -> tuple[Path, Path]:
     with checkpoint_lib.Checkpoints(root / "run" / "checkpoints") as checkpoints:
         best = early.gans.generator.variables
         checkpoints.save(6, late.replace(best=best, best_score=scores, best_step=steps), None)
-    api.export(root / "run", root / "zoo")
+    load(root / "run").export(root / "zoo")
     return root / "run", root / "zoo"
 
 
@@ -128,7 +128,7 @@ def test_an_export_names_no_folder_of_the_machine(small_gan, tmp_path):
     config.data.dir, config.data.cache_dir = "/secret/photos", "/secret/cache"
     config.data.split_fractions = (0.6, 0.2, 0.2)
     config_lib.write(config, source)
-    api.export(source, tmp_path / "zoo")
+    load(source).export(tmp_path / "zoo")
     for file in ("config.json", "README.md"):
         assert "secret" not in (tmp_path / "zoo" / file).read_text()
     assert config_lib.read(tmp_path / "zoo").data.split_fractions == (0.6, 0.2, 0.2)
@@ -141,7 +141,7 @@ def test_figures_of_another_checkpoint_are_not_in_the_card(small_gan, tmp_path):
     measured = json.loads(path.read_text())
     for step, there in ((measured["step"], True), (measured["step"] + 1, False)):
         path.write_text(json.dumps(measured | {"step": step}))
-        api.export(source, tmp_path / "zoo")
+        load(source).export(tmp_path / "zoo")
         card = (tmp_path / "zoo" / "README.md").read_text()
         assert ("balanced accuracy" in card) is there
 
@@ -158,7 +158,7 @@ def test_what_an_export_cannot_do_is_said(small_gan, folder, class_gans, tmp_pat
                 workdir, tmp_path / "g", generation.Amount(1), figures.image_grid, step=6
             )
     with pytest.raises(UserError, match="holds other files"):
-        api.export(small_gan, small_gan)
+        load(small_gan).export(small_gan)
     run = trained(small_gan)
     with run.config.unlocked():
         run.config.model.network = own_network

@@ -1,5 +1,6 @@
 """Evaluating a run: its best checkpoint on one of its splits, or on another labelled folder."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from skin_jax.data import pipeline as pipelines
 from skin_jax.data import splits
 from skin_jax.data.classes import BENIGN, MALIGNANT, Classes
 from skin_jax.data.examples import Examples
+from skin_jax.data.reading import Reading
 from skin_jax.eval import metrics
 from skin_jax.eval.evaluation import Evaluation
 from skin_jax.eval.inference import make_predictor
@@ -53,6 +55,23 @@ def evaluate_split(
         shared_with_train=shared if split == "test" else None,
         operating_points=points,
     )
+
+
+def labelled(run: Trained, data_dir: Path, told: Reading | None = None) -> Examples:
+    """The images of a labelled folder with the classes of a run, at its size.
+
+    Args:
+      run: whose classes they are.
+      data_dir: as `skin_jax.prepare` takes it.
+      told: how to read it; None: it is recognised.
+
+    Raises:
+      UserError: no such folder, or contents that do not fit.
+    """
+    from skin_jax.data import store  # tensorflow-datasets takes a second to import
+
+    settings = {key: run.config.data[key] for key in ("image_size", "cache_dir", "on_bad_image")}
+    return store.prepare(data_dir, reading=told or Reading(), classes=run.classes, **settings)
 
 
 def evaluate_examples(run: Trained, examples: Examples) -> Evaluation:
