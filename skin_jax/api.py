@@ -261,7 +261,7 @@ class Run:
             return np.concatenate([sampler.batch(name, first) for first in firsts])[:n]
         drawn = candidates.judged(
             sampler, self._judge, names, step=0, min_confidence=generation.MIN_CONFIDENCE
-        )(0)
+        )(0, lambda _: False)
         found: list[np.ndarray] = []
         for candidate in itertools.islice(drawn, generation.most_tries(n)):
             if candidate is not None and candidate.label == name:

@@ -19,7 +19,6 @@ challenge's where the truth has its columns, else the columns of the truth.
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from absl import flags
 
@@ -32,11 +31,6 @@ from skin_jax.data.examples import write_skipped
 from skin_jax.eval import metrics, tables
 from skin_jax.eval.evaluation import Evaluation
 from skin_jax.report import run as run_report
-
-if TYPE_CHECKING:
-    from jax.sharding import Mesh
-
-    from skin_jax.eval.features import Extractor
 
 _WORKDIR = command.define_path("workdir", None, "Folder of a trained run.")
 _SPLIT = flags.DEFINE_enum("split", "test", ["train", "val", "test"], "Split of the run.")
@@ -152,7 +146,7 @@ def _measure_quality(folder: Path, out: Path | None) -> None:
     from skin_jax.base import devices
     from skin_jax.eval import audit, features
     from skin_jax.report import quality as quality_report
-    from skin_jax.train.run import SPLITS_FILE, reopen
+    from skin_jax.train.run import SPLITS_FILE, reopen, trained
 
     size = config.read(workdir).data.image_size
     generated = audit.generated_images(folder, size, classes_lib.read(workdir))
@@ -162,7 +156,7 @@ def _measure_quality(folder: Path, out: Path | None) -> None:
         extractor = features.efficientnet_lite(_WEIGHTS.value, mesh)
     elif _FEATURES_FROM.value:
         other = Path(_FEATURES_FROM.value)
-        extractor = _features_of(other, mesh)
+        extractor = features.of_run(trained(other), mesh)
         val = [image_id for image_id, _ in splits.members(workdir / SPLITS_FILE, "val")]
         # Distances of validation images mean little to a network that was trained on them.
         if known := _trained_on(other, val):
@@ -189,17 +183,6 @@ def _measure_quality(folder: Path, out: Path | None) -> None:
     names = {"generated": named.name, "run": workdir.resolve().name}
     print(quality_report.write(out, audit.audit(real, generated, extractor), names))
     print(f"results: {out}", flush=True)
-
-
-def _features_of(workdir: Path, mesh: "Mesh") -> "Extractor":
-    from skin_jax.eval.features import Extractor
-    from skin_jax.train.run import trained
-
-    run = trained(workdir)
-    describe, (state, step) = run.ability("features"), run.best_state(mesh)
-    network = f"the run {run.name} ({run.config.task}) at step {step}"
-    size = run.config.data.image_size
-    return Extractor(describe, state, image_size=size, mesh=mesh, network=network)
 
 
 def run() -> None:

@@ -219,14 +219,22 @@ def find_copies(
       val: uint8 [V, S, S, 3], real images that show no training lesion; they may be none.
       train_features: [N, D], the extractor's of the training images.
     """
-    distances, indices, turns = _nearest(generated, train_features, extractor, "Generated")
-    val_distances, _, _ = _nearest(val, train_features, extractor, "Val")
+    distances, indices, turns = nearest_training(generated, train_features, extractor, "Generated")
+    val_distances, _, _ = nearest_training(val, train_features, extractor, "Val")
     closest = []
     for i in np.argsort(distances, kind="stable")[:PAIRS_SHOWN]:
         turned = list(inference.orientations(generated[i][None]))[turns[i]]
         closest.append(Pair(int(i), int(indices[i]), float(distances[i]), turned[0]))
-    threshold = float(np.percentile(val_distances, PERCENTILE)) if len(val) else float("nan")
-    return Copies(distances, val_distances, threshold, closest)
+    return Copies(distances, val_distances, _threshold(val_distances), closest)
+
+
+def copy_threshold(val: np.ndarray, train_features: np.ndarray, extractor: Extractor) -> float:
+    """The `threshold` of `Copies`, for val images uint8 [V, S, S, 3]."""
+    return _threshold(nearest_training(val, train_features, extractor, "Val")[0])
+
+
+def _threshold(val_distances: np.ndarray) -> float:
+    return float(np.percentile(val_distances, PERCENTILE)) if len(val_distances) else np.nan
 
 
 class _Set(NamedTuple):
@@ -293,13 +301,24 @@ def _shuffled(pictures: np.ndarray) -> np.ndarray:
     return np.stack([rng.permutation(pixels) for pixels in flat]).reshape(pictures.shape)
 
 
-def _nearest(
-    pictures: np.ndarray, train: np.ndarray, extractor: Extractor, name: str
+def nearest_training(
+    pictures: np.ndarray, train: np.ndarray, extractor: Extractor, name: str = ""
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Distance, index and orientation of the nearest training image, each [M]; M may be 0."""
+    """Distance, index and orientation of the training image that is nearest to each picture.
+
+    Args:
+      pictures: uint8 [M, S, S, 3]; M may be 0.
+      train: features [N, D] of the training images, N > 0.
+      extractor: of the pictures' features.
+      name: of the pictures, for bars of progress; "" shows none.
+
+    Returns:
+      Cosine distances float64 [M], the smallest of the eight orientations, indices int64 [M], and
+      places int64 [M] in `inference.orientations`.
+    """
     distances, indices = np.zeros((8, len(pictures))), np.zeros((8, len(pictures)), int)
     for i, view in enumerate(inference.orientations(pictures) if len(pictures) else ()):
-        described = extractor(view, f"{name} images, turned {i + 1}/8")
+        described = extractor(view, f"{name} images, turned {i + 1}/8" if name else "")
         distances[i], indices[i] = quality.nearest(described, train)
     best, columns = distances.argmin(axis=0), np.arange(len(pictures))
     return distances[best, columns], indices[best, columns], best

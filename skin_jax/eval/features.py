@@ -16,6 +16,7 @@ from skin_jax.eval import inference
 from skin_jax.models import pretrained
 from skin_jax.models.layers import ClassifierOutput
 from skin_jax.tasks.augment import to_float
+from skin_jax.train.run import Trained
 
 PyTree = Any
 
@@ -59,10 +60,10 @@ class Extractor:
         size = f"{image_size}x{image_size}"
         self.description = f"{network}, of images at {size} (bilinear with antialiasing)"
 
-        def resized(state: PyTree, images: jax.Array) -> jax.Array:
-            return features(state, _resized(images, image_size))
+        def described(state: PyTree, images: jax.Array) -> jax.Array:
+            return features(state, resized(images, image_size))
 
-        self._features, self._state = inference.over_devices(resized, mesh), state
+        self._features, self._state = inference.over_devices(described, mesh), state
         self._batch = -(-_BATCH // mesh.size) * mesh.size
 
     def __call__(self, images: np.ndarray, progress: str = "") -> np.ndarray:
@@ -108,7 +109,20 @@ def efficientnet_lite(weights: str, mesh: Mesh, flag: str = "--weights") -> Extr
     )
 
 
-def _resized(images: jax.Array, size: int) -> jax.Array:
+def of_run(run: Trained, mesh: Mesh) -> Extractor:
+    """Features of a run's best checkpoint, of images at its own size.
+
+    Raises:
+      UserError: its task has none, or it has no checkpoint.
+    """
+    describe, (state, step) = run.ability("features"), run.best_state(mesh)
+    network = f"the run {run.name} ({run.config.task}) at step {step}"
+    size = run.config.data.image_size
+    return Extractor(describe, state, image_size=size, mesh=mesh, network=network)
+
+
+def resized(images: jax.Array, size: int) -> jax.Array:
+    """Square images uint8 [B, S, S, 3] at another size, as Pillow resizes them (bilinear)."""
     if images.shape[1] == size:
         return images
     shape = (images.shape[0], size, size, images.shape[3])
