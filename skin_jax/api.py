@@ -297,9 +297,9 @@ class Run:
             raise UserError(f"{workdir} has no images in its split {split!r}")
         return found
 
-    def export(self, path: str | Path) -> None:
-        """Exports it to a file or, without a suffix, to a folder; see `skin_jax.export`."""
-        exports.write(self._run, Path(path))
+    def export(self, path: str | Path, part: str | None = None) -> None:
+        """Exports it to a file or, without a suffix, to a folder; see `skin_jax.exports.write`."""
+        exports.write(self._run, Path(path), part)
 
     @cached_property
     def _state(self) -> PyTree:

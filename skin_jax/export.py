@@ -1,17 +1,25 @@
-"""Exports a run into a folder of its own: its best weights, and a model card.
+"""Exports a run: for this program in a folder of its own, or in a file for others.
 
-python -m skin_jax.export --workdir=W --out=FOLDER
+python -m skin_jax.export --workdir=W --out=FOLDER | FILE.onnx | FILE.stablehlo | FILE.safetensors
 
-skin_jax.predict, skin_jax.generate and skin_jax.eval --data_dir take FOLDER as their --workdir.
+FOLDER holds the best weights and a model card; skin_jax.predict, skin_jax.generate and
+skin_jax.eval --data_dir take it as their --workdir. .onnx and .stablehlo hold a function of uint8
+images, or of noise; .safetensors a classifier's weights by timm's names. The names of the classes
+travel in the metadata.
 """
 
 from pathlib import Path
+
+from absl import flags
 
 from skin_jax.base import command
 from skin_jax.base.errors import UserError
 
 _WORKDIR = command.define_path("workdir", None, "Folder of a trained run.")
-_OUT = command.define_path("out", None, "The new folder.")
+_OUT = command.define_path("out", None, "The new folder, or the file, whose suffix says its kind.")
+_PART = flags.DEFINE_enum(
+    "part", None, ["predict", "generate"], "Which function; by default predict, where it can."
+)
 
 
 def main(argv: list[str]) -> None:
@@ -19,14 +27,11 @@ def main(argv: list[str]) -> None:
     if argv[1:]:
         raise UserError(f"unexpected argument {argv[1]!r}; see --help")
     if not _WORKDIR.value or not _OUT.value:
-        raise UserError("give both --workdir=DIR and --out=DIR; see --help")
-    out = Path(_OUT.value)
-    if out.suffix:
-        raise UserError(f"--out={out} has the suffix of a file; give a folder, without a suffix")
+        raise UserError("give both --workdir=DIR and --out=FOLDER or FILE; see --help")
     from skin_jax import api  # JAX takes its time to import: not for --help
 
-    api.load(_WORKDIR.value).export(out)
-    print(f"exported: {out}", flush=True)
+    api.load(_WORKDIR.value).export(Path(_OUT.value), _PART.value)
+    print(f"exported: {_OUT.value}", flush=True)
 
 
 def run() -> None:

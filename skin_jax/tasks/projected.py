@@ -75,6 +75,7 @@ class Projected(Task):
     headline = ("d_loss", "g_loss", "logit_real", "logit_generated")
     evaluators = ("generators",)
     conditional = True
+    noise_law = "standard normal, the vector then divided by its root mean square"
     compared_with = "val"
 
     def init(self, rng: jax.Array) -> ProjectedState:
@@ -229,7 +230,8 @@ class Projected(Task):
           label: of the class.
           noise: float32 [B, Z]; scaled by less than 1, images are more typical and less diverse.
         """
-        classes = jax.nn.one_hot(jnp.full(len(noise), label), self.num_classes)
+        shape = (noise.shape[0], self.num_classes)
+        classes = jnp.broadcast_to(jax.nn.one_hot(jnp.reshape(label, 1), shape[1]), shape)
         return self.images_between(generators, classes, noise)
 
     def images_between(self, generators: PyTree, classes: jax.Array, noise: jax.Array) -> jax.Array:
