@@ -185,7 +185,8 @@ def _subpixel_conv_transpose(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _blur_axis(x: jax.Array, axis: int) -> jax.Array:
-    padded = jnp.pad(x, [(int(i == axis),) * 2 for i in range(x.ndim)], mode="edge")
+    first, last = (lax.slice_in_dim(x, at, at + 1, axis=axis) for at in (0, x.shape[axis] - 1))
+    padded = jnp.concatenate([first, x, last], axis)  # jnp.pad would touch the axis B, too
     before, after = (
         lax.slice_in_dim(padded, start, start + x.shape[axis], axis=axis) for start in (0, 2)
     )
