@@ -121,15 +121,11 @@ def _evaluate_split(workdir: Path, split: str, out: Path) -> None:
 
 
 def _evaluate_elsewhere(workdir: Path, data_dir: Path, out: Path) -> None:
-    from skin_jax.data import store
     from skin_jax.eval import runs
     from skin_jax.train.run import trained
 
     run = trained(workdir)
-    settings = {key: run.config.data[key] for key in ("image_size", "cache_dir", "on_bad_image")}
-    examples = store.prepare(
-        data_dir, reading=reading.from_flags(), classes=run.classes, **settings
-    )
+    examples = runs.labelled(run, data_dir, reading.from_flags())
     if examples.skipped:
         write_skipped(out / "skipped.csv", examples.skipped)
         warn(f"{len(examples.skipped)} unreadable images are left out: {out}/skipped.csv")
