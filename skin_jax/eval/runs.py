@@ -20,8 +20,6 @@ from skin_jax.train.run import Experiment, Trained, best_state
 
 MISTAKES_SHOWN = 12
 _SPECIFICITIES = (0.90, 0.95)
-
-
 _ONE_VIEW = (View(),)
 
 
@@ -97,17 +95,11 @@ def _averaged(function: Any, pipeline: Pipeline, views: Sequence[View]) -> Predi
 
 def _calibrated(temperature: float, probabilities: np.ndarray, labels: np.ndarray) -> Calibrated:
     both = probabilities, calibration.applied(probabilities, temperature)
-    own = np.arange(len(labels)), labels
-    return Calibrated(
-        temperature,
-        *(
-            (of(both[0]), of(both[1]))
-            for of in (
-                lambda p: metrics.calibration_error(p, labels),
-                lambda p: float(-np.log(np.maximum(p[own], 1e-12)).mean()),
-            )
-        ),
+    ece, log_loss = (
+        (measure(both[0], labels), measure(both[1], labels))
+        for measure in (metrics.calibration_error, calibration.loss)
     )
+    return Calibrated(temperature, ece, log_loss)
 
 
 def _operating_points(
