@@ -71,6 +71,8 @@ def evaluate_examples(
 ) -> Evaluation:
     """Evaluates the best checkpoint on examples from elsewhere, of the run's classes.
 
+    Probabilities are means over the views; the temperature is the one that is kept with the run.
+
     Raises:
       UserError: no usable checkpoint, or a task that does not classify.
     """
@@ -80,7 +82,10 @@ def evaluate_examples(
     predict = _averaged(run.ability("predict"), pipeline, views)
     indices = np.arange(len(examples.records))
     probabilities = predict(state, indices, run.config.eval_batch_size)
-    return _evaluation(examples, indices, probabilities, step=step)
+    kept, calibrated = calibration.read(run.workdir, step), None
+    if kept is not None:
+        calibrated = _calibrated(kept.temperature, probabilities, examples.labels)
+    return _evaluation(examples, indices, probabilities, step=step, calibrated=calibrated)
 
 
 def _averaged(function: Any, pipeline: Pipeline, views: Sequence[View]) -> Predictor:
