@@ -37,7 +37,10 @@ CHECKPOINTS = "checkpoints"
 _SYNTHETIC_DIGEST_FILE = "synthetic.digest"
 _RESULTS = ("metrics.jsonl", "report.html", "eval", "figures", "samples")
 TEST_METRICS = "eval/test/metrics.json"
-TRAVEL = (classes_lib.FILE_NAME, SPLITS_FILE, _SYNTHETIC_DIGEST_FILE, TEST_METRICS)
+TRAVEL = (
+    *(classes_lib.FILE_NAME, SPLITS_FILE, _SYNTHETIC_DIGEST_FILE, TEST_METRICS),
+    *("calibration.json", "reference.npz"),  # of skin_jax.eval.calibrate
+)
 """Files of a run that `ship` copies as they are, where the run has them."""
 _MANY_IMAGES = 10**6  # of each class, while nobody knows how many there are
 
