@@ -14,6 +14,7 @@ COMMANDS = (
     "export",
     "eval",
     "eval.baselines",
+    "eval.calibrate",
     "reader_study",
     "study",
 )

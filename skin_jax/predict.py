@@ -3,8 +3,10 @@
 python -m skin_jax.predict --workdir=W[,W2...] --images=FOLDER|FILE[,FILE...] --out=P.csv
 
 A folder is searched with its subfolders; several runs are averaged. Unreadable images are listed in
-P.skipped.csv and left out. The exit status is 0, 1 (failure), 2 (usage or bad input) or 3 (images
-were left out, or files share a name).
+P.skipped.csv and left out. --details=D.csv also says how far each prediction can be trusted and
+flags pictures that are unlike the training images, with runs that skin_jax.eval.calibrate prepared.
+The exit status is 0, 1 (failure), 2 (usage or bad input) or 3 (images were left out, or files share
+a name).
 """
 
 from pathlib import Path
@@ -18,6 +20,12 @@ _WORKDIR = command.define_paths("workdir", "Folder of a trained run; several are
 _IMAGES = command.define_path("images", None, "A folder of images, or files, comma-separated.")
 _OUT = command.define_path("out", None, "The CSV to write.")
 _TTA = flags.DEFINE_bool("tta", False, "Average over the 8 flips and quarter turns of each image.")
+_SCALES = flags.DEFINE_list(
+    "scales", ["1"], "Sides of the images' middles to average over, such as 1,0.8."
+)
+_DETAILS = command.define_path(
+    "details", None, "A CSV: second class, calibrated probability, how unlike training images."
+)
 _EXPLAIN = command.define_path(
     "explain", None, "Folder for heat maps of what the predicted class is based on (Grad-CAM)."
 )
@@ -38,6 +46,8 @@ def main(argv: list[str]) -> int:
         command.paths_in(_IMAGES.value),
         Path(_OUT.value),
         tta=_TTA.value,
+        scales=command.shares_in(_SCALES.value, "scales"),
+        details=Path(_DETAILS.value) if _DETAILS.value else None,
         explain_dir=Path(_EXPLAIN.value) if _EXPLAIN.value else None,
         overlay=heatmap.overlay,
         batch_size=_BATCH_SIZE.value,

@@ -25,6 +25,7 @@ ENTRY_POINTS = {
     "skin_jax/study/__main__.py",
     "skin_jax/eval/__main__.py",
     "skin_jax/eval/baselines.py",
+    "skin_jax/eval/calibrate.py",
     "skin_jax/train/__main__.py",
 }
 

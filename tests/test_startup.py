@@ -52,6 +52,7 @@ def python(*arguments, **environment):
         "study --config=study_augmentation",
         "eval",
         "eval.baselines",
+        "eval.calibrate",
     ],
 )
 def test_help_imports_nothing_slow(command_line):

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import tomllib
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -76,6 +76,20 @@ def paths_in(text: str) -> list[str]:
     """Splits paths at commas, but for a text that is the path of something itself."""
     parts = [text] if os.path.lexists(text) else text.split(",")
     return [os.path.expanduser(part) for part in parts if part]
+
+
+def shares_in(texts: Sequence[str], flag: str) -> list[float]:
+    """Reads shares in (0, 1], of which there is at least one; UserError for others."""
+    try:
+        found = [float(text) for text in texts]
+        if not found or not all(0.0 < share <= 1.0 for share in found):
+            raise ValueError
+    except ValueError:
+        raise errors.UserError(
+            f"--{flag} is {','.join(texts)!r}; it takes numbers above 0 and at most 1, such as "
+            "1,0.8"
+        ) from None
+    return found
 
 
 def version() -> str:

@@ -1,6 +1,6 @@
 """Evaluates a run, on one of its splits or on another labelled folder, or any pair of CSVs.
 
-python -m skin_jax.eval --workdir DIR --split val|test
+python -m skin_jax.eval --workdir DIR --split val|test [--tta] [--scales 1,0.8]
 python -m skin_jax.eval --workdir DIR --data_dir OTHER --out DIR2
 python -m skin_jax.eval --predictions P.csv --truth T.csv --out DIR2 [--workdir DIR]
 
@@ -17,8 +17,9 @@ The classes of OTHER are those of the run. Those of a pair of CSVs are the run's
 challenge's where the truth has its columns, else the columns of the truth.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 
@@ -32,10 +33,17 @@ from skin_jax.eval import metrics, tables
 from skin_jax.eval.evaluation import Evaluation
 from skin_jax.report import run as run_report
 
+if TYPE_CHECKING:
+    from skin_jax.eval.inference import View
+
 _WORKDIR = command.define_path("workdir", None, "Folder of a trained run.")
 _SPLIT = flags.DEFINE_enum("split", "test", ["train", "val", "test"], "Split of the run.")
 _DATA_DIR = command.define_path(
     "data_dir", None, "Another labelled folder; all of its images are evaluated."
+)
+_TTA = flags.DEFINE_bool("tta", False, "Average over the 8 flips and quarter turns of each image.")
+_SCALES = flags.DEFINE_list(
+    "scales", ["1"], "Sides of the images' middles to average over, such as 1,0.8."
 )
 _PREDICTIONS = command.define_path("predictions", None, "CSV with a column for each class.")
 _TRUTH = command.define_path("truth", None, "CSV with a column for each class, one-hot.")
@@ -100,7 +108,7 @@ def _evaluate_split(workdir: Path, split: str, out: Path) -> None:
 
     experiment = reopen(workdir)
     checkpoints = Checkpoints(workdir / CHECKPOINTS, experiment.task.score, read_only=True)
-    evaluation = runs.evaluate_split(experiment, checkpoints, split)
+    evaluation = runs.evaluate_split(experiment, checkpoints, split, _views())
     if evaluation is not None:
         _write(out, evaluation)
 
@@ -117,7 +125,13 @@ def _evaluate_elsewhere(workdir: Path, data_dir: Path, out: Path) -> None:
     ids = [record.image_id for record in examples.records]
     if known := _trained_on(workdir, ids):
         warn(f"{known} of the {len(ids)} images have the id of a training image")
-    _write(out, runs.evaluate_examples(run, examples))
+    _write(out, runs.evaluate_examples(run, examples, _views()))
+
+
+def _views() -> "Sequence[View]":
+    from skin_jax.eval import inference
+
+    return inference.views(_TTA.value, command.shares_in(_SCALES.value, "scales"))
 
 
 def _trained_on(workdir: Path, image_ids: Iterable[str]) -> int:

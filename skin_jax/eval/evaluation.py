@@ -2,11 +2,23 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from skin_jax.data.classes import Classes
 from skin_jax.eval.metrics import Metrics, OperatingPoint, Subgroup
+
+
+class Calibrated(NamedTuple):
+    """Figures before and after temperature scaling, whose temperature is fitted on validation.
+
+    ece: expected calibration error; log_loss: mean of -log p(label), in nats.
+    """
+
+    temperature: float
+    ece: tuple[float, float]
+    log_loss: tuple[float, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +37,7 @@ class Evaluation:
     operating_points: Mapping[str, Sequence[OperatingPoint]] = dataclasses.field(
         default_factory=dict
     )  # what counts as positive -> points, their thresholds from val
+    calibrated: Calibrated | None = None
     subgroups: Sequence[Subgroup] = ()
     mistakes: Sequence[int] = ()  # indices of the most confident ones, the surest first
     mistake_images: np.ndarray | None = None  # uint8 [M, H, W, 3], of `mistakes`

@@ -68,7 +68,7 @@ class Evaluator:
 
 
 class Classification(Evaluator):
-    """Macro AUC and balanced accuracy on the validation split; nothing where it is empty."""
+    """Macro AUC, balanced accuracy and log-loss on the validation split, unless it is empty."""
 
     def __init__(self, experiment: Experiment, pictures: Pictures):
         """Takes the task's predictions."""
@@ -86,6 +86,7 @@ class Classification(Evaluator):
         scores = {
             "val_macro_auc": metrics.macro_auc(probabilities, self._labels),
             "val_balanced_accuracy": metrics.balanced_accuracy(probabilities, self._labels),
+            "val_log_loss": metrics.log_loss(probabilities, self._labels),
         }
         print("  ".join([f"step {step}", *(f"{key} {v:.3f}" for key, v in scores.items())]))
         return state, scores

@@ -1,9 +1,11 @@
 """Class probabilities of examples: the jitted forward pass over padded, masked batches."""
 
-from collections.abc import Callable, Iterator
-from typing import Any
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -67,3 +69,56 @@ def orientations(images: np.ndarray) -> Iterator[np.ndarray]:
     for side in (images, images[:, :, ::-1]):
         for quarters in range(4):
             yield np.rot90(side, quarters, axes=(1, 2))
+
+
+class View(NamedTuple):
+    """How an image is looked at: its middle, transposed or not, mirrored or not along each axis.
+
+    scale is the side of the middle as a share of the image's, enlarged to the image's size; None
+    for the whole image.
+    """
+
+    transposed: bool = False
+    mirrored_rows: bool = False
+    mirrored_columns: bool = False
+    scale: float | None = None
+
+
+def views(tta: bool, scales: Sequence[float] = (1.0,)) -> list[View]:
+    """Views to average over: with `tta` the eight orientations, at each of the scales in (0, 1]."""
+    either = (False, True) if tta else (False,)
+    sides = [None if scale == 1.0 else scale for scale in scales]
+    return [View(*chosen) for chosen in itertools.product(either, either, either, sides)]
+
+
+def viewed(function: Callable[[PyTree, jax.Array], jax.Array]) -> Callable[..., jax.Array]:
+    """The function ((state, view), images) -> function(state, the images as the view has them).
+
+    Jitted, it compiles once for all views without a scale and once for all with one.
+    """
+
+    def run(at: tuple[PyTree, View], images: jax.Array) -> jax.Array:
+        state, view = at
+        return function(state, _seen(images, view))
+
+    return run
+
+
+def _seen(images: jax.Array, view: View) -> jax.Array:
+    """The view of uint8 images [B, S, S, 3], in the same shape."""
+    x = jnp.where(view.transposed, images.swapaxes(1, 2), images)
+    x = jnp.where(view.mirrored_rows, x[:, ::-1], x)
+    x = jnp.where(view.mirrored_columns, x[:, :, ::-1], x)
+    if view.scale is None:
+        return x
+    factor = 1.0 / jnp.asarray(view.scale, jnp.float32)
+    shift = x.shape[1] * (1.0 - factor) / 2.0
+    enlarged = jax.image.scale_and_translate(
+        x.astype(jnp.float32),
+        x.shape,
+        (1, 2),
+        jnp.stack([factor, factor]),
+        jnp.stack([shift, shift]),
+        "linear",
+    )
+    return jnp.clip(jnp.round(enlarged), 0.0, 255.0).astype(jnp.uint8)

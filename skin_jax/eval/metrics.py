@@ -67,6 +67,27 @@ class Reliability(NamedTuple):
     hit_rate: np.ndarray  # float [BINS]
 
 
+class RiskCoverage(NamedTuple):
+    """What a classifier gets wrong where it judges only the images that it is surest of.
+
+    Of the k images with the largest scores, k = 1 .. N: k / N, and the share that is wrong; float64
+    [N] each. Geifman and El-Yaniv, "Selective Classification for Deep Neural Networks", NeurIPS
+    2017.
+    """
+
+    coverage: np.ndarray
+    risk: np.ndarray
+
+    @property
+    def area(self) -> float:
+        """Mean risk over all coverages: the lower, the better does the score tell errors apart."""
+        return float(self.risk.mean())
+
+    def at(self, coverage: float) -> float:
+        """Risk at the smallest coverage that is at least that asked for, in (0, 1]."""
+        return float(self.risk[int(np.ceil(coverage * len(self.risk) - 1e-9)) - 1])
+
+
 @dataclasses.dataclass(frozen=True)
 class Metrics:
     """Everything that is reported about one set of predictions.
@@ -91,6 +112,7 @@ class Metrics:
     average_precision: np.ndarray
     curves: tuple[Curve, ...]
     reliability: Reliability
+    risk_coverage: RiskCoverage
     ci95: Mapping[str, Interval]
     recall_ci95: tuple[Interval, ...]
 
@@ -146,12 +168,16 @@ class Subgroup:
 
 
 class OperatingPoint(NamedTuple):
-    """Sensitivity at a wished specificity: a score above `threshold` counts as positive."""
+    """Sensitivity at a wished specificity: a score above `threshold` counts as positive.
+
+    The interval of the sensitivity, at 95%, takes the threshold as given.
+    """
 
     wished_specificity: float
     threshold: float
     sensitivity: float
     specificity: float
+    sensitivity_ci95: Interval = UNDEFINED
 
 
 def evaluate(
@@ -201,6 +227,7 @@ def evaluate(
         average_precision=np.array([curve.average_precision for curve in curves]),
         curves=curves,
         reliability=reliability,
+        risk_coverage=_risk_coverage(largest, predicted == labels),
         ci95=intervals,
         recall_ci95=recall_intervals,
         **against_rest,
@@ -219,6 +246,16 @@ def balanced_accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
     return nanmean([hits[labels == c].mean() for c in np.unique(labels)])
 
 
+def log_loss(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Mean of -log p(label) within each class, then over the classes present, so in nats.
+
+    Probabilities count as at least 1e-12; arguments and errors as `evaluate`.
+    """
+    probabilities, labels = _checked(probabilities, labels)
+    losses = -np.log(np.maximum(probabilities[np.arange(len(labels)), labels], 1e-12))
+    return nanmean([losses[labels == c].mean() for c in np.unique(labels)])
+
+
 def confident_mistakes(probabilities: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
     """Find the at most `count` wrong predictions with the largest scores, largest first."""
     probabilities, labels = _checked(probabilities, labels)
@@ -230,11 +267,14 @@ Scored = tuple[np.ndarray, np.ndarray]
 """Scores float [N], larger for more likely positives, and whether each is positive, bool [N]."""
 
 
-def sensitivity_at_specificity(val: Scored, test: Scored, specificity: float) -> OperatingPoint:
+def sensitivity_at_specificity(
+    val: Scored, test: Scored, specificity: float, lesion_ids: Sequence[str] | None = None
+) -> OperatingPoint:
     """Sensitivity on test at the threshold that reaches a specificity in (0, 1] on val.
 
     The threshold is the lowest val score with at least the wished share of the val negatives at or
-    below it. Both figures are measured on test, NaN where undefined.
+    below it. Both figures are measured on test, NaN where undefined. For the interval see
+    `bootstrap`; `lesion_ids` are those of test, None: each image alone.
     """
     if not 0 < specificity <= 1:
         raise ValueError(f"specificity must be in (0, 1], not {specificity}")
@@ -245,7 +285,11 @@ def sensitivity_at_specificity(val: Scored, test: Scored, specificity: float) ->
     threshold = float(negatives[int(np.ceil(specificity * len(negatives) - 1e-9)) - 1])
     called, positive = test[0] > threshold, test[1].astype(bool)
     measured = nanmean(called[positive]), nanmean(~called[~positive])
-    return OperatingPoint(specificity, threshold, *measured)
+    ids = None if lesion_ids is None else np.asarray(lesion_ids)[positive]
+    # The recall of a class of positives, called so or not.
+    of_positives = lesion_rows(np.zeros(positive.sum(), int), 1 - called[positive], ids, 2)
+    _, (interval, _) = bootstrap(of_positives)
+    return OperatingPoint(specificity, threshold, *measured, interval)
 
 
 def subgroups(
@@ -406,6 +450,19 @@ def _calibration(confidence: np.ndarray, hit: np.ndarray) -> tuple[Reliability, 
     )
     error = float(np.abs(gaps).sum() / len(hit))
     return Reliability(counts, quotient(sums, counts), quotient(hits, counts)), error
+
+
+def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """The expected calibration error alone; see `evaluate`."""
+    probabilities, labels = _checked(probabilities, labels)
+    hits = probabilities.argmax(axis=1) == labels
+    return _calibration(probabilities.max(axis=1), hits)[1]
+
+
+def _risk_coverage(confidence: np.ndarray, hit: np.ndarray) -> RiskCoverage:
+    order = np.argsort(-confidence, kind="stable")
+    number = np.arange(1, len(hit) + 1)
+    return RiskCoverage(number / len(hit), np.cumsum(~hit[order]) / number)
 
 
 def _curves(probabilities: np.ndarray, labels: np.ndarray) -> tuple[Curve, ...]:

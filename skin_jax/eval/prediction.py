@@ -12,14 +12,15 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from skin_jax.base import devices
+from skin_jax.base import csvs, devices
 from skin_jax.base.errors import PARTIAL, UserError, listed, warn
 from skin_jax.base.files import write_atomically
 from skin_jax.base.threads import workers
 from skin_jax.data import images
 from skin_jax.data.classes import Classes
 from skin_jax.data.examples import write_skipped
-from skin_jax.eval import inference, tables
+from skin_jax.eval import calibration, familiarity, inference, tables
+from skin_jax.eval.inference import View
 from skin_jax.train.run import Trained, trained
 
 SUFFIXES = images.SUFFIXES | {".heic", ".heif", ".dcm"}
@@ -29,6 +30,10 @@ The last three are images that Pillow does not read: they are listed as such, no
 """
 
 _MAX_WORKERS = 16
+_DETAILS = (
+    *("image", "predicted", "confidence", "second"),
+    *("calibrated_probability", "distance_percentile", "flagged"),
+)
 
 Overlay = Callable[[np.ndarray, Sequence[np.ndarray], str], bytes]
 """An image uint8 [S, S, 3], heat maps of it and a caption -> a PNG."""
@@ -40,18 +45,34 @@ Decoded = tuple[np.ndarray, ...] | images.UnreadableImage
 class _Member:
     """A trained run that predicts images uint8 [B, S, S, 3] of its size S."""
 
-    def __init__(self, run: Trained, mesh: Mesh, *, explained: bool):
+    def __init__(self, run: Trained, mesh: Mesh, *, explained: bool, detailed: bool):
         self.image_size = run.config.data.image_size
-        self._state, _ = run.best_state(mesh)
-        abilities = ("predict", "explain") if explained else ("predict",)
-        self._call = {name: inference.over_devices(run.ability(name), mesh) for name in abilities}
+        self._state, step = run.best_state(mesh)
+        predict = inference.viewed(run.ability("predict"))
+        self._call = {"predict": inference.over_devices(predict, mesh)}
+        self.calibration = calibration.read(run.workdir, step) if detailed else None
+        self.reference = familiarity.read(run.workdir) if detailed else None
+        more = ["explain"] * explained + ["traits"] * (self.reference is not None)
+        self._call |= {name: inference.over_devices(run.ability(name), mesh) for name in more}
 
-    def probabilities(self, batch: np.ndarray, *, tta: bool) -> np.ndarray:
-        """Probabilities float64 [B, n], with `tta` averaged over 8 orientations."""
-        views = inference.orientations(batch) if tta else [batch]
+    def probabilities(self, batch: np.ndarray, views: Sequence[View]) -> np.ndarray:
+        """Probabilities float64 [V, B, n] for each view."""
         # All are under way before the first is waited for.
-        found = [self._call["predict"](self._state, view) for view in views]
-        return np.mean([np.asarray(each, np.float64) for each in found], axis=0)
+        found = [self._call["predict"]((self._state, view), batch) for view in views]
+        return np.stack([np.asarray(each, np.float64) for each in found])
+
+    def calibrated(self, probabilities: np.ndarray) -> np.ndarray:
+        """Means [B, n] of probabilities [V, B, n], calibrated; NaN where nothing is known."""
+        if self.calibration is None:
+            return np.full(probabilities.shape[1:], np.nan)
+        temperature = self.calibration.temperature
+        return np.mean([calibration.applied(p, temperature) for p in probabilities], axis=0)
+
+    def percentile(self, batch: np.ndarray) -> np.ndarray:
+        """How unlike the training images, float64 [B] in percent; NaN where nothing is known."""
+        if self.reference is None:
+            return np.full(len(batch), np.nan)
+        return self.reference.percentile(np.asarray(self._call["traits"](self._state, batch)))
 
     def heat_maps(self, batch: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """Heat maps [B, h, w] of what speaks for the classes with these labels."""
@@ -64,6 +85,8 @@ def predict_files(
     out: Path,
     *,
     tta: bool = False,
+    scales: Sequence[float] = (1.0,),
+    details: Path | None = None,
     explain_dir: Path | None = None,
     overlay: Overlay | None = None,
     batch_size: int = 64,
@@ -76,6 +99,10 @@ def predict_files(
       inputs: folders, searched with their subfolders, and files.
       out: the CSV; unreadable images are listed next to it, in `<stem>.skipped.csv`.
       tta: averages over the 8 orientations of each image.
+      scales: averages over its middle, at these shares of its side in (0, 1]; 1 is the whole.
+      details: a second CSV, `image, predicted, confidence, second, calibrated_probability,
+        distance_percentile, flagged`; the last three are empty where the runs were not prepared by
+        `skin_jax.eval.calibrate`.
       explain_dir: where `<image>.png`, drawn by `overlay`, shows what speaks for the predicted
         class of each image.
       batch_size: images at a time, rounded up to a multiple of the devices.
@@ -91,14 +118,27 @@ def predict_files(
     files, skipped = find_images(inputs)
     ids, ambiguous = image_ids(files)
     skipped_path = out.with_name(f"{out.stem}.skipped.csv")
-    _check_targets(files, ids, out, skipped_path, explain_dir)
+    csv_paths = [path for path in (out, skipped_path, details) if path is not None]
+    _check_targets(files, ids, csv_paths, explain_dir)
     mesh = devices.make_mesh(None)
     runs = [trained(workdir) for workdir in workdirs]
     classes = _same_classes(runs)
-    members = [_Member(run, mesh, explained=bool(explain_dir)) for run in runs]
+    members = [
+        _Member(run, mesh, explained=bool(explain_dir), detailed=details is not None)
+        for run in runs
+    ]
+    for run, member in zip(runs, members, strict=True) if details else ():
+        if member.calibration is None or member.reference is None:
+            warn(
+                f"{run.workdir} has no {calibration.FILE_NAME} or {familiarity.FILE_NAME}: columns "
+                f"of {details} stay empty; skin_jax.eval.calibrate --workdir={run.workdir} makes "
+                "both, for a classifier"
+            )
+    views = inference.views(tta, scales)
     batch_size = -(-min(batch_size, len(files)) // mesh.size) * mesh.size
     sizes = list(dict.fromkeys(member.image_size for member in members))
     probabilities = np.empty((len(files), len(classes)))
+    calibrated, percentiles = np.empty_like(probabilities), np.empty(len(files))
     good: list[int] = []
 
     bar = tqdm(total=len(files), unit=" images", desc="Predicting", disable=not progress)
@@ -111,10 +151,15 @@ def predict_files(
             stacks = {
                 size: np.stack([pixels[k] for _, pixels in padded]) for k, size in enumerate(sizes)
             }
-            values = np.mean(
-                [m.probabilities(stacks[m.image_size], tta=tta) for m in members], axis=0
-            )
+            found = [m.probabilities(stacks[m.image_size], views) for m in members]
+            values = np.mean([of_views.mean(axis=0) for of_views in found], axis=0)
             probabilities[places] = values[: len(places)]
+            if details:
+                pairs = list(zip(members, found, strict=True))
+                each = np.mean([m.calibrated(of_views) for m, of_views in pairs], axis=0)
+                calibrated[places] = each[: len(places)]
+                unlike = np.mean([m.percentile(stacks[m.image_size]) for m in members], axis=0)
+                percentiles[places] = unlike[: len(places)]
             if explain_dir and overlay:
                 labels = values.argmax(axis=1).astype(np.int32)
                 maps = [m.heat_maps(stacks[m.image_size], labels) for m in members]
@@ -135,6 +180,16 @@ def predict_files(
         write_skipped(skipped_path, skipped)
         raise listed("none of the images can be read", problems)
     tables.write_predictions(out, [ids[i] for i in good], probabilities[good], classes)
+    if details:
+        rows = _detailed(probabilities, calibrated, percentiles, classes)
+        text = csvs.text([_DETAILS, *([ids[i], *rows[i]] for i in good)])
+        write_atomically(details, text)
+        if flagged := sum(rows[i][-1] == "1" for i in good):
+            warn(
+                f"{flagged} of the {len(good)} images are flagged in {details}: they are less like "
+                f"the training images than {familiarity.FLAGGED_ABOVE:.0f}% of the validation "
+                "images, and what is predicted for them may mean nothing"
+            )
     if skipped:
         write_skipped(skipped_path, skipped)
         warn(str(listed(f"unreadable files were left out; see {skipped_path}", problems)))
@@ -147,6 +202,27 @@ def predict_files(
         )
     print(f"predicted {len(good)} images: {out}", flush=True)
     return PARTIAL if skipped or ambiguous else 0
+
+
+def _detailed(
+    probabilities: np.ndarray, calibrated: np.ndarray, percentiles: np.ndarray, classes: Classes
+) -> list[list[str]]:
+    """The columns of `_DETAILS` but the first, of every image; empty where nothing is known."""
+
+    def told(value: float) -> str:
+        return "" if np.isnan(value) else repr(float(value))
+
+    found = []
+    for row, after, percentile in zip(probabilities, calibrated, percentiles, strict=True):
+        first, second = np.argsort(-row, kind="stable")[:2]
+        flagged = "" if np.isnan(percentile) else str(int(percentile > familiarity.FLAGGED_ABOVE))
+        found.append(
+            [
+                *(classes.names[first], told(row[first]), classes.names[second]),
+                *(told(after[first]), told(percentile), flagged),
+            ]
+        )
+    return found
 
 
 def find_images(inputs: Sequence[str]) -> tuple[list[str], Skipped]:
@@ -247,15 +323,14 @@ def image_ids(files: Sequence[str]) -> tuple[list[str], int]:
 def _check_targets(
     files: Sequence[str],
     ids: Sequence[str],
-    out: Path,
-    skipped_path: Path,
+    csv_paths: Sequence[Path],
     explain_dir: Path | None,
 ) -> None:
     """Refuses results that could not be written, or would replace an image, before the work."""
-    for path in (out, skipped_path):
+    for path in csv_paths:
         if path.is_dir():
             raise UserError(f"{path} is a folder; give another name of a CSV file as --out")
-    targets = [out, skipped_path]
+    targets = list(csv_paths)
     if explain_dir:
         targets += [explain_dir / f"{name}.png" for name in ids]
     given = {os.path.abspath(file) for file in files}
@@ -264,7 +339,7 @@ def _check_targets(
             raise UserError(
                 f"{target} is one of the images and would be overwritten; choose another name"
             )
-    for folder in filter(None, (out.parent, explain_dir)):
+    for folder in filter(None, (*(path.parent for path in csv_paths), explain_dir)):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()

@@ -1,5 +1,6 @@
 """Evaluating a run: its best checkpoint on one of its splits, or on another labelled folder."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ from skin_jax.data import pipeline as pipelines
 from skin_jax.data import splits
 from skin_jax.data.classes import BENIGN, MALIGNANT, Classes
 from skin_jax.data.examples import Examples
+from skin_jax.data.pipeline import Pipeline
 from skin_jax.data.reading import Reading
-from skin_jax.eval import metrics
-from skin_jax.eval.evaluation import Evaluation
-from skin_jax.eval.inference import make_predictor
+from skin_jax.eval import calibration, metrics
+from skin_jax.eval.evaluation import Calibrated, Evaluation
+from skin_jax.eval.inference import Predictor, View, make_predictor, viewed
 from skin_jax.train import checkpoints as checkpoint_lib
 from skin_jax.train.run import Experiment, Trained, best_state
 
@@ -22,13 +24,19 @@ MISTAKES_SHOWN = 12
 _SPECIFICITIES = (0.90, 0.95)
 
 
+_ONE_VIEW = (View(),)
+
+
 def evaluate_split(
-    experiment: Experiment, checkpoints: checkpoint_lib.Checkpoints, split: str
+    experiment: Experiment,
+    checkpoints: checkpoint_lib.Checkpoints,
+    split: str,
+    views: Sequence[View] = _ONE_VIEW,
 ) -> Evaluation | None:
     """Evaluates the best checkpoint on a split; all processes take part and get the same.
 
-    Operating points have their thresholds from the validation split. None, after saying so, for an
-    empty split.
+    Probabilities are means over the views. Operating points have their thresholds, and calibration
+    its temperature, from the validation split. None, after saying so, for an empty split.
 
     Raises:
       UserError: no usable checkpoint, or a task that does not classify.
@@ -39,13 +47,17 @@ def evaluate_split(
         return None
     state, step = best_state(experiment.task, checkpoints, experiment.mesh)
     function = tasks.require(experiment.task, "predict", "this run")
-    predict = make_predictor(function, experiment.pipeline)
+    predict = _averaged(function, experiment.pipeline, views)
     examples, batch_size = experiment.examples, experiment.config.eval_batch_size
     found = predict(state, indices, batch_size)
-    shared, points = splits.shared_lesions(examples.records, experiment.assignment), {}
+    shared = splits.shared_lesions(examples.records, experiment.assignment)
+    points, calibrated = {}, None
     if len(val):
         on_val = predict(state, val, batch_size), examples.labels[val]
-        points = _operating_points(examples.classes, on_val, (found, examples.labels[indices]))
+        here = found, examples.labels[indices]
+        lesion_ids = [examples.records[i].lesion_id for i in indices]
+        points = _operating_points(examples.classes, on_val, here, lesion_ids)
+        calibrated = _calibrated(calibration.fit(*on_val), *here)
     return _evaluation(
         examples,
         indices,
@@ -54,6 +66,7 @@ def evaluate_split(
         step=step,
         shared_with_train=shared if split == "test" else None,
         operating_points=points,
+        calibrated=calibrated,
     )
 
 
@@ -74,7 +87,9 @@ def labelled(run: Trained, data_dir: Path, told: Reading | None = None) -> Examp
     return store.prepare(data_dir, reading=told or Reading(), classes=run.classes, **settings)
 
 
-def evaluate_examples(run: Trained, examples: Examples) -> Evaluation:
+def evaluate_examples(
+    run: Trained, examples: Examples, views: Sequence[View] = _ONE_VIEW
+) -> Evaluation:
     """Evaluates the best checkpoint on examples from elsewhere, of the run's classes.
 
     Raises:
@@ -83,14 +98,42 @@ def evaluate_examples(run: Trained, examples: Examples) -> Evaluation:
     mesh = devices.make_mesh(None)
     state, step = run.best_state(mesh)
     pipeline = pipelines.make("auto", examples.images, examples.labels, mesh)
-    predict = make_predictor(run.ability("predict"), pipeline)
+    predict = _averaged(run.ability("predict"), pipeline, views)
     indices = np.arange(len(examples.records))
     probabilities = predict(state, indices, run.config.eval_batch_size)
     return _evaluation(examples, indices, probabilities, step=step)
 
 
+def _averaged(function: Any, pipeline: Pipeline, views: Sequence[View]) -> Predictor:
+    predict = make_predictor(viewed(function), pipeline)
+
+    def mean(state: Any, indices: np.ndarray, batch_size: int) -> np.ndarray:
+        found = [predict((state, view), indices, batch_size) for view in views]
+        return np.mean(found, axis=0) if len(found) > 1 else found[0]
+
+    return mean
+
+
+def _calibrated(temperature: float, probabilities: np.ndarray, labels: np.ndarray) -> Calibrated:
+    both = probabilities, calibration.applied(probabilities, temperature)
+    own = np.arange(len(labels)), labels
+    return Calibrated(
+        temperature,
+        *(
+            (of(both[0]), of(both[1]))
+            for of in (
+                lambda p: metrics.calibration_error(p, labels),
+                lambda p: float(-np.log(np.maximum(p[own], 1e-12)).mean()),
+            )
+        ),
+    )
+
+
 def _operating_points(
-    classes: Classes, val: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray]
+    classes: Classes,
+    val: tuple[np.ndarray, np.ndarray],
+    test: tuple[np.ndarray, np.ndarray],
+    lesion_ids: Sequence[str] | None = None,
 ) -> dict[str, list[metrics.OperatingPoint]]:
     """Those of the class in focus, and of all malignant ones where every class has a group.
 
@@ -110,7 +153,7 @@ def _operating_points(
 
     measured = metrics.sensitivity_at_specificity
     return {
-        what: [measured(scored(val, own), scored(test, own), s) for s in _SPECIFICITIES]
+        what: [measured(scored(val, own), scored(test, own), s, lesion_ids) for s in _SPECIFICITIES]
         for what, own in asked.items()
     }
 

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from skin_jax.data.classes import Classes
-from skin_jax.eval.metrics import BINS, Metrics, Reliability, quotient
+from skin_jax.eval.metrics import BINS, Metrics, Reliability, RiskCoverage, quotient
 from skin_jax.report.kit import with_span
 
 if TYPE_CHECKING:
@@ -182,6 +182,14 @@ def reliability(path: Path, found: Reliability) -> None:
     _save(figure, path)
 
 
+def risk_coverage(path: Path, found: RiskCoverage) -> None:
+    """Write the share of wrong predictions against the share of images that are judged."""
+    figure, (axes,) = _panels(2.8, 1)
+    axes.plot(found.coverage, found.risk, color=_BLUE)
+    axes.set(xlim=(0, 1), ylim=(0, None), xlabel="share of images judged", ylabel="share wrong")
+    _save(figure, path)
+
+
 def history(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write losses, mean probabilities of "fake" and validation scores against the step.
 
@@ -192,7 +200,8 @@ def history(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     panels = {
         "loss": [k for k in keys if "loss" in k and not k.startswith("val_")],
         "mean p(fake)": [k for k in keys if k.startswith("p_fake")],
-        "validation": [k for k in keys if k.startswith("val_")],
+        "validation": [k for k in keys if k.startswith("val_") and "loss" not in k],
+        "validation loss": [k for k in keys if k.startswith("val_") and "loss" in k],
     }
     styles = [{"color": c, "linestyle": dash} for c, dash in zip(_LINES, _DASHES, strict=True)]
     figure, stacked = _series(rows, panels, styles, margin=0.6, height=2.2)

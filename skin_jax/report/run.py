@@ -38,6 +38,7 @@ PAPER_A: dict[str, Any] = {
 
 DEMO_NOTE = "These are procedural lesions: paper A's figures are no measure for them."
 SAMPLES_PER_CLASS = 6
+_COVERAGES = (0.5, 0.7, 0.8, 0.9, 1.0)
 
 _CAPTIONS = {
     "confusion_matrix": "Images by true class (row) and predicted class (column), and their share "
@@ -45,6 +46,8 @@ _CAPTIONS = {
     "roc": "ROC curve of each class against the rest.",
     "precision_recall": "Precision-recall curve of each class against the rest.",
     "reliability": "How often the predicted class is right, against how sure the model was.",
+    "risk_coverage": "Share of wrong predictions among the images that the model is surest of, "
+    "against how many of them it judges.",
     "class_histogram": "Images of each class.",
     "samples_per_class": "Images of each class, as the network sees them.",
     "history": "Losses and validation scores during training.",
@@ -230,8 +233,12 @@ def _evaluation_sections(folder: Path, evaluation: Evaluation) -> list[Section]:
             drawn("precision_recall", figures.precision_recall_curves, metrics, classes),
         ],
         "Calibration": [
-            Text(f"Expected calibration error (15 bins): {number(metrics.ece)}."),
+            *_calibration_blocks(evaluation),
             drawn("reliability", figures.reliability, metrics.reliability),
+        ],
+        "Risk and coverage": [
+            _risk_table(evaluation),
+            drawn("risk_coverage", figures.risk_coverage, metrics.risk_coverage),
         ],
     }
     if evaluation.subgroups:
@@ -257,10 +264,50 @@ def _score_blocks(evaluation: Evaluation) -> list[kit.Block]:
     blocks: list[kit.Block] = [table]
     for what, points in evaluation.operating_points.items():
         intro = "against the rest, the threshold chosen on validation images:"
-        header = ("wished specificity", "threshold", "sensitivity here", "specificity here")
-        rows = [(f"{wished:.0%}", *map(number, found)) for wished, *found in points]
+        header = (
+            *("wished specificity", "threshold", "sensitivity here", "95% interval"),
+            "specificity here",
+        )
+        rows = [
+            (
+                f"{point.wished_specificity:.0%}",
+                number(point.threshold),
+                number(point.sensitivity),
+                span(point.sensitivity_ci95),
+                number(point.specificity),
+            )
+            for point in points
+        ]
         blocks += [Text(f"{what[:1].upper()}{what[1:]} {intro}"), Table(header, rows)]
     return blocks
+
+
+def _calibration_blocks(evaluation: Evaluation) -> list[kit.Block]:
+    found = evaluation.calibrated
+    if found is None:
+        return [Text(f"Expected calibration error (15 bins): {number(evaluation.metrics.ece)}.")]
+    note = (
+        f"Before and after temperature scaling; the temperature of {number(found.temperature)} was "
+        f"fitted on {'these' if evaluation.split == 'val' else 'the validation'} images. The "
+        "predicted classes stay."
+    )
+    rows = [
+        (name, *map(number, values))
+        for name, values in (
+            ("expected calibration error (15 bins)", found.ece),
+            ("mean of -log p(true class)", found.log_loss),
+        )
+    ]
+    return [Text(note), Table(("", "before", "after"), rows)]
+
+
+def _risk_table(evaluation: Evaluation) -> Table:
+    found = evaluation.metrics.risk_coverage
+    rows = [(f"{share:.0%}", number(found.at(share))) for share in _COVERAGES]
+    return Table(
+        ("images judged, the surest first", "share that is wrong"),
+        [*rows, ("mean over all coverages", number(found.area))],
+    )
 
 
 def _subgroup_blocks(evaluation: Evaluation) -> list[kit.Block]:

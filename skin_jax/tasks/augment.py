@@ -1,7 +1,8 @@
 """Image augmentation on the device: pure, one key per example.
 
 What happens to an image depends on its key and the options alone, never on the batch that it stands
-in. Crop, flips and rotations are one affine map, so an image is interpolated once.
+in. Crop, flips, rotations, shears and a change of size are one affine map, so an image is
+interpolated once; brightness, contrast, saturation and hue are one affine map of its colours.
 """
 
 import math
@@ -9,12 +10,26 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 
 # Random words that an example has for everything but the noise. Ten are used; a draw of fewer than
 # sixteen takes XLA three times as long to compile.
 _NUM_DRAWS = 16
+
+# Random words of what came later: a draw of their own leaves the other as it was.
+_MORE_DRAWS = 16
+_MORE = 1
+
+_YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
+"""Brightness and two coordinates of colour, whose angle is the hue, of red, green, blue (NTSC)."""
+_RGB = tuple(map(tuple, np.linalg.inv(_YIQ).tolist()))
+
+_ERASED_AREA = (0.02, 0.33)
+_ERASED_ASPECT = 0.3
+"""Shares of the image's area, and the smallest ratio of sides, its inverse the largest (Zhong et
+al., "Random Erasing Data Augmentation", AAAI 2020, section 5)."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +48,14 @@ class Augmentation:
     salt_and_pepper: share of the pixels that become white or black, half each, in [0, 1], to a
       precision of 2^-16. 0 is off.
     salt_and_pepper_probability: share of the images that get this noise, in [0, 1].
+    shear: largest shear, in [0, 1]: the columns of a row move by shear times its distance from the
+      middle; uniform in [-shear, shear]. 0 is off.
+    brightness, contrast, saturation: largest change of a factor on the levels, on their difference
+      from the image's mean grey, and on that from each pixel's grey, in [0, 1): uniform in
+      [1 - change, 1 + change]. 0 is off.
+    hue: largest turn of the hue in degrees, in [0, 180]; uniform in [-hue, hue]. 0 is off.
+    erase: share of the images of which a rectangle becomes grey, in [0, 1]; of 2% to 33% of the
+      area, its sides in a ratio of 0.3 to 3.3. 0 is off.
 
     Raises:
       ValueError: if a value is outside its range.
@@ -46,15 +69,29 @@ class Augmentation:
     blur_probability: float = 0.5
     salt_and_pepper: float = 0.0
     salt_and_pepper_probability: float = 0.5
+    shear: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    erase: float = 0.0
 
     def __post_init__(self) -> None:
         ranges = {
             "crop": (0.0 < self.crop <= 1.0, "in (0, 1]"),
             "rotation": (0.0 <= self.rotation <= 180.0, "in [0, 180]"),
+            "hue": (0.0 <= self.hue <= 180.0, "in [0, 180]"),
             "blur_sigma": (0.0 <= self.blur_sigma < math.inf, "at least 0"),
         } | {
             name: (0.0 <= getattr(self, name) <= 1.0, "in [0, 1]")
-            for name in ("blur_probability", "salt_and_pepper", "salt_and_pepper_probability")
+            for name in (
+                *("blur_probability", "salt_and_pepper", "salt_and_pepper_probability"),
+                *("shear", "erase"),
+            )
+        }
+        ranges |= {
+            name: (0.0 <= getattr(self, name) < 1.0, "in [0, 1)")
+            for name in ("brightness", "contrast", "saturation")
         }
         for name, (valid, wanted) in ranges.items():
             if not valid:
@@ -62,8 +99,14 @@ class Augmentation:
 
     @property
     def moves_pixels(self) -> bool:
-        """Whether crop, flip or a rotation is on."""
-        return self.crop < 1.0 or self.flip or self.rotate90 or self.rotation > 0.0
+        """Whether crop, flip, a rotation or a shear is on."""
+        geometry = self.rotation > 0.0 or self.shear > 0.0
+        return self.crop < 1.0 or self.flip or self.rotate90 or geometry
+
+    @property
+    def changes_colours(self) -> bool:
+        """Whether brightness, contrast, saturation or hue is on."""
+        return max(self.brightness, self.contrast, self.saturation, self.hue) > 0.0
 
 
 def to_float(images: jax.Array, dtype: DTypeLike = jnp.float32) -> jax.Array:
@@ -77,16 +120,21 @@ def to_uint8(images: jax.Array) -> jax.Array:
     return jnp.clip(levels, 0.0, 255.0).astype(jnp.uint8)
 
 
-def augment(images: jax.Array, keys: jax.Array, options: Augmentation) -> jax.Array:
+def augment(
+    images: jax.Array, keys: jax.Array, options: Augmentation, size: int | None = None
+) -> jax.Array:
     """Augment each image with its own key.
 
     Args:
       images: [B, H, W, 3] uint8.
       keys: [B] typed keys.
       options: what to do; static under `jit`.
+      size: side of the result; static. Bilinear without antialiasing: at least half of H and W.
+        None: that of the images.
 
     Returns:
-      [B, H, W, 3] float32 in [-1, 1]; with all options off exactly `to_float(images)`.
+      [B, H, W, 3] or [B, size, size, 3] float32 in [-1, 1]; with all options off and no size
+      exactly `to_float(images)`.
 
     Raises:
       ValueError: if shapes or dtypes don't fit, or `rotate90` meets images that aren't square.
@@ -97,10 +145,19 @@ def augment(images: jax.Array, keys: jax.Array, options: Augmentation) -> jax.Ar
     # One draw for everything: each further one costs a third of a second of compilation.
     words = jax.vmap(lambda key: jax.random.bits(key, (_NUM_DRAWS + noise_words,)))(keys)
     draws = (words[:, :_NUM_DRAWS] >> 8).astype(jnp.float32) * 2.0**-24
+    more = draws
+    if options.changes_colours or options.shear > 0.0 or options.erase > 0.0:
+        extra = jax.vmap(
+            lambda key: jax.random.bits(jax.random.fold_in(key, _MORE), (_MORE_DRAWS,))
+        )
+        more = (extra(keys) >> 8).astype(jnp.float32) * 2.0**-24
     x = to_float(images)
-    if options.moves_pixels:
-        matrix, centre = _affine_map(draws[:, :7], options, images.shape[1:3])
-        x = _scale(_resample(images, matrix, centre))
+    shape = images.shape[1:3] if size is None else (size, size)
+    if options.moves_pixels or shape != images.shape[1:3]:
+        matrix, centre = _affine_map(draws[:, :7], more[:, 0], options, images.shape[1:3])
+        x = _scale(_resample(images, matrix, centre, shape))
+    if options.changes_colours:
+        x = _recolour(x, images, more[:, 1:5], options)
     if options.blur_sigma > 0.0:
         blurred = draws[:, 7] < options.blur_probability
         x = _blur(x, jnp.where(blurred, options.blur_sigma * draws[:, 8], 0.0), options.blur_sigma)
@@ -110,7 +167,47 @@ def augment(images: jax.Array, keys: jax.Array, options: Augmentation) -> jax.Ar
         noisy = draws[:, 9] < options.salt_and_pepper_probability
         share = jnp.where(noisy, options.salt_and_pepper, 0.0)
         x = _salt_and_pepper(x, words[:, _NUM_DRAWS:], share)
+    if options.erase > 0.0:
+        x = _erase(x, more[:, 5:10], options.erase)
     return x
+
+
+def mix(
+    images: jax.Array, rng: jax.Array, mixup: float, cutmix: float
+) -> tuple[jax.Array, jax.Array]:
+    """Blend each image of a batch with the one before it, the first with the last.
+
+    mixup is a weighted mean (Zhang et al., ICLR 2018), cutmix pastes a rectangle of the neighbour
+    (Yun et al., ICCV 2019); with both, each image gets one of them with probability 1/2. The share
+    of an image itself is drawn from Beta(a, a), for each image anew.
+
+    Args:
+      images: float [B, H, W, 3].
+      rng: a typed key.
+      mixup, cutmix: a of each; 0 is off.
+
+    Returns:
+      The images, and the share of each that is its own, float32 [B]: what is left is of
+      `neighbours`.
+    """
+    B, H, W, _ = images.shape
+    blend_key, cut_key, choice_key, place_key = jax.random.split(rng, 4)
+    cuts = jnp.full(B, mixup == 0.0)
+    if mixup > 0.0 and cutmix > 0.0:
+        cuts = jax.random.bernoulli(choice_key, 0.5, (B,))
+    blended = jax.random.beta(blend_key, mixup, mixup, (B,)) if mixup > 0.0 else jnp.ones(B)
+    share = jax.random.beta(cut_key, cutmix, cutmix, (B,)) if cutmix > 0.0 else jnp.ones(B)
+    side = jnp.sqrt(1.0 - share)
+    inside = _rectangle((H, W), side, side, jax.random.uniform(place_key, (B, 2)))
+    pasted = 1.0 - inside.mean(axis=(1, 2))
+    own = jnp.where(cuts, pasted, blended)
+    weight = jnp.where(cuts[:, None, None], 1.0 - inside, blended[:, None, None])[..., None]
+    return weight * images + (1.0 - weight) * neighbours(images), own
+
+
+def neighbours(values: jax.Array) -> jax.Array:
+    """Return what `mix` blends each of [B, ...] with."""
+    return jnp.roll(values, 1, axis=0)
 
 
 def keys_of(rng: jax.Array, numbers: jax.Array) -> jax.Array:
@@ -143,7 +240,7 @@ def _scale(levels: jax.Array) -> jax.Array:
 
 
 def _affine_map(
-    draws: jax.Array, options: Augmentation, size: tuple[int, ...]
+    draws: jax.Array, shear: jax.Array, options: Augmentation, size: tuple[int, ...]
 ) -> tuple[jax.Array, jax.Array]:
     """Return matrix [B, 2, 2] and centre [B, 2] of the map from output to input positions.
 
@@ -165,20 +262,32 @@ def _affine_map(
         cos, sin = cos * quarter_cos - sin * quarter_sin, sin * quarter_cos + cos * quarter_sin
     rotation = jnp.stack([jnp.stack([cos, -sin], axis=1), jnp.stack([sin, cos], axis=1)], axis=1)
     matrix = scale[:, None, None] * rotation
+    if options.shear > 0.0:
+        slant = options.shear * (2.0 * shear - 1.0)
+        ones, zeros = jnp.ones_like(slant), jnp.zeros_like(slant)
+        sheared = jnp.stack([jnp.stack([ones, zeros], 1), jnp.stack([slant, ones], 1)], axis=1)
+        matrix = jnp.einsum("bij,bjk->bik", matrix, sheared)
     if options.flip:
         flips = jnp.stack([flip_rows, flip_columns], axis=1)
         matrix *= jnp.where(flips < 0.5, -1.0, 1.0)[:, None, :]
     return matrix, centre
 
 
-def _resample(images: jax.Array, matrix: jax.Array, centre: jax.Array) -> jax.Array:
+def _resample(
+    images: jax.Array, matrix: jax.Array, centre: jax.Array, shape: tuple[int, ...]
+) -> jax.Array:
     """Interpolate uint8 images bilinearly at the positions of an affine map: float32 in [0, 255].
 
-    The images continue outside as their mirror images.
+    The result has the rows and columns of `shape`, which span the image as the map moves it. The
+    images continue outside as their mirror images.
     """
     B, H, W, _ = images.shape
-    rows = (jnp.arange(H, dtype=jnp.float32) - (H - 1) / 2)[None, :, None]
-    columns = (jnp.arange(W, dtype=jnp.float32) - (W - 1) / 2)[None, None, :]
+
+    def span(count: int, size: int) -> jax.Array:
+        middled = jnp.arange(count, dtype=jnp.float32) - (count - 1) / 2
+        return middled if count == size else middled * (size / count)
+
+    rows, columns = span(shape[0], H)[None, :, None], span(shape[1], W)[None, None, :]
 
     def positions(axis: int, size: int) -> tuple[jax.Array, jax.Array, jax.Array]:
         to_row, to_column, middle = (
@@ -215,6 +324,64 @@ def _mirror(position: jax.Array, size: int) -> jax.Array:
     """
     folded = size - jnp.abs(size - jnp.abs(position + 0.5)) - 0.5
     return jnp.clip(folded, 0.0, size - 1.0)
+
+
+def _recolour(
+    x: jax.Array, images: jax.Array, draws: jax.Array, options: Augmentation
+) -> jax.Array:
+    """Change the colours of x [B, H, W, 3], made of the uint8 images, by draws [B, 4]."""
+    away = 2.0 * draws[:, :, None, None] - 1.0
+    bright, contrast, saturation = (
+        1.0 + change * away[:, i]
+        for i, change in enumerate((options.brightness, options.contrast, options.saturation))
+    )
+    angle = jnp.deg2rad(options.hue * away[:, 3])
+    cos, sin = saturation * jnp.cos(angle), saturation * jnp.sin(angle)
+    # Sums of integers: the same however the compiler splits them.
+    sums = images.astype(jnp.int32).sum(axis=(1, 2)).astype(jnp.float32)
+    grey = bright * _weighted(_YIQ[0], sums)[:, None, None] / (127.5 * math.prod(images.shape[1:3]))
+
+    levels = (x + 1.0) * bright[..., None]  # black stays black
+    luma, i, q = (_weighted(row, levels) for row in _YIQ)
+    luma = grey + contrast * (luma - grey)
+    turned = jnp.stack([luma, contrast * (cos * i - sin * q), contrast * (sin * i + cos * q)], -1)
+    return jnp.stack([_weighted(row, turned) for row in _RGB], axis=-1) - 1.0
+
+
+def _weighted(weights: tuple[float, ...], values: jax.Array) -> jax.Array:
+    """Return the sum of weighted channels, [...] for [..., 3]."""
+    first, second, third = (weight * values[..., i] for i, weight in enumerate(weights))
+    return first + second + third
+
+
+def _erase(x: jax.Array, draws: jax.Array, probability: float) -> jax.Array:
+    """Make a rectangle of a share of x [B, H, W, 3] grey, by draws [B, 5]."""
+    low, high = _ERASED_AREA
+    area = jnp.where(draws[:, 0] < probability, low + (high - low) * draws[:, 1], 0.0)
+    # As often wide as high.
+    ratio = jnp.exp((1.0 - 2.0 * draws[:, 2]) * math.log(_ERASED_ASPECT))
+    sides = jnp.sqrt(area * ratio), jnp.sqrt(area / ratio)
+    inside = _rectangle(x.shape[1:3], *sides, draws[:, 3:5])
+    return x * (1.0 - inside[..., None])
+
+
+def _rectangle(
+    shape: tuple[int, ...], height: jax.Array, width: jax.Array, place: jax.Array
+) -> jax.Array:
+    """Return 1.0 inside a rectangle of each image, 0.0 outside: float32 [B, H, W].
+
+    Args:
+      shape: (H, W).
+      height, width: [B], as shares of the image's; what is more than 1 is cut.
+      place: [B, 2] in [0, 1), of the rectangle among all places inside of the image.
+    """
+    spans = []
+    for count, share, at in zip(shape, (height, width), place.T, strict=True):
+        length = jnp.round(count * jnp.minimum(share, 1.0))
+        first = jnp.floor(at * (count - length + 1.0))[:, None]
+        number = jnp.arange(count, dtype=jnp.float32)[None]
+        spans.append((number >= first) & (number < first + length[:, None]))
+    return (spans[0][:, :, None] & spans[1][:, None, :]).astype(jnp.float32)
 
 
 def _blur(x: jax.Array, sigma: jax.Array, largest: float) -> jax.Array:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from skin_jax.base import code
@@ -26,7 +28,7 @@ from skin_jax.tasks import augment, losses, optimizers, settings
 from skin_jax.tasks.declared.classifier import defaults, smoke
 from skin_jax.tasks.gradcam import grad_cam
 from skin_jax.tasks.state import ClassifierState, Network, guard, update_ema
-from skin_jax.tasks.task import Task
+from skin_jax.tasks.task import Score, Task, TrainStep
 
 __all__ = ["MODELS", "Classifier", "build", "defaults", "epoch", "settle", "smoke"]
 
@@ -44,7 +46,12 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 
 # Tags that give each use of the run's key its own stream.
-_NETWORK, _AUGMENT, _DROPOUT = range(3)
+_NETWORK, _AUGMENT, _DROPOUT, _MIX = range(4)
+
+_SCORES = {
+    "macro_auc": Score("val_macro_auc", higher_is_better=True),
+    "log_loss": Score("val_log_loss", higher_is_better=False),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +84,12 @@ class Classifier(Task):
       class_weights: float32 [n], of the loss.
       label_smoothing: in [0, 1).
       ema_decay: 0 is off.
+      growth: (first step, side) of the images that are trained on, by step; empty: S.
+      mixup, cutmix: of `augment.mix`.
+      adjustment: float32 [n], added to the logits of the loss: tau times the log shares of the
+        classes in the training stream (Menon et al., ICLR 2021, equation 10; tau = 1 is the
+        balanced softmax of Ren et al., NeurIPS 2020). None: nothing.
+      score: chooses the best checkpoint.
       self_training: where some training images have no label.
     """
 
@@ -88,6 +101,11 @@ class Classifier(Task):
     class_weights: np.ndarray
     label_smoothing: float
     ema_decay: float
+    growth: tuple[tuple[int, int], ...] = ()
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    adjustment: np.ndarray | None = None
+    score: Score = Task.score
     self_training: SelfTraining = SelfTraining()
     labelled_rows: int | None = None
 
@@ -127,6 +145,15 @@ class Classifier(Task):
         )
         return state.replace(network=network, ema=ema)
 
+    def train_size(self, step: int) -> int | None:
+        """The side of the images at a step, where it grows."""
+        return next((size for first, size in reversed(self.growth) if first <= step), None)
+
+    def step_on(self, mesh: Mesh, size: int | None = None) -> TrainStep:
+        """`train_step` on images of a size."""
+        del mesh
+        return functools.partial(self.train_step, size=size)
+
     def with_unlabelled(self, batch_size: int) -> "Classifier":
         """The task for batches whose last rows have no label; see `Task.with_unlabelled`."""
         if not self.self_training.weight:
@@ -135,7 +162,11 @@ class Classifier(Task):
         return dataclasses.replace(self, labelled_rows=rows)
 
     def train_step(
-        self, state: ClassifierState, batch: dict[str, jax.Array], rng: jax.Array
+        self,
+        state: ClassifierState,
+        batch: dict[str, jax.Array],
+        rng: jax.Array,
+        size: int | None = None,
     ) -> tuple[ClassifierState, Metrics]:
         """One step.
 
@@ -144,15 +175,22 @@ class Classifier(Task):
           batch: image uint8 [B, S, S, 3], label int32 [B], of which the first `labelled_rows`
             are read, position uint32 [B].
           rng: the run's key; every step and every position derives its own from it.
+          size: side of the images that the network gets; None: S.
 
         Returns:
           The state after the step (the old one where anything was not finite) and float32 scalars.
         """
         keys = augment.keys_of(jax.random.fold_in(rng, _AUGMENT), batch["position"])
-        images = augment.augment(batch["image"], keys, self.augmentation)
+        images = augment.augment(batch["image"], keys, self.augmentation, size)
         dropout_key = jax.random.fold_in(jax.random.fold_in(rng, _DROPOUT), state.step)
-
         labels = batch["label"][: self.labelled_rows]
+        mixed = None  # shares of the images' own labels
+        if self.mixup or self.cutmix:
+            mix_key = jax.random.fold_in(jax.random.fold_in(rng, _MIX), state.step)
+            of_labelled, rest = images[: len(labels)], images[len(labels) :]
+            of_labelled, mixed = augment.mix(of_labelled, mix_key, self.mixup, self.cutmix)
+            images = jnp.concatenate([of_labelled, rest])
+
         pseudo = None
         if self.labelled_rows is not None:
             # As the weights that would be evaluated see the images, without augmentation.
@@ -168,9 +206,18 @@ class Classifier(Task):
             )
             assert isinstance(output, ClassifierOutput)
             of_labelled = output.logits[: len(labels)]
-            loss = losses.classification(
-                of_labelled, labels, jnp.asarray(self.class_weights), self.label_smoothing
+            adjusted = of_labelled
+            if self.adjustment is not None:
+                adjusted += self.adjustment[None]
+            loss_to = functools.partial(
+                losses.classification,
+                adjusted,
+                class_weights=jnp.asarray(self.class_weights),
+                label_smoothing=self.label_smoothing,
             )
+            loss = loss_to(labels, share=mixed)
+            if mixed is not None:
+                loss += loss_to(augment.neighbours(labels), share=1.0 - mixed)
             parts = {"loss": loss}
             if pseudo is not None:
                 own = self.self_training
@@ -207,6 +254,24 @@ class Classifier(Task):
     def features(self, state: ClassifierState, images: jax.Array) -> jax.Array:
         """The pooled features that the head classifies, float32 [B, D], of uint8 [B, S, S, 3]."""
         return self._judge(state.averaged, images).pooled
+
+    def traits(self, state: ClassifierState, images: jax.Array) -> jax.Array:
+        """Mean and standard deviation of each channel of a map half-way through the network.
+
+        Of uint8 images [B, S, S, 3], float32 [B, 2 C].
+        """
+        _, captured = self.network.apply(
+            state.averaged,
+            augment.to_float(images),
+            train=False,
+            mutable=["intermediates"],
+            capture_intermediates=lambda module, _: len(module.path) == 1,
+        )
+        outputs = {name: found["__call__"][0] for name, found in captured["intermediates"].items()}
+        order = _submodules(self.network, self.image_size)
+        maps = [outputs[name] for name in order if getattr(outputs.get(name), "ndim", 0) == 4]
+        middle = maps[len(maps) // 2].astype(jnp.float32)
+        return jnp.concatenate([middle.mean(axis=(1, 2)), middle.std(axis=(1, 2))], axis=-1)
 
     def explain(self, state: ClassifierState, images: jax.Array, labels: jax.Array) -> jax.Array:
         """Grad-CAM of the last activations before pooling, float32 [B, h, w] in [0, 1].
@@ -263,6 +328,39 @@ def _own_network(make: Callable[..., Any], arguments: dict[str, Any], image_size
     return network
 
 
+def _growth(config: ConfigDict, steps_per_epoch: float) -> tuple[tuple[int, int], ...]:
+    """First step and side of each size in training; refuses what does not fit."""
+    sizes, epochs, largest = config.growth.sizes, config.growth.epochs, config.data.image_size
+    if len(epochs) != max(len(sizes) - 1, 0):
+        raise UserError(
+            f"config.growth.epochs has {len(epochs)} numbers for the {len(sizes)} of "
+            "config.growth.sizes; it takes one for each but the last, which lasts to the end"
+        )
+    for size in sizes:
+        if not largest <= 2 * size <= 2 * largest:
+            raise UserError(
+                f"config.growth.sizes has {size}; with config.data.image_size={largest} it takes "
+                f"{-(-largest // 2)} to {largest}"
+            )
+    per_dispatch = config.steps_per_dispatch
+    begins = (0.0, *itertools.accumulate(epochs))
+    # A dispatch has one size.
+    firsts = [round(begin * steps_per_epoch / per_dispatch) * per_dispatch for begin in begins]
+    return tuple(zip(firsts, sizes, strict=False))
+
+
+def _submodules(network: nn.Module, image_size: int) -> list[str]:
+    """Names of a network's submodules with parameters, in the order of their use."""
+    names: list[str] = []
+
+    def init(key: jax.Array, images: jax.Array) -> None:
+        names.extend(network.init(key, images, train=False)["params"])
+
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    jax.eval_shape(init, jax.random.key(0), images)
+    return names
+
+
 settle = settings.nothing_to_settle
 epoch = settings.whole_split
 
@@ -275,7 +373,7 @@ def build(
     steps_per_epoch: float,
 ) -> Classifier:
     """The task of a configuration with the sections of a classifier; see `tasks.Kind`."""
-    model, loss = config.model, config.loss
+    model, loss, data = config.model, config.loss, config.data
     arguments = {
         "num_classes": len(classes),
         "dropout": model.dropout,
@@ -288,16 +386,28 @@ def build(
         if isinstance(network, DiscriminatorClassifier):
             settings.check_size(config.data.image_size)
     else:
-        network = _own_network(own, arguments, config.data.image_size)
+        network = _own_network(own, arguments, data.image_size)
+    submodules = []
+    if config.optimizer.layer_decay < 1.0:
+        submodules = _submodules(network, data.image_size)
+    adjustment = None
+    if loss.logit_adjustment:
+        shares = settings.class_shares(data.sampling, data.sampling_exponent, class_counts)
+        adjustment = np.float32(loss.logit_adjustment) * np.log(shares)
     return Classifier(
         network=network,
-        image_size=config.data.image_size,
+        image_size=data.image_size,
         weights=None if model.weights == NO_WEIGHTS else model.weights,
-        optimizer=optimizers.fine_tuning(config.optimizer, num_steps, pretrained.HEAD),
+        optimizer=optimizers.fine_tuning(config.optimizer, num_steps, pretrained.HEAD, submodules),
         augmentation=settings.augmentation(config.augment),
         class_weights=settings.class_weights(loss.class_weights, class_counts),
         label_smoothing=loss.label_smoothing,
         ema_decay=config.ema_decay,
+        growth=_growth(config, steps_per_epoch),
+        mixup=loss.mixup,
+        cutmix=loss.cutmix,
+        adjustment=adjustment,
+        score=_SCORES[config.best_by],
         self_training=SelfTraining(
             weight=loss.self_training,
             threshold=loss.pseudo_label_threshold,

@@ -94,8 +94,9 @@ class Dcgan(Task):
         """Where the state lives: each class on one device."""
         return devices.over_batch(mesh)
 
-    def step_on(self, mesh: Mesh) -> TrainStep:
+    def step_on(self, mesh: Mesh, size: int | None = None) -> TrainStep:
         """`train_step` in which each device trains its own classes, as if there were no others."""
+        del size
         return jax.shard_map(
             self.train_step,
             mesh=mesh,

@@ -19,7 +19,11 @@ READINGS: tuple[Reading, ...] = ("softmax", "separate")
 
 
 def classification(
-    logits: jax.Array, labels: jax.Array, class_weights: jax.Array, label_smoothing: float
+    logits: jax.Array,
+    labels: jax.Array,
+    class_weights: jax.Array,
+    label_smoothing: float,
+    share: jax.Array | None = None,
 ) -> jax.Array:
     """Cross-entropy against smoothed labels, each example weighted by its class.
 
@@ -31,6 +35,7 @@ def classification(
       labels: int32 [B] in [0, n).
       class_weights: float [n]; ones for the plain mean.
       label_smoothing: s, in [0, 1); 0 for plain cross-entropy.
+      share: float [B] in [0, 1], how much of each example counts; None: all of it.
 
     Returns:
       float [].
@@ -38,7 +43,8 @@ def classification(
     log_q = jax.nn.log_softmax(logits, axis=-1)
     of_class = jnp.take_along_axis(log_q, labels[:, None], axis=-1)[:, 0]
     smoothed = (1.0 - label_smoothing) * of_class + label_smoothing * jnp.mean(log_q, axis=-1)
-    return -jnp.mean(class_weights[labels] * smoothed)
+    weights = class_weights[labels] if share is None else share * class_weights[labels]
+    return -jnp.mean(weights * smoothed)
 
 
 def binary_cross_entropy(logits: jax.Array, target: float) -> jax.Array:

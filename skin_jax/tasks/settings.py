@@ -35,6 +35,18 @@ def class_weights(weighting: str, class_counts: np.ndarray) -> np.ndarray:
     return (class_counts.sum() / (len(counts) * counts)).astype(np.float32)
 
 
+def class_shares(sampling: str, exponent: float, class_counts: np.ndarray) -> np.ndarray:
+    """Shares float32 [n] of the classes in the training stream; they sum to 1.
+
+    Args:
+      sampling, exponent: `config.data.sampling` and `sampling_exponent`.
+      class_counts: int [n], training images of each class; none counts as one.
+    """
+    power = {"natural": 1.0, "balanced": 0.0, "power": exponent}[sampling]
+    weights = np.maximum(class_counts, 1).astype(np.float64) ** power
+    return (weights / weights.sum()).astype(np.float32)
+
+
 def labelled_rows(share: float, batch_size: int) -> int:
     """Rows of a batch that have labels where not all images do, for `config.data.labelled_share`.
 

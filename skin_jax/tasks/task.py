@@ -37,8 +37,8 @@ class Drawn(NamedTuple):
 class Task:
     """Base of all tasks: what does not apply to a task is left as it is here.
 
-    The state is the task's own. Abilities (`predict`, `explain`, `features`, `images_of`) are
-    methods that a task has or has not; `require` gives one or says that there is none.
+    The state is the task's own. Abilities (`predict`, `explain`, `features`, `traits`, `images_of`)
+    are methods that a task has or has not; `require` gives one or says that there is none.
 
     Attributes:
       headline: scalars of `train_step` that the progress line shows.
@@ -97,9 +97,21 @@ class Task:
         """Where the state lives: whole on every device."""
         return devices.replicated(mesh)
 
-    def step_on(self, mesh: Mesh) -> TrainStep:
-        """`train_step` on global batches that are split over the devices."""
-        del mesh
+    def train_size(self, step: int) -> int | None:
+        """Side of the images that a step trains on, as an argument of `step_on`; None: as they are.
+
+        The loop compiles a program for each.
+        """
+        return None
+
+    def step_on(self, mesh: Mesh, size: int | None = None) -> TrainStep:
+        """`train_step` on global batches that are split over the devices.
+
+        Args:
+          mesh: the devices.
+          size: one of `train_size`.
+        """
+        del mesh, size
         return self.train_step
 
     def rows(self, batch_size: int) -> int:
@@ -149,6 +161,7 @@ _LACKING = {
     "--quality compares what it draws with real images",
     "explain": "does not explain its predictions",
     "features": "has no features of images",
+    "traits": "cannot say how unlike its training images a picture is",
     "images_of": "does not generate images",
     "judge": "has no network that other programs know by its tensors",
 }
@@ -164,7 +177,7 @@ def require(task: Task, ability: str, whose: object) -> Callable[..., Any]:
 
     Args:
       task: of a run.
-      ability: "predict", "explain", "features", "images_of" or "judge".
+      ability: "predict", "explain", "features", "traits", "images_of" or "judge".
       whose: the run, for the message.
 
     Raises:

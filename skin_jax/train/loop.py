@@ -83,6 +83,7 @@ def train(
     )
     pending: list[PyTree] = []
     frozen: set[str] = set()
+    size = None
     with (
         preemption.deferred(),
         contextlib.closing(history),
@@ -91,9 +92,12 @@ def train(
     ):
         for dispatches, feed in enumerate(feeds(experiment, step), start=1):
             profile.before(dispatches, state)
+            if (wanted := task.train_size(step)) != size:
+                size = wanted
+                print(f"step {step}: compiling the program for images of {size}x{size}", flush=True)
             # Nothing crosses here unasked: what a dispatch needs was sent by the pipeline.
             with jax.transfer_guard("disallow"):
-                state, values = dispatch(state, experiment.pipeline.resident, feed, rng)
+                state, values = dispatch(state, experiment.pipeline.resident, feed, rng, size)
             pending.append(values)
             profile.after(dispatches, state)
             jax.block_until_ready(pending[-_IN_FLIGHT:][0])
@@ -129,17 +133,24 @@ def train(
 
 def make_dispatch(
     experiment: Experiment,
-) -> Callable[[PyTree, PyTree, dict[str, jax.Array], jax.Array], tuple[PyTree, PyTree]]:
-    """The jitted function (state, resident, feed, rng) -> (state, metrics) of K steps.
+) -> Callable[..., tuple[PyTree, PyTree]]:
+    """The jitted function (state, resident, feed, rng, size=None) -> (state, metrics) of K steps.
 
     The state is donated; metrics are means over the K steps, but for counts, which are the last.
+    `size` is the task's `train_size`, and static.
     """
-    pipeline, train_step = experiment.pipeline, experiment.task.step_on(experiment.mesh)
+    pipeline, task = experiment.pipeline, experiment.task
     per_dispatch = experiment.config.steps_per_dispatch
 
     def run(
-        state: PyTree, resident: PyTree, feed: dict[str, jax.Array], rng: jax.Array
+        state: PyTree,
+        resident: PyTree,
+        feed: dict[str, jax.Array],
+        rng: jax.Array,
+        size: int | None = None,
     ) -> tuple[PyTree, PyTree]:
+        train_step = task.step_on(experiment.mesh, size)
+
         def one(state: PyTree, feed: dict[str, jax.Array]) -> tuple[PyTree, PyTree]:
             return train_step(state, pipeline.gather(resident, feed), rng)
 
@@ -154,6 +165,7 @@ def make_dispatch(
     return jax.jit(
         run,
         donate_argnums=0,
+        static_argnames="size",
         out_shardings=(experiment.placement, devices.replicated(experiment.mesh)),
         compiler_options=devices.compiler_options(devices.platform(experiment.mesh)),
     )

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from operator import getitem
 from pathlib import Path
 from typing import Any
@@ -35,9 +35,7 @@ SPLITS_FILE = "splits.csv"
 DIGEST_FILE = "examples.digest"
 CHECKPOINTS = "checkpoints"
 _SYNTHETIC_DIGEST_FILE = "synthetic.digest"
-TEST_METRICS = "eval/test/metrics.json"
-TRAVEL = (classes_lib.FILE_NAME, SPLITS_FILE, _SYNTHETIC_DIGEST_FILE, TEST_METRICS)
-"""Files of a run that `ship` copies as they are, where the run has them."""
+_SHIPPED = (classes_lib.FILE_NAME, SPLITS_FILE, _SYNTHETIC_DIGEST_FILE)
 _MANY_IMAGES = 10**6  # of each class, while nobody knows how many there are
 
 Check = Callable[[ConfigDict, tasks.Task, Mesh], None]
@@ -536,7 +534,7 @@ def trained(workdir: Path) -> Trained:
     return kind(workdir, config, classes, counts, task)
 
 
-def ship(run: Trained, out: Path) -> shipped.Content:
+def ship(run: Trained, out: Path, also: Iterable[str] = ()) -> shipped.Content:
     """Writes a folder that commands take for the run's: its best weights, classes and split.
 
     Its configuration names no folder of this machine.
@@ -544,6 +542,7 @@ def ship(run: Trained, out: Path) -> shipped.Content:
     Args:
       run: with a checkpoint.
       out: a new folder, or one that this wrote before.
+      also: more files of the run that are copied, where it has them.
 
     Returns:
       What the weights are of.
@@ -567,7 +566,8 @@ def ship(run: Trained, out: Path) -> shipped.Content:
     kept = shipped.needed(run.task, state, run.config.data.image_size)
     content = shipped.Content(kept, drawn, step)
     shipped.write(out, content)
-    for name in TRAVEL:
+    for name in (*_SHIPPED, *also):
+        (out / name).unlink(missing_ok=True)  # of an earlier export
         with contextlib.suppress(FileNotFoundError):
             write_atomically(out / name, (run.workdir / name).read_bytes())
     portable = config_lib.base(settings.pop("task"))

@@ -20,7 +20,7 @@ PyTree = Any
 WEIGHTS = "model.safetensors"
 
 _DIGEST, _STEP = "digest", "step"
-_ON_IMAGES = ("predict", "explain", "features")
+_ON_IMAGES = ("predict", "explain", "features", "traits")
 
 
 class Content(NamedTuple):

@@ -8,7 +8,7 @@ def eval_program():
     own = flags.FlagValues()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(flags, "FLAGS", own)
-        for kind in ("string", "enum", "list"):
+        for kind in ("string", "enum", "list", "bool"):
             define = getattr(flags, f"DEFINE_{kind}")
             patch.setattr(
                 flags,

@@ -492,3 +492,37 @@ def test_bins_of_confidence_hold_every_image_once_0_and_1_too():
     assert (found.confidence[[0, -1]].tolist(), found.hit_rate[0]) == ([0, 1], 1)
     assert found.hit_rate[-1] == pytest.approx(2 / 3)
     assert np.isnan(found.hit_rate[1:-1]).all()
+
+
+def test_log_loss_is_a_mean_over_classes():
+    probabilities = np.array([[0.5, 0.5, 0.0], [0.25, 0.75, 0.0], [0.9, 0.1, 0.0]])
+    found = metrics.log_loss(probabilities, np.array([0, 0, 1]))
+    assert found == pytest.approx((np.mean([-np.log(0.5), -np.log(0.25)]) - np.log(0.1)) / 2)
+    assert np.isfinite(metrics.log_loss(probabilities, np.array([2, 2, 2])))
+
+
+def test_risk_falls_with_coverage_where_the_score_knows_its_errors():
+    probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3], [0.4, 0.6]])
+    found = metrics.evaluate(probabilities, np.array([0, 1, 1, 1]), resamples=0).risk_coverage
+    # From the surest: right, right, wrong, right.
+    np.testing.assert_allclose(found.coverage, [0.25, 0.5, 0.75, 1.0])
+    np.testing.assert_allclose(found.risk, [0, 0, 1 / 3, 1 / 4])
+    assert found.area == pytest.approx((1 / 3 + 1 / 4) / 4)
+    assert [found.at(share) for share in (0.01, 0.5, 0.51, 1.0)] == [0, 0, 1 / 3, 1 / 4]
+
+
+def test_the_interval_of_a_sensitivity_is_that_of_a_recall():
+    rng = np.random.default_rng(0)
+    positive = rng.random(300) < 0.3
+    scores = rng.normal(size=300) + 1.5 * positive
+    lesions = [f"{i // 2}" for i in range(300)]
+    found = metrics.sensitivity_at_specificity((scores, positive), (scores, positive), 0.9, lesions)
+    called = scores > found.threshold
+    two = np.stack([~called, called], axis=1).astype(float)
+    recall = metrics.evaluate(two, positive.astype(int), lesions)
+    assert found.sensitivity == recall.recall[1]
+    np.testing.assert_allclose(found.sensitivity_ci95, recall.recall_ci95[1], atol=0.02)
+    nobody = metrics.sensitivity_at_specificity(
+        (scores, positive), (scores[~positive], positive[~positive]), 0.9
+    )
+    assert np.isnan(nobody.sensitivity_ci95).all()

@@ -75,6 +75,7 @@ def test_every_curve_and_chart_is_drawn(tmp_path, num_classes):
     figures.roc_curves(tmp_path / "roc.png", m, classes)
     figures.precision_recall_curves(tmp_path / "pr.png", m, classes)
     figures.reliability(tmp_path / "reliability.png", m.reliability)
+    figures.risk_coverage(tmp_path / "risk_coverage.png", m.risk_coverage)
     figures.class_histogram(tmp_path / "one.png", {"all": m.support}, classes)
     figures.class_histogram(
         tmp_path / "three.png", {"train": m.support, "val": m.support, "test": m.support}, classes
@@ -96,7 +97,7 @@ def test_every_curve_and_chart_is_drawn(tmp_path, num_classes):
     ]
     figures.recalls(tmp_path / "recalls.png", arms, classes)
     written = sorted(tmp_path.iterdir())
-    assert len(written) == 12
+    assert len(written) == 13
     for path in written:
         found = pixels(path)
         assert found.std() > 5, path

@@ -10,7 +10,7 @@ import pytest
 from skin_jax.base.files import plain
 from skin_jax.data.classes import BENIGN, HAM10000, MALIGNANT, Classes
 from skin_jax.eval import metrics, tables
-from skin_jax.eval.evaluation import Evaluation
+from skin_jax.eval.evaluation import Calibrated, Evaluation
 from skin_jax.report import figures, kit
 from skin_jax.report import run as run_report
 
@@ -46,7 +46,8 @@ def evaluation(found=None, **extra):
 
 
 def row_of(text, name):
-    return [c.strip() for c in re.search(rf"^\| {name} .*$", text, re.M)[0].strip("|").split("|")]
+    row = re.search(rf"^\| {re.escape(name)} .*$", text, re.M)[0]
+    return [cell.strip() for cell in row.strip("|").split("|")]
 
 
 def test_table_one_shows_both_results_within_80_columns():
@@ -122,22 +123,34 @@ def test_an_evaluation_is_written_as_agreed(tmp_path):
     assert run_report.table_one(e) in text
     assert "## Table I on test" in text
     links = re.findall(r"!\[.*\]\((.*)\)", text)
-    assert len(links) == 4
+    assert len(links) == 5
     assert all((tmp_path / link).is_file() for link in links)
     assert not (tmp_path / "subgroups.csv").exists()
+
+
+def test_calibration_is_told_before_and_after_and_risk_by_coverage(tmp_path):
+    calibrated = Calibrated(1.5, (0.12, 0.034), (0.9, 0.8))
+    run_report.write_evaluation(tmp_path, evaluation(calibrated=calibrated))
+    text = (tmp_path / "report.md").read_text()
+    assert "temperature of 1.500 was fitted on the validation images" in " ".join(text.split())
+    assert row_of(text, "expected calibration error (15 bins)")[1:] == ["0.120", "0.034"]
+    assert row_of(text, "mean of -log p(true class)")[1:] == ["0.900", "0.800"]
+    m = evaluation().metrics
+    assert row_of(text, "100%")[1] == f"{1 - m.accuracy:.3f}"
+    assert float(row_of(text, "50%")[1]) == pytest.approx(m.risk_coverage.at(0.5), abs=1e-3)
 
 
 def test_subgroups_are_written_with_intervals_and_a_warning(tmp_path):
     probabilities, labels, lesions = results()
     sex = np.where(np.arange(len(labels)) < 14, "male", "female")
     groups = metrics.subgroups(probabilities, labels, lesions, {"sex": sex}, resamples=50)
-    points = [metrics.OperatingPoint(0.9, 0.3, 0.75, 0.875)]
+    points = [metrics.OperatingPoint(0.9, 0.3, 0.75, 0.875, (0.6, 0.9))]
     e = evaluation(subgroups=groups, operating_points={"melanoma": points})
     run_report.write_evaluation(tmp_path, e)
     text = (tmp_path / "report.md").read_text()
     assert row_of(text, "sex: male")[1:3] == ["14", "7 (few)"]
     assert "which say little: sex male." in " ".join(text.split())
-    assert row_of(text, "90%")[1:] == ["0.300", "0.750", "0.875"]
+    assert row_of(text, "90%")[1:] == ["0.300", "0.750", "0.600 to 0.900", "0.875"]
     assert "Melanoma against the rest, the threshold chosen on validation images:" in text
     with (tmp_path / "subgroups.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -189,8 +202,9 @@ def test_the_run_report_is_one_file_with_every_part(tmp_path):
     )
     text = path.read_text(encoding="utf-8")
     page = Page(text)
-    # Confusion, ROC, precision-recall, reliability, mistakes, histogram, samples, curves, grid.
-    assert page.tags.count("img") == 9
+    # Confusion, ROC, precision-recall, reliability, risk, mistakes, histogram, samples, curves,
+    # grid.
+    assert page.tags.count("img") == 10
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
     for source in page.sources:
         assert base64.b64decode(source.split(",")[1]).startswith(b"\x89PNG")

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from skin_jax.tasks.augment import Augmentation, augment, per_example, to_float, to_uint8
+from skin_jax.tasks.augment import (
+    Augmentation,
+    augment,
+    mix,
+    neighbours,
+    per_example,
+    to_float,
+    to_uint8,
+)
 
 EVERYTHING = Augmentation(
     crop=0.7,
@@ -13,9 +21,15 @@ EVERYTHING = Augmentation(
     rotation=20.0,
     blur_sigma=1.5,
     salt_and_pepper=0.05,
+    shear=0.2,
+    brightness=0.2,
+    contrast=0.2,
+    saturation=0.2,
+    hue=10.0,
+    erase=0.5,
 )
 
-run = jax.jit(augment, static_argnames="options")
+run = jax.jit(augment, static_argnames=("options", "size"))
 
 
 def random_images(batch, height, width=None):
@@ -231,3 +245,87 @@ def test_bad_arguments_are_named():
         augment(images, keys(3), Augmentation())
     with pytest.raises(ValueError, match="typed keys, not uint32"):
         augment(images, jnp.zeros((2,), jnp.uint32), Augmentation())
+
+
+def test_another_size_shows_the_same_picture():
+    images = smooth_images(2, 48)
+    small = np.asarray(run(images, keys(2), Augmentation(), size=24))
+    # Halving with bilinear weights at the middles of pixels is the mean of four.
+    means = np.asarray(to_float(images)).reshape(2, 24, 2, 24, 2, 3).mean(axis=(2, 4))
+    np.testing.assert_allclose(small, means, atol=1e-5)
+    turned = Augmentation(flip=True, rotate90=True)
+    whole = np.asarray(run(images, keys(2), turned)).reshape(2, 24, 2, 24, 2, 3).mean(axis=(2, 4))
+    np.testing.assert_allclose(run(images, keys(2), turned, size=24), whole, atol=1e-5)
+
+
+def test_the_own_size_changes_no_bit():
+    images = smooth_images(2, 32)
+    np.testing.assert_array_equal(
+        run(images, keys(2), EVERYTHING, size=32), run(images, keys(2), EVERYTHING)
+    )
+
+
+def test_brightness_keeps_black_and_scales_all_levels_alike():
+    images = smooth_images(8, 16)
+    images[:, 0, 0] = 0
+    levels = np.asarray(to_float(images)) + 1.0
+    out = np.asarray(run(images, keys(8), Augmentation(brightness=0.3))) + 1.0
+    np.testing.assert_allclose(out[:, 0, 0], 0.0, atol=1e-6)
+    factors = out[:, 8, 8] / levels[:, 8, 8]
+    assert np.ptp(factors, axis=1).max() < 1e-4
+    assert factors.min() >= 0.7
+    assert factors.max() <= 1.3
+    assert np.ptp(factors[:, 0]) > 0.1
+
+
+def test_contrast_keeps_the_mean_grey_and_saturation_each_grey():
+    images = smooth_images(8, 16) // 2 + 64
+    luma = np.array([0.299, 0.587, 0.114])
+    before = np.asarray(to_float(images)) @ luma
+    paler = np.asarray(run(images, keys(8), Augmentation(contrast=0.3))) @ luma
+    np.testing.assert_allclose(paler.mean(axis=(1, 2)), before.mean(axis=(1, 2)), atol=1e-3)
+    assert np.abs(paler.std(axis=(1, 2)) / before.std(axis=(1, 2)) - 1).max() > 0.1
+    for colours in (Augmentation(saturation=0.5), Augmentation(hue=10.0)):
+        out = np.asarray(run(images, keys(8), colours))
+        before = np.asarray(to_float(images))
+        np.testing.assert_allclose(out @ luma, before @ luma, atol=3e-3)
+        assert np.abs(out - before).max() > 0.02
+
+
+def test_a_shear_moves_rows_and_no_columns_apart():
+    images = np.broadcast_to(np.arange(32, dtype=np.uint8)[None, :, None, None], (4, 32, 32, 3))
+    sheared = run(images, keys(4), Augmentation(shear=0.3))
+    np.testing.assert_array_equal(sheared, to_float(jnp.asarray(images)))  # each row is one colour
+    across = run(np.swapaxes(images, 1, 2), keys(4), Augmentation(shear=0.3))
+    assert np.abs(np.asarray(across) - np.asarray(to_float(np.swapaxes(images, 1, 2)))).max() > 0.01
+
+
+def test_an_erased_rectangle_is_grey_and_as_large_as_the_paper_says():
+    images = np.full((200, 40, 40, 3), 255, np.uint8)
+    grey = (np.asarray(run(images, keys(200), Augmentation(erase=0.5))) == 0.0).all(axis=-1)
+    area = grey.mean(axis=(1, 2))
+    assert 0.35 < (area > 0).mean() < 0.65
+    assert area[area > 0].min() > 0.01
+    assert area.max() < 0.36
+    for shown in grey[area > 0]:
+        rows, columns = shown.any(axis=1), shown.any(axis=0)
+        assert (shown == rows[:, None] & columns[None]).all()
+
+
+@pytest.mark.parametrize(("mixup", "cutmix"), [(0.4, 0.0), (0.0, 1.0), (0.4, 1.0)])
+def test_a_mixed_image_has_its_share_of_itself_and_the_rest_of_its_neighbour(mixup, cutmix):
+    levels = jnp.arange(16.0)[:, None, None, None]
+    images = jnp.broadcast_to(levels, (16, 32, 32, 3))
+    mixed, own = jax.jit(mix, static_argnames=("mixup", "cutmix"))(
+        images, jax.random.key(0), mixup=mixup, cutmix=cutmix
+    )
+    np.testing.assert_allclose(
+        mixed.mean(axis=(1, 2, 3)),
+        own * jnp.arange(16.0) + (1 - own) * neighbours(jnp.arange(16.0)),
+        rtol=1e-4,
+    )
+    assert 0.0 <= own.min() < 0.9
+    assert own.max() <= 1.0
+    whole = np.isin(np.asarray(mixed), np.arange(16.0)).all(axis=(1, 2, 3))
+    assert whole.all() == (mixup == 0.0)
+    assert whole.any() == (cutmix > 0.0)

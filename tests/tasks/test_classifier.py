@@ -131,6 +131,76 @@ def test_the_loss_is_that_of_the_settings(trained, weighting, smoothing):
     np.testing.assert_allclose(metrics["train_accuracy"], accuracy)
 
 
+def test_an_adjusted_loss_adds_the_log_shares_of_the_training_stream(trained):
+    counts = np.array([1, 2, 3, 4, 5, 6, 7])
+    output, _ = make().network.apply(
+        trained.variables, augment.to_float(BATCH["image"]), train=True, mutable=["batch_stats"]
+    )
+
+    def loss(**changes):
+        task = make(loss__logit_adjustment=1.5, loss__label_smoothing=0.0, **changes)
+        return float(jax.jit(task.train_step)(trained, BATCH, RNG)[1]["loss"])
+
+    def expected(weights):
+        adjusted = output.logits + 1.5 * np.log(weights / weights.sum())[None]
+        log_q = jax.nn.log_softmax(adjusted, axis=-1)
+        return -np.mean(log_q[np.arange(4), BATCH["label"]])
+
+    assert loss() == pytest.approx(expected(counts), rel=1e-5)
+    powered = loss(data__sampling="power", data__sampling_exponent=0.5)
+    assert powered == pytest.approx(expected(np.sqrt(counts)), rel=1e-5)
+    assert loss(data__sampling="balanced") == pytest.approx(expected(np.ones(7)), rel=1e-5)
+
+
+def test_mixing_is_another_one_at_each_step_and_blends_the_labels_too(trained):
+    step = jax.jit(make(loss__mixup=0.4, loss__cutmix=1.0).train_step)
+    first, again = (step(trained, BATCH, RNG)[1]["loss"] for _ in range(2))
+    later = step(trained.replace(step=trained.step + 1), BATCH, RNG)[1]["loss"]
+    assert float(first) == float(again)
+    assert float(first) != float(later)
+    # Of images and labels that are all alike nothing can be mixed.
+    alike = BATCH | {"image": BATCH["image"][[1] * 4], "label": BATCH["label"][[1] * 4]}
+    mixed, plain = (
+        jax.jit(task.train_step)(trained, alike, RNG)[1]["loss"]
+        for task in (make(loss__mixup=0.4), make())
+    )
+    assert float(mixed) == pytest.approx(float(plain), rel=1e-5)
+
+
+def test_images_grow_at_the_epochs_of_the_settings_and_are_judged_whole():
+    growing = {"growth__sizes": (32, 48, 64), "growth__epochs": (1.0, 2.5)}
+    task = make(data__image_size=64, **growing)  # 5 steps an epoch
+    sizes = [task.train_size(step) for step in range(100)]
+    assert sizes == [32] * 5 + [48] * 13 + [64] * 82
+    state = jax.eval_shape(task.init, RNG)
+    batch = BATCH | {"image": np.zeros((4, 64, 64, 3), np.uint8)}
+    seen = []
+    for size in (32, 64):
+        step = task.step_on(task.mesh(1, 4), size)
+        text = jax.make_jaxpr(step)(state, batch, RNG).pretty_print()
+        seen.append([side for side in (16, 32) if f"f32[4,{side},{side},8]" in text])
+    assert seen == [[16], [32]]  # after the network's first convolution
+    assert jax.eval_shape(task.predict, state, batch["image"]).shape == (4, 7)
+    assert make(data__image_size=64).train_size(0) is None
+
+
+def test_a_dispatch_of_several_steps_has_one_size():
+    growing = {"growth__sizes": (32, 64), "growth__epochs": (1.0,), "steps_per_dispatch": 4}
+    assert make(data__image_size=64, **growing).growth == ((0, 32), (4, 64))
+
+
+def test_stages_are_in_the_order_of_the_network():
+    task = make(model__name="efficientnet_lite0", model__width_multiplier=0.25)
+    names = classifier._submodules(task.network, 32)
+    stages = list(dict.fromkeys(name.partition("_")[0] for name in names))
+    assert stages == ["stem", *(f"stage{n}" for n in range(7)), "last", "head"]
+
+
+def test_the_checkpoint_is_chosen_by_the_score_of_the_settings():
+    assert make().score == ("val_macro_auc", True)
+    assert make(best_by="log_loss").score == ("val_log_loss", False)
+
+
 def test_augmentation_depends_on_the_position_and_not_on_the_batch():
     task = make(augment__flip=True, augment__crop=0.5, optimizer__learning_rate=1e-9)
     state = initial(task)
@@ -333,6 +403,13 @@ def test_only_the_head_starts_at_the_full_rate():
         ({"optimizer__weight_decay": -1.0}, r"config.optimizer.weight_decay is -1.0"),
         ({"ema_decay": 1.5}, r"config.ema_decay is 1.5; it must be below 1"),
         ({"precision": "fp8"}, r"config.precision is 'fp8'"),
+        ({"growth__sizes": (16, 32)}, r"config.growth.sizes is \[16, 32\]; it must be at least 32"),
+        ({"growth__sizes": (32, 32)}, r"config.growth.epochs has 0 numbers for the 2 of"),
+        (
+            {"growth__sizes": (40,), "data__image_size": 96},
+            r"config.growth.sizes has 40; with config.data.image_size=96 it takes 48 to 96",
+        ),
+        ({"growth__sizes": (64,)}, r"it takes 16 to 32"),
         ({"augment__crop": 0.0}, r"config.augment.crop is 0.0; it must be above 0"),
     ],
 )

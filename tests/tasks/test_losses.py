@@ -18,6 +18,19 @@ def test_cross_entropy_over_n_plus_1_is_that_over_n_minus_log_of_not_fake():
     np.testing.assert_allclose(over_all, over_n - log_real, rtol=1e-6)
 
 
+def test_the_loss_of_a_mixed_label_is_the_mixture_of_losses():
+    weights, share = jnp.arange(1.0, 9.0), jnp.array([1.0, 0.0, 0.25, 0.5, 0.5])
+    others = jnp.roll(LABELS, 1)
+    each = [
+        [losses.classification(LOGITS[i : i + 1], to[i : i + 1], weights, 0.1) for i in range(5)]
+        for to in (LABELS, others)
+    ]
+    found = losses.classification(LOGITS, LABELS, weights, 0.1, share)
+    found += losses.classification(LOGITS, others, weights, 0.1, 1.0 - share)
+    expected = np.mean(share * np.array(each[0]) + (1.0 - share) * np.array(each[1]))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("reading", losses.READINGS)
 def test_p_fake_and_its_complement_sum_to_one(reading):
     log_fake, log_real = losses.log_p_fake(LOGITS, reading)

@@ -13,11 +13,13 @@ FINE_TUNING = {
     "learning_rate": 0.1,
     "weight_decay": 0.0,
     "backbone_multiplier": 1.0,
+    "layer_decay": 1.0,
     "schedule": "constant",
     "warmup_steps": 0,
 }
 PARAMS = {
     "stem": {"kernel": jnp.full((3, 3, 2, 4), 2.0)},
+    "stem_norm": {"scale": jnp.full(4, 2.0)},
     "norm": {"scale": jnp.full(4, 2.0), "bias": jnp.full(4, 2.0)},
     "head": {"logits": {"kernel": jnp.full((4, 7), 2.0), "bias": jnp.full(7, 2.0)}},
 }
@@ -37,7 +39,9 @@ def step_sizes(num_steps: int, **changes) -> list[float]:
 
 def moved(grads, num_steps=10, steps=1, **changes):
     """How far each parameter of PARAMS is after some steps, as one number each."""
-    optimizer = optimizers.fine_tuning(ConfigDict(FINE_TUNING | changes), num_steps, "head")
+    optimizer = optimizers.fine_tuning(
+        ConfigDict(FINE_TUNING | changes), num_steps, "head", ("stem", "stem_norm", "norm", "head")
+    )
     params, state = PARAMS, optimizer.init(PARAMS)
     for _ in range(steps):
         updates, state = optimizer.update(grads, state, params)
@@ -80,6 +84,14 @@ def test_the_backbone_moves_and_decays_by_its_share_of_the_head_s():
     frozen = moved(ONES, weight_decay=0.5, backbone_multiplier=0.0)
     assert set(jax.tree.leaves([frozen["stem"], frozen["norm"]])) == {0.0}
     assert frozen["head"]["logits"]["bias"] != 0.0
+
+
+def test_each_stage_of_the_backbone_moves_less_than_the_next():
+    far = moved(ONES, backbone_multiplier=0.5, layer_decay=0.8)
+    whole = far["head"]["logits"]["kernel"]
+    np.testing.assert_allclose(far["norm"]["bias"], 0.5 * whole, rtol=1e-5)
+    np.testing.assert_allclose(far["stem"]["kernel"], 0.4 * whole, rtol=1e-5)
+    np.testing.assert_allclose(far["stem_norm"]["scale"], 0.4 * whole, rtol=1e-5)
 
 
 def test_decay_follows_the_schedule():

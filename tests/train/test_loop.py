@@ -88,6 +88,35 @@ def test_a_restart_in_the_middle_changes_no_bit(tmp_path, pipeline, per_dispatch
     assert starts == [0, 4]
 
 
+@pytest.mark.parametrize("begun", [2, 5])
+def test_a_restart_at_a_growing_image_size_changes_no_bit(tmp_path, capsys, monkeypatch, begun):
+    network = functools.partial(EfficientNetLite, stages=LITE[0][:1], last_features=8)
+    monkeypatch.setitem(classifier.MODELS, "tiny", network)
+
+    def growing(num_steps):
+        config = classifier.defaults()
+        common = tiny(num_steps=num_steps).to_dict()
+        for section in ("model", "loss", "optimizer", "augment", "task"):
+            del common[section]
+        config.update(common)
+        config.model.name, config.model.dropout = "tiny", 0.5
+        config.data.sampling, config.loss.mixup = "power", 0.4
+        config.data.image_size = 48
+        config.growth.sizes = (32, 48)
+        config.growth.epochs = (3 / (0.7 * demo.MIN_IMAGES / 8),)
+        config.ema_decay, config.optimizer.schedule = 0.9, "constant"
+        config.optimizer.warmup_steps = 1
+        return config
+
+    whole, _ = run(tmp_path / "whole", growing(6))
+    said = capsys.readouterr().out
+    assert "step 0: compiling the program for images of 32x32" in said
+    assert "step 3: compiling the program for images of 48x48" in said
+    run(tmp_path / "parts", growing(begun))
+    resumed, _ = run(tmp_path / "parts", growing(6))
+    assert resumed == whole
+
+
 @pytest.mark.as_compiled
 def test_a_restart_of_a_classifier_changes_no_bit_and_needs_no_weights(tmp_path, monkeypatch):
     network = functools.partial(EfficientNetLite, stages=LITE[0][:1], last_features=8)

@@ -111,6 +111,14 @@ def augment(**defaults: float) -> dict[str, Setting]:
         salt_and_pepper_probability=Setting(
             0.5, "Share of the images that get this noise.", low=0, high=1
         ),
+        shear=Setting(0.0, "Largest random shear, as columns per row.", low=0, high=1),
+        brightness=Setting(0.0, "Largest change of the brightness, as a share.", low=0, below=1),
+        contrast=Setting(0.0, "Largest change of the contrast, as a share.", low=0, below=1),
+        saturation=Setting(0.0, "Largest change of the saturation, as a share.", low=0, below=1),
+        hue=Setting(0.0, "Largest random turn of the hue in degrees.", low=0, high=180),
+        erase=Setting(
+            0.0, "Share of the images of which a random rectangle becomes grey.", low=0, high=1
+        ),
     )
     for name, default in defaults.items():
         key = f"augment.{name}"

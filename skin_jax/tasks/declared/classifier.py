@@ -23,6 +23,24 @@ settings.declare(
     # What every network reduces to a map of at least 1x1.
     {"data.image_size": replace(COMMON["data.image_size"], low=32)}
     | ema_decay(0.999)
+    | {
+        "best_by": Setting(
+            "macro_auc",
+            "Validation score that chooses the checkpoint; log_loss: mean over the classes.",
+            choices=("macro_auc", "log_loss"),
+        )
+    }
+    | section(
+        "growth",
+        sizes=Setting(
+            (),
+            "Sides of the images in training, one after another, each at least half of "
+            "data.image_size and at most that; evaluated at data.image_size. Empty: always that.",
+            int,
+            low=32,
+        ),
+        epochs=Setting((), "Epochs at each of growth.sizes but the last.", float, above=0),
+    )
     | labelled_share()
     | section(
         "model",
@@ -51,6 +69,20 @@ settings.declare(
         "loss.label_smoothing": Setting(
             0.1, "Share of the target that is spread over all classes.", low=0, below=1
         ),
+        "loss.logit_adjustment": Setting(
+            0.0,
+            "Factor on the log shares of the classes in the training stream, added to the logits "
+            "of the loss; 1.0: balanced softmax, 0.0: off.",
+            low=0,
+        ),
+        "loss.mixup": Setting(
+            0.0, "Parameter a of Beta(a, a), of which mixup draws shares; 0.0: no mixup.", low=0
+        ),
+        "loss.cutmix": Setting(
+            0.0,
+            "The same for CutMix; with mixup, each image gets one of the two.",
+            low=0,
+        ),
         "loss.self_training": Setting(
             0.0,
             "Weight of the loss on images without a label, whose class is the network's own "
@@ -67,6 +99,12 @@ settings.declare(
         "optimizer",
         backbone_multiplier=Setting(
             0.5, "Learning rate of the backbone as a factor on the head's.", low=0
+        ),
+        layer_decay=Setting(
+            1.0,
+            "Learning rate of each stage of the backbone as a factor on that of the next.",
+            above=0,
+            high=1,
         ),
         weight_decay=Setting(
             0.02, "Weight decay of AdamW; norms and biases have none.", low=0, also=("wd", "decay")
@@ -87,3 +125,4 @@ def smoke(config: ConfigDict) -> None:
     config.model.width_multiplier = 0.25
     config.model.weights = config_lib.NO_WEIGHTS  # those of a whole network do not fit a narrow one
     config.optimizer.warmup_steps = 10
+    config.growth.sizes = config.growth.epochs = ()

@@ -1,0 +1,93 @@
+"""Temperature scaling: probabilities that are right as often as they say, fitted on validation.
+
+Guo, Pleiss, Sun and Weinberger, "On Calibration of Modern Neural Networks", ICML 2017, section 4.2.
+The temperature and the reference of `familiarity` are kept with a run, of its best checkpoint.
+"""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from skin_jax.base.errors import UserError
+from skin_jax.base.files import write_json
+
+FILE_NAME = "calibration.json"
+
+_RANGE = (0.05, 20.0)  # of temperatures
+_TINY = 1e-12
+
+
+class Calibration(NamedTuple):
+    """A temperature, and what it was fitted on.
+
+    split and images say on what; step is that of the checkpoint. A temperature above 1 makes
+    probabilities less extreme.
+    """
+
+    temperature: float
+    split: str
+    images: int
+    step: int
+
+
+def fit(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Temperature that minimises the mean of -log p(label), within [0.05, 20].
+
+    Args:
+      probabilities: float [N, C], N > 0.
+      labels: int [N].
+    """
+    log_p = np.log(np.maximum(probabilities, _TINY))
+    own = log_p[np.arange(len(labels)), labels].mean()
+
+    def slope(inverse: float) -> float:
+        """Of the loss by 1 / temperature, in which it is convex."""
+        return float((_softmax(inverse * log_p) * log_p).sum(axis=1).mean() - own)
+
+    low, high = 1.0 / _RANGE[1], 1.0 / _RANGE[0]
+    for _ in range(60):
+        middle = float(np.sqrt(low * high))
+        low, high = (middle, high) if slope(middle) < 0.0 else (low, middle)
+    return 1.0 / low
+
+
+def applied(probabilities: np.ndarray, temperature: float) -> np.ndarray:
+    """Probabilities float64 [N, C] at a temperature: softmax(log p / T); the order stays."""
+    return _softmax(np.log(np.maximum(probabilities, _TINY)) / temperature)
+
+
+def write(workdir: Path, calibration: Calibration) -> None:
+    """Writes `calibration.json` of a run."""
+    write_json(workdir / FILE_NAME, calibration)
+
+
+def read(workdir: Path, step: int) -> Calibration | None:
+    """Reads the calibration of a run; None where there is none.
+
+    Raises:
+      UserError: it is damaged, or of another checkpoint than that of `step`.
+    """
+    path = workdir / FILE_NAME
+    if not path.is_file():
+        return None
+    again = f"run skin_jax.eval.calibrate --workdir={workdir} again"
+    try:
+        content = json.loads(path.read_text())
+        found = Calibration(**{key: content[key] for key in Calibration._fields})
+        if not _RANGE[0] / 2 <= found.temperature <= _RANGE[1] * 2:
+            raise ValueError("its temperature is out of range")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}); {again}") from None
+    if found.step != step:
+        raise UserError(
+            f"{path} is of the checkpoint of step {found.step}, and the best one is now that of "
+            f"step {step}; {again}"
+        )
+    return found
+
+
+def _softmax(values: np.ndarray) -> np.ndarray:
+    shifted = np.exp(values - values.max(axis=1, keepdims=True))
+    return shifted / shifted.sum(axis=1, keepdims=True)
