@@ -1,10 +1,12 @@
 """Generates images of chosen classes with a trained run.
 
 python -m skin_jax.generate --workdir W --out DIR [--classes a,b] [--seed S] [--step N]
-    [--per_class N | --balance_to N | --ratio R]
+    [--per_class N | --balance_to N | --ratio R] [--truncation T] [--filter CLASSIFIER]
 
 A generator that takes a class draws images of that class: the generator with the best score or,
-with --step, the one that was kept at that step.
+with --step, the one that was kept at that step. With --filter, only images are kept to whose class
+a classifier of the same training images gives a probability of 0.5 to 0.95, and that are no copies
+of training images; up to --max_tries images of each class are drawn for that.
 
 A semi-supervised GAN, here that of the best checkpoint or of --step, draws images of no class in
 particular. Each is stored as 8 bits, judged by the run's own discriminator and put into the class
@@ -40,6 +42,15 @@ flags.DEFINE_integer(
 flags.DEFINE_float(
     "ratio", None, "Images to draw for each real training image of a class.", lower_bound=0.0
 )
+flags.DEFINE_float(
+    "truncation",
+    1.0,
+    "Factor on the noise; below 1, images differ less and are more typical of their class.",
+    lower_bound=0.0,
+)
+command.define_path(
+    "filter", None, "Folder of a trained classifier that chooses the images that are kept."
+)
 flags.DEFINE_integer("seed", 0, "Seed of the noise.", lower_bound=0, upper_bound=2**32 - 1)
 flags.DEFINE_float(
     "min_confidence",
@@ -51,8 +62,8 @@ flags.DEFINE_float(
 flags.DEFINE_integer(
     "max_tries",
     None,
-    "Stop after drawing this many images; by default 50 per image of the largest class, at least "
-    "10,000.",
+    "Stop after drawing this many images: with --filter of each class, by default 50 per image of "
+    "it; else of all together, by default 50 per image of the largest class, at least 10,000.",
     lower_bound=1,
 )
 
@@ -66,7 +77,7 @@ def main(argv: list[str]) -> None:
     given = [name for name in ("per_class", "balance_to", "ratio") if FLAGS[name].value is not None]
     if len(given) > 1:
         raise UserError(f"--{given[0]} and --{given[1]} exclude each other; give one of them")
-    for name in ("ratio", "min_confidence"):
+    for name in ("ratio", "min_confidence", "truncation"):
         value = FLAGS[name].value
         if value is not None and not math.isfinite(value):
             raise UserError(f"--{name} must be a finite number")
@@ -81,6 +92,8 @@ def main(argv: list[str]) -> None:
         classes=None if FLAGS.classes is None else FLAGS.classes or [""],
         seed=FLAGS.seed,
         step=FLAGS.step,
+        truncation=FLAGS.truncation,
+        filter_by=Path(FLAGS.filter) if FLAGS.filter else None,
         min_confidence=FLAGS.min_confidence,
         max_tries=FLAGS.max_tries,
     )

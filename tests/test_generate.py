@@ -58,7 +58,7 @@ def run(generate_with, workdir):
     return main
 
 
-def disc(position: int) -> Iterator[candidates.Candidate | None]:
+def disc(position: int, full: object = None) -> Iterator[candidates.Candidate | None]:
     """A stream without networks: image i has the class i mod 7; multiples of 3 are passed over.
 
     Vascular lesions never come.
@@ -177,9 +177,9 @@ def test_classes_that_do_not_come_end_with_a_partial_result(tmp_path):
 def test_a_partial_folder_goes_on_with_more_tries(tmp_path):
     out = tmp_path / "out"
 
-    def stream(position):
+    def stream(position, full):
         assert not (out / "manifest.csv").exists()  # a reader must not take it for finished
-        yield from disc(position)
+        yield from disc(position, full)
 
     for tries in (100, 400):
         with pytest.raises(UserError, match=f"after drawing {tries} images"):
@@ -230,7 +230,7 @@ def test_a_complete_folder_says_so_and_lost_images_come_again(tmp_path, capsys):
     fill(out, disc, {"df": 4})
     before = contents(out)
 
-    def never(position):
+    def never(position, full):
         raise AssertionError("nothing is left to draw")
         yield
 
@@ -291,9 +291,7 @@ def test_refusals_are_one_sentence(run, workdir, tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 
     untrained = tmp_path / "untrained"
-    untrained.mkdir()
-    for name in ("config.json", "splits.csv"):
-        (untrained / name).write_bytes((workdir / name).read_bytes())
+    shutil.copytree(workdir, untrained, ignore=shutil.ignore_patterns("checkpoints"))
     refused("no checkpoint yet", workdir=untrained)
     (untrained / "checkpoints").mkdir()
     refused("no checkpoint yet", workdir=untrained)

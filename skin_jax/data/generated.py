@@ -4,6 +4,7 @@ FOLDER/<class>/<class>_<seed>_<index>.png   8-bit RGB
 FOLDER/manifest.csv                         one row an image; written last, so it means "finished"
 FOLDER/grids/<class>.png                    for the eye; no images of a class
 FOLDER/grids/<class>_walk.png               in straight lines from one of its images to the next
+FOLDER/grids/<class>_classes.png            from its image 0 to each other class
 """
 
 import hashlib
@@ -41,8 +42,8 @@ class Generated:
     """Seed and index alone, with the weights, make the image; where each class has a generator of
     its own, seed, class and index."""
     confidence: float
-    """The run's own probability of that class for the stored pixels, in [0, 1]; 1 where each class
-    has a generator of its own, which was shown no other."""
+    """The run's own probability of that class for the stored pixels, in [0, 1]; where the generator
+    is told the class, that of the classifier that filtered the images, or 1."""
     seed: int
     step: int
     """That the generator of the image was taken at."""
@@ -164,7 +165,7 @@ def _parsed(cells: Mapping[str, str], classes: Classes) -> tuple[Generated | Non
     for column, cell in cells.items():
         pattern, convert, kind = _KINDS[column]
         try:
-            if not re.fullmatch(pattern, cell):
+            if not re.fullmatch(pattern, cell, re.DOTALL):
                 raise ValueError
             values[column] = convert(cell)
         except ValueError:

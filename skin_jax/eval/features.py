@@ -16,6 +16,7 @@ from skin_jax.eval import inference
 from skin_jax.models import pretrained
 from skin_jax.models.layers import ClassifierOutput
 from skin_jax.tasks.augment import to_float
+from skin_jax.train.run import Trained
 
 PyTree = Any
 
@@ -36,6 +37,7 @@ class Extractor:
 
     Attributes:
       description: of the network and what it looks at, for reports.
+      note: what a reader of its judgements has to know; "" for nothing.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Extractor:
         image_size: int,
         mesh: Mesh,
         network: str,
+        note: str = "",
     ):
         """Compiles on the first call, and again for images of another size.
 
@@ -55,14 +58,16 @@ class Extractor:
           image_size: H = W of what `features` gets.
           mesh: the devices.
           network: its name, for `description`.
+          note: the attribute.
         """
         size = f"{image_size}x{image_size}"
         self.description = f"{network}, of images at {size} (bilinear with antialiasing)"
+        self.note = note
 
-        def resized(state: PyTree, images: jax.Array) -> jax.Array:
-            return features(state, _resized(images, image_size))
+        def described(state: PyTree, images: jax.Array) -> jax.Array:
+            return features(state, resized(images, image_size))
 
-        self._features, self._state = inference.over_devices(resized, mesh), state
+        self._features, self._state = inference.over_devices(described, mesh), state
         self._batch = -(-_BATCH // mesh.size) * mesh.size
 
     def __call__(self, images: np.ndarray, progress: str = "") -> np.ndarray:
@@ -86,7 +91,9 @@ class Extractor:
         return found
 
 
-def efficientnet_lite(weights: str, mesh: Mesh, flag: str = "--weights") -> Extractor:
+def efficientnet_lite(
+    weights: str, mesh: Mesh, flag: str = "--weights", note: str = ""
+) -> Extractor:
     """Pooled features, D = 1280, of the EfficientNet-Lite that the weights are of, at 128x128.
 
     Raises:
@@ -105,10 +112,24 @@ def efficientnet_lite(weights: str, mesh: Mesh, flag: str = "--weights") -> Extr
         image_size=JUDGE_SIZE,
         mesh=mesh,
         network=f"{pretrained.title(network)} with {Path(weights).name}",
+        note=note,
     )
 
 
-def _resized(images: jax.Array, size: int) -> jax.Array:
+def of_run(run: Trained, mesh: Mesh) -> Extractor:
+    """Features of a run's best checkpoint, of images at its own size.
+
+    Raises:
+      UserError: its task has none, or it has no checkpoint.
+    """
+    describe, (state, step) = run.ability("features"), run.best_state(mesh)
+    network = f"the run {run.name} ({run.config.task}) at step {step}"
+    size = run.config.data.image_size
+    return Extractor(describe, state, image_size=size, mesh=mesh, network=network)
+
+
+def resized(images: jax.Array, size: int) -> jax.Array:
+    """Square images uint8 [B, S, S, 3] at another size, as Pillow resizes them (bilinear)."""
     if images.shape[1] == size:
         return images
     shape = (images.shape[0], size, size, images.shape[3])

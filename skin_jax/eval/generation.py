@@ -23,14 +23,14 @@ from skin_jax.base.files import write_atomically
 from skin_jax.config import flatten
 from skin_jax.data import generated as generated_lib
 from skin_jax.data.generated import GRIDS, MANIFEST, Generated
-from skin_jax.eval import candidates
+from skin_jax.eval import candidates, selection
 from skin_jax.tasks.state import digest
 from skin_jax.train.run import Trained, fitted_on, trained
 
 PROGRESS = "generation.json"
 
 _PER_CLASS = 100
-_MIN_CONFIDENCE = 0.5
+MIN_CONFIDENCE = 0.5
 _LEAST_TRIES, _TRIES_AN_IMAGE = 10_000, 50
 _GRID, _GRID_COLUMNS = 64, 8
 _SECONDS_BETWEEN_SAVES = 5.0
@@ -75,12 +75,14 @@ class Source:
       max_tries: how much of the stream to look at.
       walks: a class -> walks through its noise, see `Sampler.walks`; None where the generator is
         not told a class.
+      class_walks: a class -> walks from it to others, see `Sampler.class_walks`.
     """
 
     stream: candidates.Candidates
     settings: Mapping[str, Any]
     max_tries: int
     walks: Callable[[str], np.ndarray] | None = None
+    class_walks: Callable[[str], np.ndarray | None] | None = None
 
 
 def generate(
@@ -92,6 +94,8 @@ def generate(
     classes: Sequence[str] | None = None,
     seed: int = 0,
     step: int | None = None,
+    truncation: float = 1.0,
+    filter_by: Path | None = None,
     min_confidence: float | None = None,
     max_tries: int | None = None,
 ) -> None:
@@ -105,8 +109,11 @@ def generate(
       classes: names; None: all that the run draws.
       seed: of the noise, below 2**32.
       step: of the generators; None: the best ones.
-      min_confidence, max_tries: of the run's own judgement, where its generator is not told a
-        class, and images to draw at most there.
+      truncation: of the noise; see `candidates.Sampler`.
+      filter_by: work folder of the classifier that says which images are kept; see `selection`.
+      min_confidence: of the run's own judgement, where its generator is not told a class.
+      max_tries: images to draw at most: of all classes together where the generator is not told
+        one, else of each class, for `filter_by`.
 
     Raises:
       UserError: anything that does not fit; classes that are not full at the end (PARTIAL).
@@ -131,23 +138,41 @@ def generate(
         raise UserError("no class needs any images; raise --balance_to or --ratio")
     folder.check_own(out, PROGRESS, "--out")
     if run.task.conditional:
-        for flag, value in (("min_confidence", min_confidence), ("max_tries", max_tries)):
+        unused = {"min_confidence": min_confidence}
+        if filter_by is None:
+            unused["max_tries"] = max_tries
+        for flag, value in unused.items():
             if value is not None:
                 raise UserError(
-                    f"leave out --{flag}: {workdir} has a generator for each class, and "
-                    "their images are not judged; the flag is for runs of the semi-supervised GAN"
+                    f"leave out --{flag}: the generators of {workdir} are told the class, and "
+                    "do not judge their images; it is for runs of the semi-supervised GAN"
+                    + (", or for --filter" if flag == "max_tries" else "")
                 )
-        source = _conditional(run, wanted, seed, step)
+        source = _conditional(run, wanted, seed, step, truncation, filter_by, max_tries)
     else:
-        least = _MIN_CONFIDENCE if min_confidence is None else min_confidence
-        most = max_tries or max(_LEAST_TRIES, _TRIES_AN_IMAGE * max(wanted.values()))
-        source = _judged(run, seed, step, least, most)
+        if filter_by is not None:
+            raise UserError(
+                f"leave out --filter: {workdir} judges its images itself, by --min_confidence"
+            )
+        least = MIN_CONFIDENCE if min_confidence is None else min_confidence
+        most = max_tries or most_tries(max(wanted.values()))
+        source = _judged(run, seed, step, truncation, least, most)
     with folder.claimed(out, f"another process is generating into {out}"):
         fill(out, source, wanted, draw_grid)
 
 
+def most_tries(images: int) -> int:
+    """How many images of no class in particular to draw for some of one class, at most."""
+    return max(_LEAST_TRIES, _TRIES_AN_IMAGE * images)
+
+
 def _judged(
-    run: Trained, seed: int, step: int | None, min_confidence: float, max_tries: int
+    run: Trained,
+    seed: int,
+    step: int | None,
+    truncation: float,
+    min_confidence: float,
+    max_tries: int,
 ) -> Source:
     """Images that the run draws and judges with one and the same state."""
     mesh, names = devices.make_mesh(1), run.classes.names
@@ -155,17 +180,32 @@ def _judged(
         state, step = run.best_state(mesh)
     else:
         state = run.state_at(mesh, step)
-    sampler = candidates.Sampler(run.task, run.task.generators(state), names, seed, run.workdir)
+    sampler = candidates.Sampler(
+        run.task, run.task.generators(state), names, seed, run.workdir, truncation
+    )
     predict = candidates.predictor(run.task, state, run.workdir)
     return Source(
         candidates.judged(sampler, predict, names, step=step, min_confidence=min_confidence),
-        {**_provenance(run, state, seed), "step": step, "min_confidence": min_confidence},
+        {
+            **_provenance(run, state, seed),
+            "step": step,
+            "truncation": truncation,
+            "min_confidence": min_confidence,
+        },
         max_tries,
     )
 
 
-def _conditional(run: Trained, wanted: Mapping[str, int], seed: int, step: int | None) -> Source:
-    """Images of each class by a generator that is told it."""
+def _conditional(
+    run: Trained,
+    wanted: Mapping[str, int],
+    seed: int,
+    step: int | None,
+    truncation: float,
+    filter_by: Path | None,
+    max_tries: int | None,
+) -> Source:
+    """Images of each class by a generator that is told it, all of them or those of a judgement."""
     drawn = run.drawn_from(devices.make_mesh(1), step)
     labels = {name: run.classes.index(name) for name in wanted}
     steps = {name: int(drawn.steps[label]) for name, label in labels.items()}
@@ -174,12 +214,24 @@ def _conditional(run: Trained, wanted: Mapping[str, int], seed: int, step: int |
             f"{run.workdir} has no score yet for its generators of {', '.join(unscored)}: the "
             "newest ones are used"
         )
-    sampler = candidates.Sampler(run.task, drawn.generators, run.classes.names, seed, run.workdir)
+    sampler = candidates.Sampler(
+        run.task, drawn.generators, run.classes.names, seed, run.workdir, truncation
+    )
+    settings = {**_provenance(run, drawn.generators, seed), "step": steps, "truncation": truncation}
+    if filter_by is None:
+        tries, stream = dict(wanted), candidates.by_class(sampler, steps, wanted)
+    else:
+        classifier = trained(filter_by)
+        judge = selection.judgement(classifier, run)
+        tries = {name: max_tries or _TRIES_AN_IMAGE * count for name, count in wanted.items()}
+        stream = candidates.by_class(sampler, steps, tries, judge)
+        settings |= {"filter": classifier.name, "tries": tries}
     return Source(
-        candidates.by_class(sampler, steps, wanted),
-        {**_provenance(run, drawn.generators, seed), "step": steps},
-        max_tries=sum(wanted.values()),
+        stream,
+        settings,
+        max_tries=sum(tries.values()),
         walks=sampler.walks,
+        class_walks=lambda name: sampler.class_walks(name, [k for k in wanted if k != name]),
     )
 
 
@@ -229,7 +281,8 @@ def fill(out: Path, source: Source, wanted: Mapping[str, int], draw_grid: DrawGr
     saved = time.monotonic()
     total = sum(wanted.values())
     with tqdm(total=total, initial=len(rows), desc="Generating", unit=" images") as bar:
-        for candidate in itertools.islice(source.stream(tried), left):
+        stream = source.stream(tried, lambda name: counts[name] >= wanted.get(name, 0))
+        for candidate in itertools.islice(stream, left):
             tried += 1
             if candidate and counts[candidate.label] < wanted.get(candidate.label, 0):
                 name, index = candidate.label, candidate.index
@@ -254,8 +307,8 @@ def fill(out: Path, source: Source, wanted: Mapping[str, int], draw_grid: DrawGr
     if not full():
         raise UserError(
             f"after drawing {tried} images, not every class is full: {_summary(rows, wanted)}; the "
-            f"images so far are in {out}; raise --max_tries to continue, or lower "
-            "--min_confidence in a new folder",
+            f"images so far are in {out}; raise --max_tries to continue, or choose "
+            "less strictly in a new folder",
             errors.PARTIAL,
         )
     print(f"{out}: {_summary(rows, wanted)}", flush=True)
@@ -317,3 +370,6 @@ def _write_grids(
             if source.walks:
                 walks = source.walks(name)
                 draw_grid(out / GRIDS / f"{name}_walk.png", walks, candidates.WALK_COLUMNS)
+            between = source.class_walks(name) if source.class_walks else None
+            if between is not None:
+                draw_grid(out / GRIDS / f"{name}_classes.png", between, candidates.WALK_COLUMNS)

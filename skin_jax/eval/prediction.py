@@ -14,11 +14,13 @@ from tqdm import tqdm
 
 from skin_jax.base import csvs, devices
 from skin_jax.base.errors import PARTIAL, UserError, listed, warn
-from skin_jax.base.files import write_atomically
+from skin_jax.base.files import check_replaceable, write_atomically
+from skin_jax.base.folder import check_own
 from skin_jax.base.threads import workers
 from skin_jax.data import images
 from skin_jax.data.classes import Classes
-from skin_jax.data.examples import write_skipped
+from skin_jax.data.examples import check_skipped, write_skipped
+from skin_jax.data.findings import is_litter, kind_of
 from skin_jax.eval import calibration, familiarity, inference, tables
 from skin_jax.eval.inference import View
 from skin_jax.train.run import Trained, trained
@@ -30,6 +32,7 @@ The last three are images that Pillow does not read: they are listed as such, no
 """
 
 _MAX_WORKERS = 16
+_HEAT_MAPS = ".heat_maps"  # marks a folder whose pictures may be replaced
 _NAMED = 5  # images in a warning
 _DETAILS = (
     *("image", "predicted", "confidence", "second"),
@@ -114,9 +117,13 @@ def predict_files(
       UserError: no images or no readable one; results that could not be written; a folder that is
         not one of a run, or has no checkpoint; a task that does not classify or explain.
     """
-    files, skipped = find_images(inputs)
+    files, skipped, passed_over = find_images(inputs)
+    if passed_over:
+        kinds = ", ".join(f"{kind} ({count})" for kind, count in sorted(passed_over.items()))
+        warn(f"not read: {kinds}")
     ids, ambiguous = image_ids(files)
     skipped_path = out.with_name(f"{out.stem}.skipped.csv")
+    check_skipped(skipped_path)
     csv_paths = [path for path in (out, skipped_path, details) if path is not None]
     _check_targets(files, ids, csv_paths, explain_dir)
     mesh = devices.make_mesh(None)
@@ -224,28 +231,34 @@ def _detailed(
     return found
 
 
-def find_images(inputs: Sequence[str]) -> tuple[list[str], Skipped]:
-    """The image files that folders and files name, and (folder, reason) of unreadable folders.
+def find_images(inputs: Sequence[str]) -> tuple[list[str], Skipped, Counter[str]]:
+    """The image files that folders and files name.
 
-    In a folder, which is searched with its subfolders in sorted order, what is hidden or has no
-    image's suffix is passed over; a file named itself is always taken. Links to folders are
-    followed, once each, but not those that lead back to where they are.
+    In a folder, which is searched with its subfolders in sorted order, what has no image's suffix
+    is passed over; a file named itself is always taken. Links to folders are followed, once each,
+    but not those that lead back to where they are.
+
+    Returns:
+      The files; (folder, reason) of unreadable folders; and how many files of each kind are passed
+      over, without `findings.is_litter` ones.
 
     Raises:
       UserError: paths that do not exist, or folders without images.
     """
     found: list[str] = []
     unreadable: Skipped = []
+    passed_over = Counter[str]()
     problems = []
     for path in inputs:
         if os.path.isdir(path):
             failures: list[OSError] = []
-            below = sorted(_walk(path, failures))
+            below = sorted(_walk(path, failures, passed_over))
             unreadable += [(str(e.filename), e.strerror or str(e)) for e in failures]
             found += below
             if not below:
                 reasons = "".join(f" ({e.filename}: {e.strerror})" for e in failures[:1])
-                problems.append(f"{path} holds no images{reasons}")
+                others = f"; there are {', '.join(sorted(passed_over))}" if passed_over else ""
+                problems.append(f"{path} holds no images{reasons}{others}")
         elif os.path.lexists(path):
             found.append(path)
         else:
@@ -256,10 +269,10 @@ def find_images(inputs: Sequence[str]) -> tuple[list[str], Skipped]:
     named: dict[str, str] = {}
     for path in found:  # a folder and a file in it may both be given
         named.setdefault(os.path.abspath(path), path)
-    return list(named.values()), unreadable
+    return list(named.values()), unreadable, passed_over
 
 
-def _walk(root: str, failures: list[OSError]) -> Iterator[str]:
+def _walk(root: str, failures: list[OSError], passed_over: Counter[str]) -> Iterator[str]:
     seen = {_identity(root)}
     top = os.path.realpath(root)
 
@@ -271,7 +284,7 @@ def _walk(root: str, failures: list[OSError]) -> Iterator[str]:
             if any(os.path.commonpath([target, inner]) == target for inner in around):
                 return False
         identity = _identity(path)
-        if name.startswith(".") or identity in seen:
+        if is_litter(name) or identity in seen:
             return False
         seen.add(identity)
         return True
@@ -281,8 +294,11 @@ def _walk(root: str, failures: list[OSError]) -> Iterator[str]:
         subfolders.sort(key=lambda name: (os.path.islink(os.path.join(folder, name)), name))
         subfolders[:] = [name for name in subfolders if leads_on(folder, name)]
         for name in names:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES:
-                yield os.path.join(folder, name)
+            path = Path(folder, name)
+            if path.suffix.lower() in SUFFIXES and not is_litter(name):
+                yield str(path)
+            elif not is_litter(name):
+                passed_over[kind_of(path)] += 1
 
 
 def _identity(folder: str) -> tuple[int, int] | str:
@@ -302,8 +318,7 @@ def image_ids(files: Sequence[str]) -> tuple[list[str], int]:
     paths = [os.path.abspath(file) for file in files]
     common = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
     names = [
-        # Bytes that are no UTF-8 would not go into the CSV.
-        tuple(name.encode(errors="backslashreplace").decode() for name in candidates)
+        tuple(map(csvs.held, candidates))
         for path in paths
         for base in [os.path.basename(path)]
         for candidates in [(os.path.splitext(base)[0], base, os.path.relpath(path, common))]
@@ -327,23 +342,26 @@ def _check_targets(
 ) -> None:
     """Refuses results that could not be written, or would replace an image, before the work."""
     for path in csv_paths:
-        if path.is_dir():
-            raise UserError(f"{path} is a folder; give another name of a CSV file as --out")
+        check_replaceable(path)
     targets = list(csv_paths)
     if explain_dir:
         targets += [explain_dir / f"{name}.png" for name in ids]
-    given = {os.path.abspath(file) for file in files}
+    given = {os.path.realpath(file) for file in files}
     for target in targets:
-        if os.path.abspath(target) in given:
+        if os.path.realpath(target) in given:
             raise UserError(
                 f"{target} is one of the images and would be overwritten; choose another name"
             )
+    if explain_dir:
+        check_own(explain_dir, _HEAT_MAPS, "--explain", {f"{name}.png" for name in ids})
     for folder in filter(None, (*(path.parent for path in csv_paths), explain_dir)):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()
         except OSError as error:
             raise UserError(f"{folder}: cannot be written to ({error.strerror})") from None
+    if explain_dir:
+        (explain_dir / _HEAT_MAPS).touch()
 
 
 def _same_classes(runs: Sequence[Trained]) -> Classes:

@@ -1,6 +1,7 @@
 """Evaluating a run: its best checkpoint on one of its splits, or on another labelled folder."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from skin_jax.data import splits
 from skin_jax.data.classes import BENIGN, MALIGNANT, Classes
 from skin_jax.data.examples import Examples
 from skin_jax.data.pipeline import Pipeline
+from skin_jax.data.reading import Reading
 from skin_jax.eval import calibration, metrics
 from skin_jax.eval.evaluation import Calibrated, Evaluation
 from skin_jax.eval.inference import Predictor, View, make_predictor, viewed
@@ -66,6 +68,23 @@ def evaluate_split(
         operating_points=points,
         calibrated=calibrated,
     )
+
+
+def labelled(run: Trained, data_dir: Path, told: Reading | None = None) -> Examples:
+    """The images of a labelled folder with the classes of a run, at its size.
+
+    Args:
+      run: whose classes they are.
+      data_dir: as `skin_jax.prepare` takes it.
+      told: how to read it; None: it is recognised.
+
+    Raises:
+      UserError: no such folder, or contents that do not fit.
+    """
+    from skin_jax.data import store  # tensorflow-datasets takes a second to import
+
+    settings = {key: run.config.data[key] for key in ("image_size", "cache_dir", "on_bad_image")}
+    return store.prepare(data_dir, reading=told or Reading(), classes=run.classes, **settings)
 
 
 def evaluate_examples(

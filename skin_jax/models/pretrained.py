@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -13,6 +12,7 @@ from flax import traverse_util
 from safetensors import SafetensorError, safe_open
 
 from skin_jax.base.errors import UserError, first_line, listed
+from skin_jax.base.files import expanded
 from skin_jax.config import HUB_PREFIX
 from skin_jax.models import densenet
 from skin_jax.models.densenet import DenseNet
@@ -196,6 +196,29 @@ def load(
     return traverse_util.unflatten_dict(filled)
 
 
+def tensors(variables: PyTree, network: nn.Module) -> dict[str, np.ndarray]:
+    """Returns the variables of a network as timm has them, by timm's names; `load` reads them.
+
+    Args:
+      variables: {"params", "batch_stats"} of arrays.
+      network: whose variables they are.
+
+    Raises:
+      UserError: timm has no such network.
+    """
+    if type(network) not in _TABLES:
+        known = ", ".join(sorted(kind.__name__ for kind in _TABLES))
+        raise UserError(f"timm has no {type(network).__name__}; it has {known}")
+    flat = traverse_util.flatten_dict(variables)
+    found = {}
+    for layer in _TABLES[type(network)](network):
+        for collection, variable, part in _PARTS[layer.kind]:
+            array = np.asarray(flat[collection, *layer.module, variable])
+            back = np.argsort(_AXES[array.ndim])
+            found[f"{layer.names[0]}.{part}"] = np.ascontiguousarray(array.transpose(back))
+    return found
+
+
 def efficientnet_lite(source: str, flag: str) -> tuple[EfficientNetLite, PyTree]:
     """Return the EfficientNet-Lite whose weights a file has, and its variables.
 
@@ -258,7 +281,7 @@ def _converted(tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 def _read(source: str, flag: str) -> dict[str, np.ndarray]:
     path = _fetch(source, flag) if source.startswith(HUB_PREFIX) else source
-    file = Path(path).expanduser()
+    file = expanded(path)
     if not file.is_file():
         raise UserError(
             f"{path}: there is no such file; {flag} is the path of a .safetensors or "

@@ -5,6 +5,7 @@ dashes too, so that up to 56 are distinct. Pictures are narrow enough for a phon
 where many classes need it. Matplotlib's object interface needs no display.
 """
 
+import io
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from skin_jax.base.files import write_atomically
 from skin_jax.data.classes import Classes
 from skin_jax.eval.metrics import BINS, Metrics, Reliability, RiskCoverage, quotient
 from skin_jax.report.kit import with_span
@@ -68,14 +70,14 @@ def real_and_generated_by_class(
 ) -> None:
     """Write a row for each class: some of its real images, a dark bar, generated ones.
 
-    Both are uint8 [N, S, S, 3]: a few real ones, and as many generated ones in every row.
+    Both are uint8 [N, S, S, 3], N > 0; where a class has fewer than another, places stay empty.
     """
-    columns = max(len(real) for real, _ in shown.values())
+    columns, others = (max(map(len, sets)) for sets in zip(*shown.values(), strict=True))
     rows = []
     for real, generated in shown.values():
         left = tiled(real, columns)
         bar = np.full((len(left), _SEPARATOR, 3), 64, np.uint8)
-        row = np.concatenate([left, bar, tiled(generated, len(generated))], axis=1)
+        row = np.concatenate([left, bar, tiled(generated, others)], axis=1)
         rows.append(np.pad(row, ((0, _GAP), (0, 0), (0, 0)), constant_values=255))
     _class_rows(path, np.concatenate(rows), list(shown))
 
@@ -434,11 +436,13 @@ def _short(name: str) -> str:
 
 
 def _save(figure: "Figure", path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    drawn = io.BytesIO()
     # Without the version in it, the same data give the same bytes.
-    figure.savefig(path, format="png", metadata={"Software": None})
+    figure.savefig(drawn, format="png", metadata={"Software": None})
+    write_atomically(path, drawn.getvalue())
 
 
 def _write_image(path: Path, pixels: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path, format="PNG")
+    drawn = io.BytesIO()
+    Image.fromarray(pixels).save(drawn, format="PNG")
+    write_atomically(path, drawn.getvalue())

@@ -292,6 +292,10 @@ class Classifier(Task):
 
         return grad_cam(forward, jax.eval_shape(self._judge, variables, images).features, labels)
 
+    def judge(self, state: ClassifierState) -> tuple[nn.Module, PyTree]:
+        """The network that predicts, of float images in [-1, 1], and its variables."""
+        return self.network, state.averaged
+
     def _judge(self, variables: PyTree, images: jax.Array) -> ClassifierOutput:
         """The network's output for uint8 images, with running statistics."""
         output = self.network.apply(variables, augment.to_float(images), train=False)

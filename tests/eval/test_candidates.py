@@ -52,6 +52,10 @@ class ByClass(Judging):
 GENERATORS = jnp.array([1.0, 0.5, 0.25])
 
 
+def none_full(name):
+    return False
+
+
 def sampler_of(task, generators, seed=7):
     return candidates.Sampler(task, generators, NAMES, seed, "run")
 
@@ -68,7 +72,7 @@ def test_judged_images_are_of_their_likeliest_class():
     stream = candidates.judged(drawn, predict, NAMES, step=5, min_confidence=0.5)
     images, later = drawn.batch("df", 0), drawn.batch("mel", 64)
     scores = predict(images)
-    found = list(itertools.islice(stream(0), 80))
+    found = list(itertools.islice(stream(0, none_full), 80))
     for index, candidate in enumerate(found[:64]):
         if scores[index].max() < 0.5:
             assert candidate is None
@@ -79,7 +83,7 @@ def test_judged_images_are_of_their_likeliest_class():
         np.testing.assert_array_equal(candidate.pixels, images[index])
     assert {candidate is None for candidate in found} == {True, False}
     everything = candidates.judged(drawn, predict, NAMES, step=5, min_confidence=0.0)
-    at_70 = next(everything(70))  # in the middle of a batch
+    at_70 = next(everything(70, none_full))  # in the middle of a batch
     assert at_70.index == 70
     np.testing.assert_array_equal(at_70.pixels, later[6])
 
@@ -143,7 +147,7 @@ def test_classes_come_one_after_another_from_any_position(sampler, monkeypatch):
     batch = sampler.batch
     monkeypatch.setattr(sampler, "batch", lambda *args: drawn.append(args) or batch(*args))
     stream = candidates.by_class(sampler, steps, wanted)
-    whole = list(stream(0))
+    whole = list(stream(0, none_full))
     assert drawn == [("bcc", 0), ("bcc", 64), ("mel", 0)]
     assert [(c.label, c.index) for c in whole] == [
         *(("bcc", i) for i in range(70)),
@@ -153,11 +157,67 @@ def test_classes_come_one_after_another_from_any_position(sampler, monkeypatch):
     np.testing.assert_array_equal(whole[69].pixels, batch("bcc", 64)[5])
     for position in (1, 63, 64, 66, 70, 72, 73):
         drawn.clear()
-        rest = list(stream(position))
+        rest = list(stream(position, none_full))
         assert [(c.label, c.index) for c in rest] == [(c.label, c.index) for c in whole[position:]]
         for ours, theirs in zip(rest, whole[position:], strict=True):
             np.testing.assert_array_equal(ours.pixels, theirs.pixels)
     assert drawn == []  # at the end
+
+
+def test_what_is_passed_over_and_what_is_full_is_not_drawn_for_others(sampler, monkeypatch):
+    drawn, taken = [], []
+    batch = sampler.batch
+    monkeypatch.setattr(sampler, "batch", lambda *args: drawn.append(args) or batch(*args))
+
+    def odd(name, images):
+        assert images.shape == (64, SIZE, SIZE, 3)
+        return np.where(np.arange(64) % 2, 0.75, np.nan)
+
+    def full(name):
+        return len([c for c in taken if c.label == name]) == 40
+
+    steps, tries = {"bcc": 10, "mel": 20}, {"bcc": 300, "mel": 70}
+    stream = candidates.by_class(sampler, steps, tries, odd)
+    positions = 0
+    for candidate in stream(0, full):
+        positions += 1
+        if candidate is not None:
+            taken.append(candidate)
+    assert positions == 370
+    assert drawn == [("bcc", 0), ("bcc", 64), ("mel", 0), ("mel", 64)]
+    assert [c.index for c in taken] == [*range(1, 80, 2), *range(1, 70, 2)]
+    assert {c.confidence for c in taken} == {0.75}
+
+
+def test_truncation_scales_the_noise():
+    halved = candidates.Sampler(ByClass(), GENERATORS, NAMES, 7, "run", truncation=0.5)
+    whole = sampler_of(ByClass(), GENERATORS / 2)
+    np.testing.assert_array_equal(halved.batch("bcc", 0), whole.batch("bcc", 0))
+    assert halved.walks("bcc").std() < 0.6 * sampler_of(ByClass(), GENERATORS).walks("bcc").std()
+
+
+class Between(Judging):
+    """Its images are the noise times the share of class 4 in the shares of classes."""
+
+    conditional = True
+
+    def images_of(self, generators, label, noise):
+        return self.images_between(generators, jax.nn.one_hot(jnp.full(64, label), 7), noise)
+
+    def images_between(self, generators, classes, noise):
+        return (classes[:, 4:5] * noise).reshape(-1, SIZE, SIZE, 3)
+
+
+def test_walks_between_classes_keep_the_noise(sampler):
+    assert sampler.class_walks("mel", ["bcc"]) is None
+    able = sampler_of(Between(), None)
+    assert able.class_walks("mel", []) is None
+    walks = able.class_walks("mel", ["bcc", "nv"]).astype(int).reshape(2, 8, -1)
+    np.testing.assert_array_equal(walks[0], walks[1])
+    np.testing.assert_array_equal(walks[0, 0], able.batch("mel", 0)[0].ravel())
+    assert set(np.unique(walks[:, -1])) <= {127, 128}
+    half = 127.5 + (walks[0, 0] - 127.5) * 3 / 7
+    np.testing.assert_allclose(walks[0, 4], half, atol=1)
 
 
 def test_walks_are_straight_lines_between_the_first_images(sampler):

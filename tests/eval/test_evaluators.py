@@ -115,6 +115,18 @@ def test_a_collapse_is_said_once_and_a_recovery_is_none(experiment, monkeypatch,
     assert "step 3: the images of nv are nearly identical" in capsys.readouterr().err
 
 
+def test_images_that_get_worse_for_good_are_said_once(experiment, monkeypatch, tmp_path, capsys):
+    watch = watching(experiment)
+    scores = iter([1.0, 2.1, 2.2, 1.9, 2.1, 2.2, 2.3, 2.4, 0.5])
+    monkeypatch.setattr(watch, "_compare", lambda place, images: (next(score), 1.0))
+    state, said = experiment.task.init(jax.random.key(0)), []
+    for step, value in enumerate(scores):
+        score = iter([value, value])
+        state, _ = watch(state, step)
+        said.append("have got worse" in capsys.readouterr().err)
+    assert said == [False] * 6 + [True] + [False] * 2
+
+
 def test_a_class_of_equal_real_images_has_no_diversity(experiment, state, monkeypatch, tmp_path):
     watch = watching(experiment)
     watch._real[0][:] = 0

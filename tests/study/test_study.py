@@ -534,6 +534,9 @@ class TestCosts:
             ALL[0],
             {"event": "start", "time": 0, "units": 0, "code": "0"},
             {"event": "end", "time": 50, "units": 5},
+            {"event": "start", "time": "noon"},  # odd lines end nothing
+            {"event": "start", "time": 60, "units": 0},
+            {"event": "end", "time": 99, "units": 5},
             {"event": "start", "time": 1000, "units": 5, "code": "0"},  # killed, without a step
             {"event": "start", "time": 2000, "units": 5, "code": "0"},
             {"event": "end", "time": 2070, "units": 10},
