@@ -51,8 +51,10 @@ def evaluate_split(
     shared = splits.shared_lesions(examples.records, experiment.assignment)
     points, calibrated = {}, None
     if len(val):
-        on_val = predict(state, val, batch_size), examples.labels[val]
         here = found, examples.labels[indices]
+        on_val = here
+        if split != "val":
+            on_val = predict(state, val, batch_size), examples.labels[val]
         lesion_ids = [examples.records[i].lesion_id for i in indices]
         points = _operating_points(examples.classes, on_val, here, lesion_ids)
         calibrated = _calibrated(calibration.fit(*on_val), *here)
