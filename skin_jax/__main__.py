@@ -11,6 +11,7 @@ COMMANDS = (
     "main",
     "predict",
     "generate",
+    "export",
     "eval",
     "eval.baselines",
     "eval.calibrate",

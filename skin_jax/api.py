@@ -1,15 +1,36 @@
 """The Python interface: what the commands do with runs, over all rooms."""
 
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from skin_jax import tasks
+from skin_jax import exports, tasks
 from skin_jax.base import devices, errors
+from skin_jax.base.errors import UserError
 from skin_jax.config import flatten, is_procedural, without_folders
+from skin_jax.data import images as images_lib
+from skin_jax.data.classes import Classes
+from skin_jax.data.images import AnyImage
 from skin_jax.data.splits import SPLITS
-from skin_jax.eval import evaluators, runs
+from skin_jax.eval import (
+    calibration,
+    candidates,
+    evaluators,
+    familiarity,
+    generation,
+    inference,
+    runs,
+)
+from skin_jax.eval.evaluation import Evaluation
+from skin_jax.eval.metrics import evaluate as metrics
 from skin_jax.report import figures, kit
 from skin_jax.report import run as run_report
 from skin_jax.train import checkpoints as checkpoint_lib
@@ -17,20 +38,25 @@ from skin_jax.train import loop
 from skin_jax.train import run as run_lib
 from skin_jax.train.history import HISTORY, read_history
 
+__all__ = ["Run", "load", "metrics", "train"]
 
-def train(config: ConfigDict, workdir: Path) -> None:
+PyTree = Any
+
+
+def train(config: ConfigDict, workdir: str | Path) -> None:
     """Trains a run to its end, or resumes it, then evaluates its best checkpoint on test.
 
     The processes of a distributed run (`base.devices.start_distributed`) all call it.
 
     Args:
-      config: from a file in `configs/`.
+      config: of `skin_jax.config.load`, such as `load("classifier:smoke")`.
       workdir: the run's folder; one that holds an interrupted run is resumed.
 
     Raises:
       UserError: bad input, a run that cannot be resumed, a diverged run.
       Ended: by SIGTERM (status 143) or Ctrl-C (130); everything is saved.
     """
+    workdir = Path(workdir)
     with run_lib.session(workdir) as preemption:
         experiment = run_lib.start(config, workdir, evaluators.check)
         folder, score = workdir / run_lib.CHECKPOINTS, experiment.task.score
@@ -109,3 +135,281 @@ def _write_page(experiment: run_lib.Experiment, sections: list[kit.Section], wor
         history=read_history(workdir / HISTORY),
         samples=(examples.images[shown], examples.labels[shown]),
     )
+
+
+def load(folder: str | Path) -> "Run":
+    """Opens a trained run, from its work folder or from a folder that it was exported to.
+
+    Raises:
+      UserError: it is none of a run, or damaged.
+    """
+    return Run(run_lib.trained(Path(folder)))
+
+
+class Run:
+    """A trained run, by its best checkpoint.
+
+    Weights are read at the first use and stay in memory; functions are compiled once for each size
+    of batch, and use all devices. An image is a path, a PIL image, or an array uint8 [H, W, 3] or
+    [H, W]; methods take one, a sequence of them, or uint8 [N, H, W, 3], and return a row for each.
+    Images are resized to squares of `image_size` pixels, as in training.
+
+    All methods raise a UserError where the run's task cannot do what is asked, where it has no
+    checkpoint, and for images that cannot be read.
+    """
+
+    def __init__(self, trained: run_lib.Trained):
+        """Wraps an opened run; see `load`."""
+        self._run = trained
+        self._mesh = devices.make_mesh(None)
+        self._compiled: dict[str, Any] = {}
+
+    def __repr__(self) -> str:
+        """Such as `<Run classifier of runs/mine: benign, malignant>`."""
+        names = ", ".join(self.classes.names)
+        return f"<Run {tasks.task.task_name(self._run.task)} of {self._run.workdir}: {names}>"
+
+    @property
+    def classes(self) -> Classes:
+        """The n classes in the order of columns and labels: `classes.names`, `classes.titles`."""
+        return self._run.classes
+
+    @property
+    def image_size(self) -> int:
+        """S, the side of the images that it sees and generates, in pixels."""
+        return int(self._run.config.data.image_size)
+
+    def can(self, ability: str) -> bool:
+        """Whether it can "predict", "explain", have "features" or "generate" images."""
+        return tasks.can(self._run.task, {"generate": "images_of"}.get(ability, ability))
+
+    def predict(
+        self,
+        images: AnyImage | Sequence[AnyImage],
+        *,
+        tta: bool = False,
+        calibrated: bool = False,
+        batch_size: int = 64,
+    ) -> np.ndarray:
+        """Class probabilities float64 [N, n]; see the class for images.
+
+        Args:
+          images: N of them.
+          tta: averages over the 8 orientations of each image.
+          calibrated: at the temperature that `skin_jax.eval.calibrate` found.
+          batch_size: images at a time.
+
+        Raises:
+          UserError: also where calibrated ones are asked for, and there is no temperature.
+        """
+        temperature = None
+        if calibrated:
+            known = calibration.read(self._run.workdir, self._best[1])
+            if known is None:
+                raise self._not_prepared(calibration.FILE_NAME)
+            temperature = known.temperature
+
+        def probabilities(batch: np.ndarray) -> np.ndarray:
+            views = inference.orientations(batch) if tta else [batch]
+            # All are under way before the first is waited for.
+            found = [self._call("predict", view) for view in views]
+            rows = [np.asarray(each, np.float64) for each in found]
+            if temperature is not None:
+                rows = [calibration.applied(each, temperature) for each in rows]
+            return np.mean(rows, axis=0)
+
+        return np.concatenate(
+            [probabilities(batch)[:count] for batch, count in self._batches(images, batch_size)]
+        )
+
+    def features(
+        self, images: AnyImage | Sequence[AnyImage], *, batch_size: int = 64
+    ) -> np.ndarray:
+        """Features before the head, float32 [N, D]; arguments as `predict`."""
+        return np.concatenate(
+            [
+                np.asarray(self._call("features", batch))[:count]
+                for batch, count in self._batches(images, batch_size)
+            ]
+        )
+
+    def unlikeness(
+        self, images: AnyImage | Sequence[AnyImage], *, batch_size: int = 64
+    ) -> np.ndarray:
+        """How unlike its training images pictures are, float64 [N] in percent.
+
+        It is the share of the validation images that are more alike. `skin_jax.predict --details`
+        flags pictures above 95.
+
+        Raises:
+          UserError: also where `skin_jax.eval.calibrate` has not prepared the run.
+        """
+        reference = familiarity.read(self._run.workdir)
+        if reference is None:
+            raise self._not_prepared(familiarity.FILE_NAME)
+        return np.concatenate(
+            [
+                reference.percentile(np.asarray(self._call("traits", batch)))[:count]
+                for batch, count in self._batches(images, batch_size)
+            ]
+        )
+
+    def explain(
+        self,
+        images: AnyImage | Sequence[AnyImage],
+        labels: Sequence[str | int] | None = None,
+        *,
+        batch_size: int = 64,
+    ) -> np.ndarray:
+        """Heat maps float32 [N, h, w] in [0, 1] of what speaks for a class (Grad-CAM).
+
+        Args:
+          images: N of them; see the class.
+          labels: N names or numbers of classes; None: those that it predicts.
+          batch_size: images at a time.
+        """
+        chosen = None if labels is None else np.array([*map(self._label, labels)], np.int32)
+        found, start = [], 0
+        for batch, count in self._batches(images, batch_size):
+            if chosen is None:
+                shown = np.asarray(self._call("predict", batch)).argmax(axis=1).astype(np.int32)
+            else:
+                shown = np.resize(chosen[start : start + count], len(batch))
+            found.append(np.asarray(self._call("explain", batch, shown))[:count])
+            start += count
+        if chosen is not None and len(chosen) != start:
+            raise UserError(f"{len(chosen)} labels for {start} images; give one for each")
+        return np.concatenate(found)
+
+    def generate(self, label: str | int | None = None, n: int = 1, seed: int = 0) -> np.ndarray:
+        """Images uint8 [n, S, S, 3]; the first of more are the same.
+
+        They are those of `skin_jax.generate` with the same seed.
+
+        Args:
+          label: name or number of their class. None, where the generator is not told any (a
+            semi-supervised GAN): images as they come; with a class, those of them that the run
+            itself takes for it with a confidence of at least 0.5.
+          n: how many, at least 1.
+          seed: of the noise, below 2**32.
+
+        Raises:
+          UserError: no such class, or hardly an image is taken for it.
+        """
+        task, names = self._run.task, self.classes.names
+        self._run.ability("images_of")
+        drawn_of = [names[k] for k in task.classes_drawn(len(names))]
+        name = names[0] if label is None else names[self._label(label)]
+        if task.conditional and (label is None or name not in drawn_of):
+            raise UserError(f"it has generators of {', '.join(drawn_of)}; give one as the label")
+        sampler = self._sampler.seeded(seed)
+        if task.conditional or label is None:
+            firsts = range(0, n, candidates.BATCH)
+            return np.concatenate([sampler.batch(name, first) for first in firsts])[:n]
+        drawn = candidates.judged(
+            sampler, self._judge, names, step=0, min_confidence=generation.MIN_CONFIDENCE
+        )(0, lambda _: False)
+        found: list[np.ndarray] = []
+        for candidate in itertools.islice(drawn, generation.most_tries(n)):
+            if candidate is not None and candidate.label == name:
+                found.append(candidate.pixels)
+                if len(found) == n:
+                    return np.stack(found)
+        raise UserError(
+            f"only {len(found)} of the first {generation.most_tries(n)} images are taken for "
+            f"{name}; ask for fewer, or leave the label out"
+        )
+
+    def evaluate(self, data_dir: str | Path | None = None, *, split: str = "test") -> Evaluation:
+        """Evaluates it as `skin_jax.eval` does; the figures are `.metrics` of what it returns.
+
+        For images in memory there is `skin_jax.metrics(run.predict(images), labels)`.
+
+        Args:
+          data_dir: a labelled folder of the run's classes, as `skin_jax.prepare` takes it. None: a
+            split of the run's own images.
+          split: "train", "val" or "test", where no folder is given.
+
+        Raises:
+          UserError: the images are gone or others than in training, or the split has none.
+        """
+        if data_dir is not None:
+            return runs.evaluate_examples(self._run, runs.labelled(self._run, Path(data_dir)))
+        workdir = self._run.workdir
+        experiment = run_lib.reopen(workdir)
+        folder, score = workdir / run_lib.CHECKPOINTS, experiment.task.score
+        with checkpoint_lib.Checkpoints(folder, score, read_only=True) as checkpoints:
+            found = runs.evaluate_split(experiment, checkpoints, split)
+        if found is None:
+            raise UserError(f"{workdir} has no images in its split {split!r}")
+        return found
+
+    def export(self, path: str | Path, part: str | None = None) -> None:
+        """Exports it to a file or, without a suffix, to a folder; see `skin_jax.exports.write`."""
+        exports.write(self._run, Path(path), part)
+
+    def _not_prepared(self, file: str) -> UserError:
+        folder = self._run.workdir
+        return UserError(
+            f"{folder} has no {file}; skin_jax.eval.calibrate --workdir={folder} makes it, for a "
+            "classifier"
+        )
+
+    @cached_property
+    def _best(self) -> tuple[PyTree, int]:
+        return self._run.best_state(self._mesh)
+
+    @cached_property
+    def _sampler(self) -> candidates.Sampler:
+        run, mesh = self._run, devices.make_mesh(1)
+        if run.task.conditional:
+            generators = run.drawn_from(mesh, None).generators
+        else:
+            generators = run.task.generators(run.best_state(mesh)[0])
+        return candidates.Sampler(run.task, generators, self.classes.names, 0, run.workdir)
+
+    @cached_property
+    def _judge(self) -> Callable[[np.ndarray], np.ndarray]:
+        state = self._run.best_state(devices.make_mesh(1))[0]
+        return candidates.predictor(self._run.task, state, self._run.workdir)
+
+    def _call(self, ability: str, *arrays: np.ndarray) -> jax.Array:
+        """An ability on a batch that fits the devices."""
+        if ability not in self._compiled:
+            function = self._run.ability(ability)
+            self._compiled[ability] = inference.over_devices(function, self._mesh)
+        return self._compiled[ability](self._best[0], *arrays)
+
+    def _batches(
+        self, images: AnyImage | Sequence[AnyImage], batch_size: int
+    ) -> Iterator[tuple[np.ndarray, int]]:
+        """Batches uint8 [B, S, S, 3] and how many of their images count: the first ones.
+
+        B is a power of two times the devices, so that few sizes are compiled.
+        """
+        sources = images_lib.sources(images)
+        wanted = min(len(sources), max(batch_size, 1))
+        size = self._mesh.size * 2 ** max(0, math.ceil(math.log2(wanted / self._mesh.size)))
+
+        def decoded(place: int) -> np.ndarray:
+            try:
+                return images_lib.decode(sources[place], self.image_size)
+            except images_lib.UnreadableImage as error:
+                source = sources[place]
+                name = source if isinstance(source, Path) else f"image {place}"
+                raise UserError(f"{name} cannot be read: {error}") from None
+
+        with ThreadPoolExecutor(images_lib.THREADS) as pool:
+            for start in range(0, len(sources), size):
+                places = range(start, min(start + size, len(sources)))
+                pixels = np.stack([*pool.map(decoded, places)])
+                indices = np.minimum(np.arange(size), len(pixels) - 1)  # the last one is repeated
+                yield pixels[indices], len(pixels)
+
+    def _label(self, label: str | int) -> int:
+        names = self.classes.names
+        if isinstance(label, str) and label in names:
+            return names.index(label)
+        if isinstance(label, int | np.integer) and 0 <= label < len(names):
+            return int(label)
+        raise UserError(f"there is no class {label!r}; there are {', '.join(names)}")

@@ -20,6 +20,7 @@ ENTRY_POINTS = {
     "skin_jax/prepare.py",
     "skin_jax/generate.py",
     "skin_jax/predict.py",
+    "skin_jax/export.py",
     "skin_jax/reader_study.py",
     "skin_jax/study/__main__.py",
     "skin_jax/eval/__main__.py",

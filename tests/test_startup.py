@@ -47,6 +47,7 @@ def python(*arguments, **environment):
         "prepare",
         "generate",
         "predict",
+        "export",
         "study",
         "study --config=study_augmentation",
         "eval",

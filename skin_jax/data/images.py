@@ -4,16 +4,19 @@ import contextlib
 import functools
 import io
 import math
+import os
 import stat
 import threading
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from skin_jax.base.errors import UserError
 from skin_jax.base.threads import workers
 
 SUFFIXES = frozenset(
@@ -81,15 +84,59 @@ def read(path: Path) -> bytes:
         raise PassingTrouble("not enough memory") from None
 
 
-def decode(source: Path | bytes, size: int) -> np.ndarray:
+AnyImage = str | os.PathLike[str] | Image.Image | np.ndarray
+"""An image as a user of Python has it: a path, a PIL image, or uint8 [H, W, 3] or [H, W]."""
+
+
+def sources(given: AnyImage | Sequence[AnyImage]) -> list[Path | Image.Image]:
+    """One or several images, uint8 [N, H, W, 3] among them, each as `decode` takes it.
+
+    Raises:
+      UserError: no images, arrays of other dtypes or shapes, or what is no image.
+    """
+    if isinstance(given, str | os.PathLike | Image.Image):
+        return sources([given])
+    if isinstance(given, np.ndarray) and given.ndim < 4:
+        return sources([given])
+    found = [_source(image) for image in given]
+    if not found:
+        raise UserError("there are no images; give at least one")
+    return found
+
+
+def _source(image: Any) -> Path | Image.Image:
+    if isinstance(image, str | os.PathLike):
+        return Path(image)
+    if isinstance(image, Image.Image):
+        return image
+    if not hasattr(image, "__array__"):
+        raise UserError(
+            f"an image is a path, a PIL image or an array uint8 [H, W, 3], not a "
+            f"{type(image).__name__}"
+        )
+    pixels = np.asarray(image)
+    if pixels.dtype != np.uint8:
+        raise UserError(
+            f"an image is an array of {pixels.dtype}, whose range is not defined; give uint8, 0 to "
+            "255"
+        )
+    if not (pixels.size and (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3))):
+        raise UserError(
+            f"an image is an array of shape {list(pixels.shape)}; give [H, W, 3] in RGB, [H, W] in "
+            "grey, or [N, H, W, 3] for several"
+        )
+    return Image.fromarray(pixels)
+
+
+def decode(source: Path | bytes | Image.Image, size: int) -> np.ndarray:
     """Decodes an image and resizes it to a square; the aspect ratio is not kept.
 
-    The source is a file's path, its bytes, or `FILE.npz/ARRAY/ROW`: a row of uint8 [N, H, W, 3] or
-    [N, H, W]. The EXIF orientation is applied, of several frames the first is taken, an alpha
-    channel is ignored; 16 bits are cut to the upper 8 of those that the file says are used, which
-    is refused where only the lower 12 have values and it does not. Bilinear with antialiasing
-    (Pillow widens the filter when it shrinks); an RGB image that has the size already passes
-    through unchanged. May be called from several threads.
+    The source is a file's path, its bytes, a PIL image, which stays open, or `FILE.npz/ARRAY/ROW`:
+    a row of uint8 [N, H, W, 3] or [N, H, W]. The EXIF orientation is applied, of several frames the
+    first is taken, an alpha channel is ignored; 16 bits are cut to the upper 8 of those that the
+    file says are used, which is refused where only the lower 12 have values and it does not.
+    Bilinear with antialiasing (Pillow widens the filter when it shrinks); an RGB image that has the
+    size already passes through unchanged. May be called from several threads.
 
     Returns:
       uint8 [size, size, 3], RGB, contiguous and writable.
@@ -97,11 +144,15 @@ def decode(source: Path | bytes, size: int) -> np.ndarray:
     Raises:
       UnreadableImage: `read` refuses the file, or Pillow cannot decode it to the end.
     """
-    content = source if isinstance(source, bytes) else read(source)
+    opened: contextlib.AbstractContextManager[Image.Image]
     try:
-        with _quiet():
-            image = Image.open(io.BytesIO(content))
-        with image:
+        if isinstance(source, Image.Image):
+            opened = contextlib.nullcontext(source)
+        else:
+            content = source if isinstance(source, bytes) else read(source)
+            with _quiet():
+                opened = Image.open(io.BytesIO(content))
+        with opened as image:
             rgb = _to_rgb(_loaded(image))
             rgb = rgb.resize((size, size), Image.Resampling.BILINEAR)
     except UnreadableImage:

@@ -6,6 +6,7 @@ by one level, so all images are drawn in batches of 64 on one device; another ki
 still differ that much.
 """
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -68,10 +69,10 @@ class Sampler:
         A task that does not generate images is refused, with the run, `whose` it is.
         """
         images_of = tasks.require(task, "images_of", whose)
-        key = jax.random.key(seed)
+        self._key = jax.random.key(seed)
         self._generators, self._names = generators, list(names)
 
-        def noise(label: jax.Array, indices: jax.Array) -> jax.Array:
+        def noise(key: jax.Array, label: jax.Array, indices: jax.Array) -> jax.Array:
             base = jax.random.fold_in(key, label) if task.conditional else key
             return truncation * task.noise(keys_of(base, indices))  # type: ignore[attr-defined]
 
@@ -84,10 +85,16 @@ class Sampler:
             lambda generators, label, noise: to_uint8(images_of(generators, label, noise))
         )
 
+    def seeded(self, seed: int) -> "Sampler":
+        """The same generators with another seed; nothing compiles again."""
+        other = copy.copy(self)
+        other._key = jax.random.key(seed)
+        return other
+
     def batch(self, name: str, first: int) -> np.ndarray:
         """Images `first` to `first` + 63 of a class, uint8 [64, S, S, 3]."""
         label = self._names.index(name)
-        return self._drawn(label, self._noise(label, _batch_from(first)))
+        return self._drawn(label, self._noise(self._key, label, _batch_from(first)))
 
     def walks(self, name: str) -> np.ndarray:
         """Eight walks through the noise of a class, uint8 [64, S, S, 3].
@@ -95,7 +102,7 @@ class Sampler:
         Row r of eight leads in a straight line from image 2r of the class to image 2r + 1.
         """
         label = self._names.index(name)
-        noise = np.asarray(self._noise(label, _batch_from(0)))
+        noise = np.asarray(self._noise(self._key, label, _batch_from(0)))
         ends = noise[: 2 * BATCH // WALK_COLUMNS].reshape(-1, 2, 1, noise.shape[-1])
         share = np.linspace(0, 1, WALK_COLUMNS, dtype=np.float32)[:, None]
         line = (1 - share) * ends[:, 0] + share * ends[:, 1]
@@ -116,7 +123,7 @@ class Sampler:
         for row, end in enumerate(ends):
             walk = shares[row * WALK_COLUMNS : (row + 1) * WALK_COLUMNS]
             walk[:, label], walk[:, end] = 1 - share, share
-        noise = np.asarray(self._noise(label, _batch_from(0)))
+        noise = np.asarray(self._noise(self._key, label, _batch_from(0)))
         noise = np.broadcast_to(noise[:1], noise.shape)
         drawn = np.asarray(self._between(self._generators, shares, noise))
         return drawn[: len(ends) * WALK_COLUMNS]

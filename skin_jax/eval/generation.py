@@ -30,7 +30,7 @@ from skin_jax.train.run import Trained, fitted_on, trained
 PROGRESS = "generation.json"
 
 _PER_CLASS = 100
-_MIN_CONFIDENCE = 0.5
+MIN_CONFIDENCE = 0.5
 _LEAST_TRIES, _TRIES_AN_IMAGE = 10_000, 50
 _GRID, _GRID_COLUMNS = 64, 8
 _SECONDS_BETWEEN_SAVES = 5.0
@@ -154,11 +154,16 @@ def generate(
             raise UserError(
                 f"leave out --filter: {workdir} judges its images itself, by --min_confidence"
             )
-        least = _MIN_CONFIDENCE if min_confidence is None else min_confidence
-        most = max_tries or max(_LEAST_TRIES, _TRIES_AN_IMAGE * max(wanted.values()))
+        least = MIN_CONFIDENCE if min_confidence is None else min_confidence
+        most = max_tries or most_tries(max(wanted.values()))
         source = _judged(run, seed, step, truncation, least, most)
     with folder.claimed(out, f"another process is generating into {out}"):
         fill(out, source, wanted, draw_grid)
+
+
+def most_tries(images: int) -> int:
+    """How many images of no class in particular to draw for some of one class, at most."""
+    return max(_LEAST_TRIES, _TRIES_AN_IMAGE * images)
 
 
 def _judged(

@@ -33,6 +33,7 @@ The last three are images that Pillow does not read: they are listed as such, no
 
 _MAX_WORKERS = 16
 _HEAT_MAPS = ".heat_maps"  # marks a folder whose pictures may be replaced
+_NAMED = 5  # images in a warning
 _DETAILS = (
     *("image", "predicted", "confidence", "second"),
     *("calibrated_probability", "distance_percentile", "flagged"),
@@ -48,13 +49,13 @@ Decoded = tuple[np.ndarray, ...] | images.UnreadableImage
 class _Member:
     """A trained run that predicts images uint8 [B, S, S, 3] of its size S."""
 
-    def __init__(self, run: Trained, mesh: Mesh, *, explained: bool, detailed: bool):
+    def __init__(self, run: Trained, mesh: Mesh, *, explained: bool):
         self.image_size = run.config.data.image_size
         self._state, step = run.best_state(mesh)
         predict = inference.viewed(run.ability("predict"))
         self._call = {"predict": inference.over_devices(predict, mesh)}
-        self.calibration = calibration.read(run.workdir, step) if detailed else None
-        self.reference = familiarity.read(run.workdir) if detailed else None
+        self.calibration = calibration.read(run.workdir, step)
+        self.reference = familiarity.read(run.workdir) if self.calibration else None
         more = ["explain"] * explained + ["traits"] * (self.reference is not None)
         self._call |= {name: inference.over_devices(run.ability(name), mesh) for name in more}
 
@@ -65,16 +66,14 @@ class _Member:
         return np.stack([np.asarray(each, np.float64) for each in found])
 
     def calibrated(self, probabilities: np.ndarray) -> np.ndarray:
-        """Means [B, n] of probabilities [V, B, n], calibrated; NaN where nothing is known."""
-        if self.calibration is None:
-            return np.full(probabilities.shape[1:], np.nan)
+        """Means [B, n] of probabilities [V, B, n], each calibrated; of a run that is prepared."""
+        assert self.calibration is not None
         temperature = self.calibration.temperature
         return np.mean([calibration.applied(p, temperature) for p in probabilities], axis=0)
 
     def percentile(self, batch: np.ndarray) -> np.ndarray:
-        """How unlike the training images, float64 [B] in percent; NaN where nothing is known."""
-        if self.reference is None:
-            return np.full(len(batch), np.nan)
+        """How unlike the training images, float64 [B] in percent; of a run that is prepared."""
+        assert self.reference is not None
         return self.reference.percentile(np.asarray(self._call["traits"](self._state, batch)))
 
     def heat_maps(self, batch: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -104,8 +103,8 @@ def predict_files(
       tta: averages over the 8 orientations of each image.
       scales: averages over its middle, at these shares of its side in (0, 1]; 1 is the whole.
       details: a second CSV, `image, predicted, confidence, second, calibrated_probability,
-        distance_percentile, flagged`; the last three are empty where the runs were not prepared by
-        `skin_jax.eval.calibrate`.
+        distance_percentile, flagged`; the last three are empty where `skin_jax.eval.calibrate` has
+        not prepared all of the runs.
       explain_dir: where `<image>.png`, drawn by `overlay`, shows what speaks for the predicted
         class of each image.
       batch_size: images at a time, rounded up to a multiple of the devices.
@@ -130,22 +129,21 @@ def predict_files(
     mesh = devices.make_mesh(None)
     runs = [trained(workdir) for workdir in workdirs]
     classes = _same_classes(runs)
-    members = [
-        _Member(run, mesh, explained=bool(explain_dir), detailed=details is not None)
-        for run in runs
-    ]
+    members = [_Member(run, mesh, explained=bool(explain_dir)) for run in runs]
+    prepared = all(member.reference for member in members)
     for run, member in zip(runs, members, strict=True) if details else ():
-        if member.calibration is None or member.reference is None:
+        if member.reference is None:
             warn(
-                f"{run.workdir} has no {calibration.FILE_NAME} or {familiarity.FILE_NAME}: columns "
-                f"of {details} stay empty; skin_jax.eval.calibrate --workdir={run.workdir} makes "
-                "both, for a classifier"
+                f"columns of {details} stay empty: {run.workdir} has no {calibration.FILE_NAME} or "
+                f"{familiarity.FILE_NAME}, which skin_jax.eval.calibrate --workdir={run.workdir} "
+                "makes for a classifier"
             )
     views = inference.views(tta, scales)
     batch_size = -(-min(batch_size, len(files)) // mesh.size) * mesh.size
     sizes = list(dict.fromkeys(member.image_size for member in members))
     probabilities = np.empty((len(files), len(classes)))
-    calibrated, percentiles = np.empty_like(probabilities), np.empty(len(files))
+    calibrated = np.full_like(probabilities, np.nan)
+    percentiles = np.full(len(files), np.nan)
     good: list[int] = []
 
     bar = tqdm(total=len(files), unit=" images", desc="Predicting", disable=not progress)
@@ -161,7 +159,7 @@ def predict_files(
             found = [m.probabilities(stacks[m.image_size], views) for m in members]
             values = np.mean([of_views.mean(axis=0) for of_views in found], axis=0)
             probabilities[places] = values[: len(places)]
-            if details:
+            if prepared:
                 pairs = list(zip(members, found, strict=True))
                 each = np.mean([m.calibrated(of_views) for m, of_views in pairs], axis=0)
                 calibrated[places] = each[: len(places)]
@@ -191,12 +189,13 @@ def predict_files(
         rows = _detailed(probabilities, calibrated, percentiles, classes)
         text = csvs.text([_DETAILS, *([ids[i], *rows[i]] for i in good)])
         write_atomically(details, text)
-        if flagged := sum(rows[i][-1] == "1" for i in good):
-            warn(
-                f"{flagged} of the {len(good)} images are flagged in {details}: they are less like "
-                f"the training images than {familiarity.FLAGGED_ABOVE:.0f}% of the validation "
-                "images, and what is predicted for them may mean nothing"
-            )
+    if unlike_any := [ids[i] for i in good if percentiles[i] > familiarity.FLAGGED_ABOVE]:
+        some = ", ".join(unlike_any[:_NAMED]) + ", ..." * (len(unlike_any) > _NAMED)
+        warn(
+            f"{len(unlike_any)} of {len(good)} images are less like the training images than "
+            f"{familiarity.FLAGGED_ABOVE:.0f}% of the validation images, so that what is predicted "
+            f"for them may mean nothing: {some}"
+        )
     if skipped:
         write_skipped(skipped_path, skipped)
         warn(str(listed(f"unreadable files were left out; see {skipped_path}", problems)))

@@ -1,6 +1,7 @@
 """Evaluating a run: its best checkpoint on one of its splits, or on another labelled folder."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from skin_jax.data import splits
 from skin_jax.data.classes import BENIGN, MALIGNANT, Classes
 from skin_jax.data.examples import Examples
 from skin_jax.data.pipeline import Pipeline
+from skin_jax.data.reading import Reading
 from skin_jax.eval import calibration, metrics
 from skin_jax.eval.evaluation import Calibrated, Evaluation
 from skin_jax.eval.inference import Predictor, View, make_predictor, viewed
@@ -20,8 +22,6 @@ from skin_jax.train.run import Experiment, Trained, best_state
 
 MISTAKES_SHOWN = 12
 _SPECIFICITIES = (0.90, 0.95)
-
-
 _ONE_VIEW = (View(),)
 
 
@@ -51,8 +51,10 @@ def evaluate_split(
     shared = splits.shared_lesions(examples.records, experiment.assignment)
     points, calibrated = {}, None
     if len(val):
-        on_val = predict(state, val, batch_size), examples.labels[val]
         here = found, examples.labels[indices]
+        on_val = here
+        if split != "val":
+            on_val = predict(state, val, batch_size), examples.labels[val]
         lesion_ids = [examples.records[i].lesion_id for i in indices]
         points = _operating_points(examples.classes, on_val, here, lesion_ids)
         calibrated = _calibrated(calibration.fit(*on_val), *here)
@@ -68,10 +70,29 @@ def evaluate_split(
     )
 
 
+def labelled(run: Trained, data_dir: Path, told: Reading | None = None) -> Examples:
+    """The images of a labelled folder with the classes of a run, at its size.
+
+    Args:
+      run: whose classes they are.
+      data_dir: as `skin_jax.prepare` takes it.
+      told: how to read it; None: it is recognised.
+
+    Raises:
+      UserError: no such folder, or contents that do not fit.
+    """
+    from skin_jax.data import store  # tensorflow-datasets takes a second to import
+
+    settings = {key: run.config.data[key] for key in ("image_size", "cache_dir", "on_bad_image")}
+    return store.prepare(data_dir, reading=told or Reading(), classes=run.classes, **settings)
+
+
 def evaluate_examples(
     run: Trained, examples: Examples, views: Sequence[View] = _ONE_VIEW
 ) -> Evaluation:
     """Evaluates the best checkpoint on examples from elsewhere, of the run's classes.
+
+    Probabilities are means over the views; the temperature is the one that is kept with the run.
 
     Raises:
       UserError: no usable checkpoint, or a task that does not classify.
@@ -82,7 +103,10 @@ def evaluate_examples(
     predict = _averaged(run.ability("predict"), pipeline, views)
     indices = np.arange(len(examples.records))
     probabilities = predict(state, indices, run.config.eval_batch_size)
-    return _evaluation(examples, indices, probabilities, step=step)
+    kept, calibrated = calibration.read(run.workdir, step), None
+    if kept is not None:
+        calibrated = _calibrated(kept.temperature, probabilities, examples.labels)
+    return _evaluation(examples, indices, probabilities, step=step, calibrated=calibrated)
 
 
 def _averaged(function: Any, pipeline: Pipeline, views: Sequence[View]) -> Predictor:
@@ -97,17 +121,11 @@ def _averaged(function: Any, pipeline: Pipeline, views: Sequence[View]) -> Predi
 
 def _calibrated(temperature: float, probabilities: np.ndarray, labels: np.ndarray) -> Calibrated:
     both = probabilities, calibration.applied(probabilities, temperature)
-    own = np.arange(len(labels)), labels
-    return Calibrated(
-        temperature,
-        *(
-            (of(both[0]), of(both[1]))
-            for of in (
-                lambda p: metrics.calibration_error(p, labels),
-                lambda p: float(-np.log(np.maximum(p[own], 1e-12)).mean()),
-            )
-        ),
+    ece, log_loss = (
+        (measure(both[0], labels), measure(both[1], labels))
+        for measure in (metrics.calibration_error, calibration.loss)
     )
+    return Calibrated(temperature, ece, log_loss)
 
 
 def _operating_points(

@@ -9,10 +9,12 @@ Those with a gradient of their own work under `jit`, `vmap` and reverse mode (tw
 `max_pool`); forward mode is not defined.
 """
 
+import contextlib
+import contextvars
 import functools
 import itertools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import jax
@@ -33,6 +35,25 @@ _AROUND: Padding = ((1, 1), (1, 1))
 _PLAIN_TRANSPOSE_SIZES = range(4, 8)
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+
+
+_PLAIN = contextvars.ContextVar("plain", default=False)
+
+
+@contextlib.contextmanager
+def plain_forms() -> Iterator[None]:
+    """Trace operators as on no platform in particular: converters do not know `platform_index`."""
+    token = _PLAIN.set(True)
+    try:
+        yield
+    finally:
+        _PLAIN.reset(token)
+
+
+def _by_platform(*arrays: jax.Array, cpu: Callable[..., Any], default: Callable[..., Any]) -> Any:
+    if _PLAIN.get():
+        return default(*arrays)
+    return lax.platform_dependent(*arrays, cpu=cpu, default=default)
 
 
 def _with_gradient(gradient: Callable[..., tuple[jax.Array, ...]]) -> Callable[[Any], Any]:
@@ -141,9 +162,7 @@ def strided_conv_transpose(x: jax.Array, kernel: jax.Array) -> jax.Array:
     _check(x, kernel)
     if min(x.shape[1:3]) in _PLAIN_TRANSPOSE_SIZES:
         return _plain_conv_transpose(x, kernel)
-    return lax.platform_dependent(
-        x, kernel, cpu=_subpixel_conv_transpose, default=_plain_conv_transpose
-    )
+    return _by_platform(x, kernel, cpu=_subpixel_conv_transpose, default=_plain_conv_transpose)
 
 
 def _plain_conv_transpose(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -166,7 +185,8 @@ def _subpixel_conv_transpose(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _blur_axis(x: jax.Array, axis: int) -> jax.Array:
-    padded = jnp.pad(x, [(int(i == axis),) * 2 for i in range(x.ndim)], mode="edge")
+    first, last = (lax.slice_in_dim(x, at, at + 1, axis=axis) for at in (0, x.shape[axis] - 1))
+    padded = jnp.concatenate([first, x, last], axis)  # jnp.pad would touch the axis B, too
     before, after = (
         lax.slice_in_dim(padded, start, start + x.shape[axis], axis=axis) for start in (0, 2)
     )
@@ -299,11 +319,11 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int, padding: Paddin
         def plain(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> _Two:
             return jax.vjp(lambda x, k: _plain_depthwise(x, k, stride), x, kernel)[1](dy)
 
-        return lax.platform_dependent(x, kernel, dy, cpu=shifted, default=plain)
+        return _by_platform(x, kernel, dy, cpu=shifted, default=plain)
 
     @_with_gradient(gradient)
     def unpadded(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return lax.platform_dependent(
+        return _by_platform(
             x,
             kernel,
             cpu=functools.partial(_shifted_depthwise, stride=stride),
@@ -320,7 +340,7 @@ def materialized(x: jax.Array) -> jax.Array:
     XLA would compute batch norm and residual sums of up to three blocks once more, column by
     column, for the gradient of a kernel. The barrier lasts only with `devices.compiler_options`.
     """
-    return lax.platform_dependent(x, cpu=lax.optimization_barrier, default=lambda x: x)
+    return _by_platform(x, cpu=lax.optimization_barrier, default=lambda x: x)
 
 
 def _product_gradient(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> _Two:
@@ -376,7 +396,7 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.
         return plain(x, kernel)
     # XLA swaps the operands of a convolution of a map that is smaller than the kernel, and a CPU
     # then takes a naive loop: seconds for the last layers of a ResNet-50 at 64x64.
-    return lax.platform_dependent(x, kernel, cpu=gathered, default=plain)
+    return _by_platform(x, kernel, cpu=gathered, default=plain)
 
 
 def padding_of(

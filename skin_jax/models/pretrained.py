@@ -196,6 +196,29 @@ def load(
     return traverse_util.unflatten_dict(filled)
 
 
+def tensors(variables: PyTree, network: nn.Module) -> dict[str, np.ndarray]:
+    """Returns the variables of a network as timm has them, by timm's names; `load` reads them.
+
+    Args:
+      variables: {"params", "batch_stats"} of arrays.
+      network: whose variables they are.
+
+    Raises:
+      UserError: timm has no such network.
+    """
+    if type(network) not in _TABLES:
+        known = ", ".join(sorted(kind.__name__ for kind in _TABLES))
+        raise UserError(f"timm has no {type(network).__name__}; it has {known}")
+    flat = traverse_util.flatten_dict(variables)
+    found = {}
+    for layer in _TABLES[type(network)](network):
+        for collection, variable, part in _PARTS[layer.kind]:
+            array = np.asarray(flat[collection, *layer.module, variable])
+            back = np.argsort(_AXES[array.ndim])
+            found[f"{layer.names[0]}.{part}"] = np.ascontiguousarray(array.transpose(back))
+    return found
+
+
 def efficientnet_lite(source: str, flag: str) -> tuple[EfficientNetLite, PyTree]:
     """Return the EfficientNet-Lite whose weights a file has, and its variables.
 

@@ -68,6 +68,7 @@ class Dcgan(Task):
     headline = ("d_loss", "g_loss", "p_real_real", "p_real_generated")
     evaluators = ("generators",)
     conditional = True
+    noise_law = "uniform in [-1, 1]"
 
     def mesh(self, num_devices: int | None, batch_size: int) -> Mesh:
         """Devices among which the classes can be shared out evenly, as many as there are."""

@@ -42,7 +42,7 @@ class Projected(Task):
       num_classes: n.
       generator: noise and classes to images.
       discriminator: projected features and classes to logits.
-      features: the frozen network.
+      frozen: the network whose features D sees.
       features_size: side of the images that it sees.
       projections: `fastgan.mixing`.
       weights: of the frozen network, see `models.pretrained.load`; None: random.
@@ -59,7 +59,7 @@ class Projected(Task):
     num_classes: int
     generator: fastgan.Generator
     discriminator: fastgan.Discriminator
-    features: EfficientNetLite
+    frozen: EfficientNetLite
     features_size: int
     projections: Sequence[tuple[np.ndarray, ...]]
     weights: str | None
@@ -75,6 +75,7 @@ class Projected(Task):
     headline = ("d_loss", "g_loss", "logit_real", "logit_generated")
     evaluators = ("generators",)
     conditional = True
+    noise_law = "standard normal, the vector then divided by its root mean square"
     compared_with = "val"
 
     def init(self, rng: jax.Array) -> ProjectedState:
@@ -84,7 +85,7 @@ class Projected(Task):
         images = jnp.zeros((1, self.image_size, self.image_size, 3))
         keys = [jax.random.fold_in(rng, tag) for tag in (_GENERATOR, _DISCRIMINATOR, _FEATURES)]
         g = self.generator.init(keys[0], noise, classes, train=True)
-        features = self.features.init(keys[2], images, train=False)
+        features = self.frozen.init(keys[2], images, train=False)
         seen = jax.eval_shape(self._projected, features, images)
         zeros = [jnp.zeros(each.shape, each.dtype) for each in seen]
         d = self.discriminator.init(keys[1], zeros, classes, train=True)
@@ -107,7 +108,7 @@ class Projected(Task):
         """The state before step 0 with the frozen network's weights; see `Task.pretrained`."""
         if self.weights is None:
             return state
-        return state.replace(features=pretrained.load(state.features, self.features, self.weights))
+        return state.replace(features=pretrained.load(state.features, self.frozen, self.weights))
 
     def train_step(
         self, state: ProjectedState, batch: dict[str, jax.Array], rng: jax.Array
@@ -198,7 +199,7 @@ class Projected(Task):
     def _projected(self, variables: PyTree, images: jax.Array) -> tuple[jax.Array, ...]:
         """What the discriminators see of images float [B, S, S, 3]."""
         return fastgan.projected(
-            self.features, variables, images, self.projections, self.features_size
+            self.frozen, variables, images, self.projections, self.features_size
         )
 
     def noise(self, keys: jax.Array) -> jax.Array:
@@ -229,7 +230,8 @@ class Projected(Task):
           label: of the class.
           noise: float32 [B, Z]; scaled by less than 1, images are more typical and less diverse.
         """
-        classes = jax.nn.one_hot(jnp.full(len(noise), label), self.num_classes)
+        shape = (noise.shape[0], self.num_classes)
+        classes = jnp.broadcast_to(jax.nn.one_hot(jnp.reshape(label, 1), shape[1]), shape)
         return self.images_between(generators, classes, noise)
 
     def images_between(self, generators: PyTree, classes: jax.Array, noise: jax.Array) -> jax.Array:
@@ -293,7 +295,7 @@ def build(
         num_classes=len(classes),
         generator=fastgan.Generator(size, model.width, dtype=dtype),
         discriminator=fastgan.Discriminator(model.discriminator_width, dtype=dtype),
-        features=features,
+        frozen=features,
         features_size=model.features_size,
         projections=fastgan.mixing(
             config.seed, fastgan.channels(features), model.discriminator_width

@@ -47,6 +47,7 @@ class Task:
       conditional: whether `images_of` draws images of the class that it is given; where it does
         not, they are of no class in particular, and `predict` has to judge them.
       labelled_rows: rows of a training batch that have a label, the first ones; None: all of them.
+      noise_law: what each number of `images_of`'s noise is drawn from, for users of exported files.
       compared_with: the split of the real images that evaluators compare generated ones with.
     """
 
@@ -54,6 +55,7 @@ class Task:
     evaluators: tuple[str, ...] = ()
     score = Score("val_macro_auc", higher_is_better=True)
     conditional = False
+    noise_law = "standard normal"
     labelled_rows: int | None = None
     compared_with = "train"
 
@@ -161,6 +163,7 @@ _LACKING = {
     "features": "has no features of images",
     "traits": "cannot say how unlike its training images a picture is",
     "images_of": "does not generate images",
+    "judge": "has no network that other programs know by its tensors",
 }
 
 
@@ -174,7 +177,7 @@ def require(task: Task, ability: str, whose: object) -> Callable[..., Any]:
 
     Args:
       task: of a run.
-      ability: "predict", "explain", "features", "traits" or "images_of".
+      ability: "predict", "explain", "features", "traits", "images_of" or "judge".
       whose: the run, for the message.
 
     Raises:

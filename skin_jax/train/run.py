@@ -4,7 +4,8 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from skin_jax.data.classes import Classes
 from skin_jax.data.examples import Examples, Joined, hide_labels, write_skipped
 from skin_jax.data.generated import Generated
 from skin_jax.train import checkpoints as checkpoint_lib
+from skin_jax.train import shipped
 
 PyTree = Any
 
@@ -33,6 +35,7 @@ SPLITS_FILE = "splits.csv"
 DIGEST_FILE = "examples.digest"
 CHECKPOINTS = "checkpoints"
 _SYNTHETIC_DIGEST_FILE = "synthetic.digest"
+_SHIPPED = (classes_lib.FILE_NAME, SPLITS_FILE, _SYNTHETIC_DIGEST_FILE)
 _RESULTS = ("metrics.jsonl", "report.html", "eval", "figures", "samples")
 _MANY_IMAGES = 10**6  # of each class, while nobody knows how many there are
 
@@ -242,6 +245,11 @@ def _check(config: ConfigDict, workdir: Path, resumed: bool, check: Check | None
     many = np.full(len(names), _MANY_IMAGES)
     task, _, _ = _build_task(config, names, many, many)
     mesh = task.mesh(config.sharding.num_devices, config.batch_size)
+    if (workdir / shipped.WEIGHTS).exists():
+        raise UserError(
+            f"{workdir} is an exported run, which cannot be trained any further; take a new "
+            "--workdir"
+        )
     if resumed:
         before = config_lib.read(workdir)
         tasks.kind(before).settle(before, names)
@@ -488,13 +496,89 @@ class Trained:
         return checkpoint_lib.Checkpoints(self.workdir / name, self.task.score, read_only=True)
 
 
+@dataclasses.dataclass(frozen=True)
+class Shipped(Trained):
+    """A run that `ship` wrote: its best weights and nothing else."""
+
+    def best_state(self, mesh: Mesh) -> tuple[PyTree, int]:
+        """The best checkpoint's state, None in the place of what only training needs; its step."""
+        content = shipped.read(self.workdir, self.task, len(self.classes))
+        return jax.device_put(content.state, devices.replicated(mesh)), content.step
+
+    def state_at(self, mesh: Mesh, step: int) -> PyTree:
+        """Refuses every step."""
+        raise UserError(
+            f"{self.workdir} is an exported run, which has its best weights only: step {step} "
+            "cannot be chosen; leave it out"
+        )
+
+    def drawn_from(self, mesh: Mesh, step: int | None) -> tasks.Drawn:
+        """The best generators; refuses a step."""
+        if step is not None:
+            return self.state_at(mesh, step)
+        content = shipped.read(self.workdir, self.task, len(self.classes))
+        placement = devices.replicated(mesh)
+        if content.drawn is None:
+            state = jax.device_put(content.state, placement)
+            return self.task.drawn_from(state, content.step, len(self.classes))
+        generators = jax.device_put(content.drawn.generators, placement)
+        return content.drawn._replace(generators=generators)
+
+
 def trained(workdir: Path) -> Trained:
-    """Opens a work folder without its images; refuses one that is none of a run, or damaged."""
+    """Opens a work folder, or a folder of `ship`, without its images.
+
+    Raises:
+      UserError: it is none of a run, or damaged.
+    """
     config, classes = config_lib.read(workdir), classes_lib.read(workdir)
     counts = splits.class_counts(workdir / SPLITS_FILE, "train", classes)
     without = len(splits.members(workdir / SPLITS_FILE, "train")) - counts.sum()
     task, _, _ = _build_task(config, classes.names, counts, counts, without)
-    return Trained(workdir, config, classes, counts, task)
+    kind = Shipped if (workdir / shipped.WEIGHTS).exists() else Trained
+    return kind(workdir, config, classes, counts, task)
+
+
+def ship(run: Trained, out: Path, also: Iterable[str] = ()) -> shipped.Content:
+    """Writes a folder that commands take for the run's: its best weights, classes and split.
+
+    Its configuration names no folder of this machine.
+
+    Args:
+      run: with a checkpoint.
+      out: a new folder, or one that this wrote before.
+      also: more files of the run that are copied, where it has them.
+
+    Returns:
+      What the weights are of.
+
+    Raises:
+      UserError: other files are there, or the run needs code of the user's own.
+    """
+    folder.check_own(out, shipped.WEIGHTS, "--out")
+    settings = config_lib.without_folders(config_lib.flatten(run.config))
+    given = {key: functools.reduce(getitem, key.split("."), run.config) for key in settings}
+    if own := [key for key, value in given.items() if callable(value)]:
+        raise UserError(
+            f"{run.workdir} has code of its own as config.{own[0]}, which an exported folder "
+            "cannot hold; pass on the work folder together with that file"
+        )
+    mesh = devices.make_mesh(1)
+    state, step = run.best_state(mesh)
+    drawn = None
+    if tasks.can(run.task, "images_of") and run.task.conditional:
+        drawn = run.drawn_from(mesh, None)
+    kept = shipped.needed(run.task, state, run.config.data.image_size)
+    content = shipped.Content(kept, drawn, step)
+    shipped.write(out, content)
+    for name in (*_SHIPPED, *also):
+        (out / name).unlink(missing_ok=True)  # of an earlier export
+        with contextlib.suppress(FileNotFoundError):
+            write_atomically(out / name, (run.workdir / name).read_bytes())
+    portable = config_lib.base(settings.pop("task"))
+    portable.update_from_flattened_dict(settings)
+    config_lib.write(portable, out)  # last: it is what makes the folder a run
+    return content
 
 
 def reopen(workdir: Path) -> Experiment:
@@ -506,6 +590,12 @@ def reopen(workdir: Path) -> Experiment:
       UserError: the folder is not one of a run, or its images are gone or others.
     """
     config = config_lib.read(workdir)
+    if (workdir / shipped.WEIGHTS).exists():
+        raise UserError(
+            f"{workdir} is an exported run, which does not know where its images are; give "
+            "labelled images to skin_jax.eval with --data_dir, or take the work folder that it was "
+            "exported from"
+        )
     config.data.pipeline = "auto"
     examples = load_examples(config)
     return _assemble(config, *read_split(examples, workdir), devices.make_mesh(None))

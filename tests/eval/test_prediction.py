@@ -132,6 +132,15 @@ def test_augmented_predictions_do_not_depend_on_the_orientation(workdir, tmp_pat
         np.testing.assert_allclose(row, single.mean(axis=0), atol=1e-6)
 
 
+def test_the_middle_is_seen_at_each_scale_and_averaged(workdir, folder, tmp_path):
+    whole, middle, both = (
+        np.array(list(predict([workdir], [folder], tmp_path / "p.csv", scales=scales)[1].values()))
+        for scales in ((1.0,), (0.5,), (1.0, 0.5))
+    )
+    assert np.abs(whole - middle).max() > 1e-5
+    np.testing.assert_allclose(both, (whole + middle) / 2, atol=1e-6)
+
+
 def test_an_image_that_exif_turns_is_predicted_as_the_upright_one(workdir, tmp_path):
     upright = smooth(48, 64)
     exif = Image.Exif()

@@ -49,7 +49,7 @@ def build(**changes):
 
 def make(**changes) -> projected.Projected:
     mixing = fastgan.mixing(0, fastgan.channels(TINY), 4)
-    return dataclasses.replace(build(**changes), features=TINY, projections=mixing)
+    return dataclasses.replace(build(**changes), frozen=TINY, projections=mixing)
 
 
 def batch(step: int) -> dict[str, np.ndarray]:

@@ -590,6 +590,7 @@ def test_a_whole_run_leaves_what_the_work_folder_promises(tmp_path, capsys):
         "hardware": f"1 x cpu, {os.cpu_count()} cores",
         "jax": jax.__version__,
         "real_examples": first["real_examples"],
+        "unlabelled_examples": 0,
         "synthetic_examples": 0,
     }
     assert first["real_examples"] == (tmp_path / "splits.csv").read_text().count(",train")
