@@ -268,10 +268,14 @@ def _score_blocks(evaluation: Evaluation) -> list[kit.Block]:
             *("wished specificity", "threshold", "sensitivity here", "95% interval"),
             "specificity here",
         )
+        thresholds = {p.threshold for p in points if np.isfinite(p.threshold)}
+        digits = 3
+        while digits < 17 and len({number(t, digits) for t in thresholds}) < len(thresholds):
+            digits += 1
         rows = [
             (
                 f"{point.wished_specificity:.0%}",
-                number(point.threshold),
+                number(point.threshold, digits),
                 number(point.sensitivity),
                 span(point.sensitivity_ci95),
                 number(point.specificity),

@@ -159,6 +159,16 @@ def test_subgroups_are_written_with_intervals_and_a_warning(tmp_path):
     assert float(rows[0]["balanced_accuracy_low"]) == groups[0].metrics.ci95["balanced_accuracy"][0]
 
 
+def test_thresholds_that_print_alike_have_more_digits(tmp_path):
+    points = [
+        metrics.OperatingPoint(wished, threshold, 0.75, 0.875, (0.6, 0.9))
+        for wished, threshold in ((0.9, 0.99991), (0.95, 0.99994))
+    ]
+    run_report.write_evaluation(tmp_path, evaluation(operating_points={"melanoma": points}))
+    text = (tmp_path / "report.md").read_text()
+    assert [row_of(text, row)[1] for row in ("90%", "95%")] == ["0.99991", "0.99994"]
+
+
 class Page(html.parser.HTMLParser):
     """Checks that tags close in order; keeps sources and text."""
 

@@ -242,7 +242,7 @@ def test_class_gans_that_cannot_run_leave_nothing_behind(tmp_path, change, words
 
 def test_generators_of_an_unknown_run_are_not_taken_for_ones_own(tmp_path):
     (tmp_path / "run" / checkpoint_lib.GENERATORS).mkdir(parents=True)
-    with pytest.raises(errors.UserError, match="checkpoints or generators but no config"):
+    with pytest.raises(errors.UserError, match=r"holds (checkpoints|generators) but no config"):
         start(class_gans(), tmp_path / "run")
 
 
@@ -634,6 +634,13 @@ def test_a_work_folder_that_lost_a_file_is_never_given_another_split(tmp_path, l
     with pytest.raises(errors.UserError, match=lost):
         api.train(tiny(num_steps=1), tmp_path)
     assert not (tmp_path / lost).exists()
+
+
+def test_results_of_nobody_knows_which_run_are_never_replaced(tmp_path):
+    (tmp_path / "report.html").write_text("mine")
+    with pytest.raises(errors.UserError, match=r"holds report\.html but no config"):
+        api.train(tiny(num_steps=1), tmp_path)
+    assert (tmp_path / "report.html").read_text() == "mine"
 
 
 def test_two_processes_cannot_train_in_one_folder(tmp_path):
