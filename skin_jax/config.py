@@ -1,5 +1,6 @@
 """The settings that all tasks share, and the configurations of runs: loaded, checked, kept."""
 
+import hashlib
 import importlib.util
 import json
 import sys
@@ -13,13 +14,15 @@ from ml_collections import ConfigDict
 
 from skin_jax.base import code, folder, settings
 from skin_jax.base.errors import UserError, first_line
-from skin_jax.base.files import CACHE_ROOT, write_atomically
+from skin_jax.base.files import CACHE_ROOT, expanded, write_atomically
 from skin_jax.base.settings import MAX_SEED, Neutral, Setting, flatten, section
 from skin_jax.data import reading
 
 _T = TypeVar("_T")
 
 FILE_NAME = "config.json"
+_IDENTITY = "identity"
+"""The key of `config.json` that is no setting: what makes the files of a work folder one run."""
 
 NO_WEIGHTS = "none"
 HUB_PREFIX = "hf:"
@@ -166,7 +169,7 @@ def load(file: str) -> ConfigDict:
     or it fails: it is a program.
     """
     name, _, variant = file.partition(":")
-    path = Path(name).expanduser()
+    path = expanded(name)
     if not path.is_file() and str(path.parent) in (".", "configs"):
         path = FILES / f"{path.stem}.py"
     if not path.is_file():
@@ -209,13 +212,13 @@ def normalize(config: ConfigDict) -> None:
     """Makes paths absolute, in place: a run can be resumed and looked at from any folder."""
     for key in ("dir", "synthetic"):
         if config.data[key] is not None:
-            config.data[key] = str(Path(config.data[key]).expanduser().absolute())
+            config.data[key] = str(expanded(config.data[key]).absolute())
     if config.data.table is not None:
         config.data.table = reading.place(config.data.table, config.data.dir)
     for part in (config.get("model", {}), config.get("score", {})):
         weights = part.get("weights", NO_WEIGHTS)
         if weights != NO_WEIGHTS and not weights.startswith(HUB_PREFIX):
-            part.weights = str(Path(weights).expanduser().absolute())
+            part.weights = str(expanded(weights).absolute())
 
 
 def to_json(config: ConfigDict) -> str:
@@ -223,19 +226,37 @@ def to_json(config: ConfigDict) -> str:
     return json.dumps(config.to_dict(), indent=2, sort_keys=True, default=code.record)
 
 
-def write(config: ConfigDict, workdir: Path) -> None:
-    """Writes `config.json`, whole or not at all."""
-    write_atomically(workdir / FILE_NAME, to_json(config) + "\n")
+def write(config: ConfigDict, workdir: Path, files: Sequence[str] | None = ()) -> None:
+    """Writes `config.json`, whole or not at all, and in it the identity of the run.
+
+    Args:
+      config: of the run.
+      workdir: its folder.
+      files: names of files there that no later command may find changed; None for a run that is
+        resumed: its identity stays, or is missing where it began with a version that had none.
+    """
+    content = json.loads(to_json(config))
+    if files is None:
+        identity = _content(workdir / FILE_NAME).get(_IDENTITY)
+    else:
+        identity = {"files": {name: _sha256((workdir / name).read_bytes()) for name in files}}
+    if identity is not None:
+        free = sorted(key for key in flatten(content) if is_neutral(key))
+        identity |= {"free": free, "settings": _settings_digest(content, free)}
+        identity.setdefault("run", _sha256(json.dumps(identity, sort_keys=True).encode()))
+        content = {_IDENTITY: identity, **content}
+    write_atomically(workdir / FILE_NAME, json.dumps(content, indent=2) + "\n")
 
 
 def read(workdir: Path) -> ConfigDict:
     """The configuration of a work folder; what it does not say has the declared default.
 
-    UserError: there is none, or it is damaged.
+    UserError: there is none, it is damaged, or files of the folder are not those of its run.
     """
     path = workdir / FILE_NAME
     try:
-        content = json.loads(path.read_text(), object_hook=lambda o: code.load(o, path))
+        text = json.dumps(checked(_content(path), workdir))
+        content = json.loads(text, object_hook=lambda o: code.load(o, path))
         if not {"task", "data"} <= content.keys():
             raise ValueError("it lacks sections")
         config = base(content["task"])
@@ -245,14 +266,63 @@ def read(workdir: Path) -> ConfigDict:
             if flat[key] is None and setting.default is not None:
                 raise ValueError(f"{key} is null")
         return config
-    except OSError:
+    except OSError as error:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise UserError(f"{path} cannot be read ({error.strerror})") from None
         raise UserError(
             f"{workdir.absolute()} is not the work folder of a run: it has no {FILE_NAME}"
         ) from None
-    except (ValueError, AttributeError, TypeError) as error:
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
-            f"{path} is damaged ({error}); restore it or start in a new folder"
+            f"{path} is damaged ({first_line(error)}); restore it or start in a new folder"
         ) from None
+
+
+def checked(content: dict[str, Any], workdir: Path) -> dict[str, Any]:
+    """The settings in a `config.json`; refuses, by name, files that are not those of its run."""
+    settings = {key: value for key, value in content.items() if key != _IDENTITY}
+    identity = content.get(_IDENTITY)
+    if identity is None:  # of an older version
+        return settings
+    mend = "restore it from a copy, or train a new run in a new folder"
+    if identity["settings"] != _settings_digest(settings, identity["free"]):
+        raise UserError(f"{workdir / FILE_NAME} was edited since the run wrote it; {mend}")
+    for name, digest in identity["files"].items():
+        try:
+            found = _sha256((workdir / name).read_bytes())
+        except OSError as error:
+            raise UserError(f"{workdir / name} cannot be read ({error.strerror}); {mend}") from None
+        if found != digest:
+            raise UserError(f"{workdir / name} is not the file that the run wrote; {mend}")
+    return settings
+
+
+def run_in(workdir: Path) -> str | None:
+    """Which run a work folder is of; None where there is none, or of an older version.
+
+    Equal for runs with the same settings, images, classes and split.
+    """
+    try:
+        return str(_content(workdir / FILE_NAME)[_IDENTITY]["run"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _content(path: Path) -> dict[str, Any]:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError("it is not an object")
+    return content
+
+
+def _settings_digest(content: Mapping[str, Any], free: Sequence[str]) -> str:
+    """SHA-256 of the settings but for those that may change."""
+    kept = {key: value for key, value in flatten(content).items() if key not in free}
+    return _sha256(json.dumps(kept, sort_keys=True).encode())
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def validate(config: ConfigDict) -> None:

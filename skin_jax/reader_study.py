@@ -16,6 +16,7 @@ from absl import flags
 
 from skin_jax.base import command
 from skin_jax.base.errors import UserError, warn
+from skin_jax.base.folder import check_own
 
 _MAKE = flags.DEFINE_bool("make", False, "Make a study.")
 _SCORE = flags.DEFINE_bool("score", False, "Score the answers of readers.")
@@ -71,6 +72,7 @@ def _make(workdir: Path, folder: Path, out: Path) -> None:
 
 
 def _score(key_file: Path, files: list[Path], out: Path) -> None:
+    check_own(out, "scores.json", "--out", ("report.md", "report.html"))
     from skin_jax.eval import reader_items, readers
     from skin_jax.report import readers as readers_report
 

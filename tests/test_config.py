@@ -44,6 +44,51 @@ def test_a_run_from_before_a_setting_was_declared_has_its_default(tmp_path):
     assert phrase == "config.data.classes: [] there, ['a', 'b'] now"
 
 
+def written(folder: Path, **changes) -> dict:
+    """The content of `config.json` of a run with one file of its own."""
+    (folder / "splits.csv").write_text("image,split\n")
+    config_lib.write(changed(**changes), folder, ["splits.csv"])
+    return json.loads((folder / config_lib.FILE_NAME).read_text())
+
+
+def test_files_that_are_not_those_of_the_run_are_refused_by_name(tmp_path):
+    content, path = written(tmp_path), tmp_path / config_lib.FILE_NAME
+    config_lib.read(tmp_path)
+    path.write_text(json.dumps(content | {"seed": 1}))
+    with pytest.raises(UserError, match=r"config\.json was edited"):
+        config_lib.read(tmp_path)
+    content["data"]["cache_dir"] = "/elsewhere"  # changes no result
+    path.write_text(json.dumps(content))
+    assert config_lib.read(tmp_path).data.cache_dir == "/elsewhere"
+    (tmp_path / "splits.csv").write_text("image,split\na,test\n")
+    with pytest.raises(UserError, match=r"splits\.csv is not the file that the run wrote"):
+        config_lib.read(tmp_path)
+    (tmp_path / "splits.csv").unlink()
+    with pytest.raises(UserError, match=r"splits\.csv cannot be read"):
+        config_lib.read(tmp_path)
+
+
+def test_the_identity_of_a_run_stays_when_it_is_resumed(tmp_path):
+    first = written(tmp_path)
+    config_lib.write(changed(num_epochs=48), tmp_path, None)
+    assert config_lib.read(tmp_path).num_epochs == 48
+    identity = json.loads((tmp_path / config_lib.FILE_NAME).read_text())["identity"]
+    assert identity["run"] == first["identity"]["run"] == config_lib.run_in(tmp_path)
+    assert identity["files"] == first["identity"]["files"]
+    other = tmp_path / "other"
+    other.mkdir()
+    assert written(other)["identity"] == first["identity"]
+    assert written(other, seed=1)["identity"]["run"] != first["identity"]["run"]
+
+
+def test_a_run_of_a_version_without_identities_stays_one(tmp_path):
+    (tmp_path / config_lib.FILE_NAME).write_text(config_lib.to_json(changed(seed=3)))
+    assert config_lib.read(tmp_path).seed == 3
+    config_lib.write(changed(seed=3), tmp_path, None)
+    assert config_lib.run_in(tmp_path) is None
+    assert config_lib.read(tmp_path).seed == 3
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -107,7 +152,8 @@ def test_a_folder_without_a_run_and_a_damaged_one_are_told_apart(tmp_path):
         config_lib.read(tmp_path)
     sound = sgan.defaults().to_dict()
     wrong = ({"batch_size": "many"}, {"batch_size": None}, {"data": 3}, {"data": {"dir": []}})
-    for damaged in ("{", "[]", "{}", *(json.dumps(sound | change) for change in wrong)):
+    wrong += ({"identity": 3}, {"identity": {}}, {"identity": {"settings": "", "free": 3}})
+    for damaged in ("{", "[]", "{}", "[" * 10**5, *(json.dumps(sound | own) for own in wrong)):
         (tmp_path / config_lib.FILE_NAME).write_text(damaged)
         with pytest.raises(UserError, match="damaged"):
             config_lib.read(tmp_path)

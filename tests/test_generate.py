@@ -291,9 +291,7 @@ def test_refusals_are_one_sentence(run, workdir, tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 
     untrained = tmp_path / "untrained"
-    untrained.mkdir()
-    for name in ("config.json", "splits.csv"):
-        (untrained / name).write_bytes((workdir / name).read_bytes())
+    shutil.copytree(workdir, untrained, ignore=shutil.ignore_patterns("checkpoints"))
     refused("no checkpoint yet", workdir=untrained)
     (untrained / "checkpoints").mkdir()
     refused("no checkpoint yet", workdir=untrained)

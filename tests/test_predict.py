@@ -26,12 +26,12 @@ def workdir(tmp_path_factory):
     )
     task = tasks.build(config, HAM10000.names, np.ones(7, int), 1, 1.0)
     state = jax.jit(task.init)(jax.random.key(config.seed))
+    config_lib.write(config, folder)
     checkpoints = checkpoint_lib.Checkpoints(folder / "checkpoints")
     checkpoints.save(1, state, 0.5)
     checkpoints.close()
     rows = [f"{name},{name},{name},train" for name in HAM10000.names]
     (folder / "splits.csv").write_text("\n".join(["image,lesion_id,label,split", *rows]))
-    config_lib.write(config, folder)
     return folder
 
 

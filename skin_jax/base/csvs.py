@@ -2,10 +2,13 @@
 
 import csv
 import io
+import itertools
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
+
+from skin_jax.base.errors import UserError
 
 _MISSING = frozenset({"", "na", "n/a", "nan", "none", "null", "unknown", "?"})
 _QUOTABLE = frozenset("\t;\r\ufeff")
@@ -20,14 +23,19 @@ class Row(NamedTuple):
 
 
 def parse(
-    content: bytes, problems: list[str], *, columns: Sequence[str] = (), strip: bool = False
+    content: bytes,
+    problems: list[str],
+    *,
+    columns: Sequence[str] = (),
+    strip: bool = False,
+    exact: str | None = None,
 ) -> tuple[tuple[str, ...], list[Row]]:
     """Reads the header and the rows of a table; what is wrong is added to `problems`.
 
     The text is UTF-8 with or without a mark. Blank rows are passed over. Cells are separated by
     tabs where the header has any, else by commas, else by semicolons. Each fault becomes a clause
     with its row and column. Columns beside those that must be there may be; `strip` takes spaces
-    around names and cells away, for tables that people made.
+    around names and cells away, for tables that people made, but for the cells of one column.
 
     Returns:
       The header, and the rows that have as many cells as it; none where the header is at fault.
@@ -62,23 +70,44 @@ def parse(
         if len(cells) != len(header):
             problems.append(f"row {number}: {len(cells)} values, the header has {len(header)}")
             continue
-        values = [cell.strip() for cell in cells] if strip else cells
-        rows.append(Row(number, dict(zip(header, values, strict=True))))
+        values = dict(zip(header, cells, strict=True))
+        if strip:
+            values |= {key: cell.strip() for key, cell in values.items() if key != exact}
+        rows.append(Row(number, values))
     if len(lines) == 1:
         problems.append("no rows below the header")
     return header, rows
 
 
 def text(rows: Iterable[Sequence[object]]) -> str:
-    """Lays rows out as a CSV, such that `parse` gives back the same cells of all but blank rows."""
+    """Lays out a header and rows as a CSV from which `parse` gives back the same cells.
+
+    UserError where it would not: a blank row, a null character, bytes that are no UTF-8.
+    """
     buffer = io.StringIO()
     plain = csv.writer(buffer, lineterminator="\n")
     quoted = csv.writer(buffer, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    wanted: list[list[str]] = []
     for row in rows:
+        cells = ["" if cell is None else str(cell) for cell in row]
         # What could be taken for the end of a row, or for the separator of a header, is quoted.
-        odd = any(isinstance(cell, str) and not _QUOTABLE.isdisjoint(cell) for cell in row)
-        (quoted if odd else plain).writerow(row)
+        odd = any(not _QUOTABLE.isdisjoint(cell) for cell in cells)
+        (quoted if odd else plain).writerow(cells)
+        wanted.append(cells)
+    try:
+        header, found = parse(buffer.getvalue().encode(), [])
+    except UnicodeEncodeError:
+        header, found = (), []
+    read = [list(header), *(list(row.values.values()) for row in found)]
+    for cells, again in itertools.zip_longest(wanted or [[]], read):
+        if cells != again:
+            raise UserError(f"a table cannot hold the row {cells}: it would not be read as it is")
     return buffer.getvalue()
+
+
+def held(name: str) -> str:
+    """A name of a file as a table can hold it: bytes that are no UTF-8, and nulls, are escaped."""
+    return name.replace("\0", "\\0").encode(errors="backslashreplace").decode()
 
 
 def is_missing(cell: str) -> bool:

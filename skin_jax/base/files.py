@@ -5,6 +5,7 @@ import fcntl
 import json
 import math
 import os
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,9 +19,42 @@ CACHE_ROOT = os.path.join(
 """Where what can be made again is kept between runs; `~` is the user's home."""
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """A path with `~` replaced by the user's home; a UserError where there is none."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(
+            f"{path}: there is no home folder to take for ~; set the variable HOME, or give a path "
+            "without ~"
+        ) from None
+
+
+def without_owners() -> None:
+    """Makes libraries that keep files through `etils` ask for no names of their owners.
+
+    A user of a container may have none, which ends them with a KeyError.
+    """
+    from etils.epath import backend, stat_utils
+
+    def stat_of(_: backend.Backend, path: str | os.PathLike[str]) -> stat_utils.StatResult:
+        found = os.stat(path)
+        return stat_utils.StatResult(
+            is_directory=stat.S_ISDIR(found.st_mode),
+            length=found.st_size,
+            mtime=int(found.st_mtime),
+            owner=None,
+            group=None,
+            mode=found.st_mode,
+        )
+
+    backend._OsPathBackend.stat = stat_of
+
+
 def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
     """Writes a whole file or nothing: no reader meets half of it. UserError if it cannot."""
     path = Path(path)
+    check_replaceable(path)
     data = content.encode() if isinstance(content, str) else content
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,6 +72,18 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None
             raise
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def check_replaceable(path: Path) -> None:
+    """Refuses a link, a folder, a device or a pipe in the place of a file that is to be written."""
+    try:
+        mode = path.lstat().st_mode
+    except OSError:  # there is none; where it is not allowed, writing will say so
+        return
+    if not stat.S_ISREG(mode):
+        names = {stat.S_IFLNK: "a link", stat.S_IFDIR: "a folder"}
+        what = names.get(stat.S_IFMT(mode), "a device or a pipe")
+        raise UserError(f"{path} is {what}, which is never replaced; give the name of a file")
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
@@ -73,7 +119,7 @@ def locked(path: Path, *, waiting_for: str | None = None) -> Iterator[int | None
       lives, whatever becomes of this process. None where the file system cannot lock.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
+    with path.open("a") as file:  # "w" would empty what a link leads to
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

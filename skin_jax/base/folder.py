@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,15 @@ def claimed(folder: Path, busy: str, *, lock: bool = True) -> Iterator[None]:
         yield
 
 
-def check_own(folder: Path, record: str, flag: str) -> None:
-    """Refuses the folder of a flag that holds files of somebody else: any, but no `record`."""
+def check_own(folder: Path, record: str, flag: str, written: Collection[str] | None = None) -> None:
+    """Refuses the folder of a flag that holds files of somebody else, but no `record` of ours.
+
+    Those are all, or those with the names of files that are to be `written`.
+    """
     if (folder / record).exists() or not folder.is_dir():
         return
-    if other := sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")):
+    names = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
+    if other := [name for name in names if written is None or name in written]:
         raise UserError(
             f"{folder} holds other files, such as {other[0]}, and no {record}; give a new folder "
             f"as {flag}"

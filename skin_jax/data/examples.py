@@ -14,7 +14,8 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from skin_jax.base import csvs
-from skin_jax.base.files import write_atomically
+from skin_jax.base.errors import UserError
+from skin_jax.base.files import check_replaceable, write_atomically
 from skin_jax.data.classes import HAM10000, UNLABELLED, Classes
 
 _Node = TypeVar("_Node", bound=Hashable)
@@ -119,9 +120,20 @@ def hide_labels(examples: Examples, hidden: np.ndarray) -> Examples:
 
 
 def write_skipped(path: Path, skipped: Iterable[tuple[str, str]]) -> None:
-    """Writes a CSV of what was left out; bytes of file names that are no UTF-8 are escaped."""
-    text = csvs.text([("file", "reason"), *skipped])
-    write_atomically(path, text.encode(errors="backslashreplace"))
+    """Writes a CSV of what was left out; what no table can hold of file names is escaped."""
+    check_skipped(path)
+    rows = ([csvs.held(cell) for cell in row] for row in skipped)
+    write_atomically(path, csvs.text([("file", "reason"), *rows]))
+
+
+def check_skipped(path: Path) -> None:
+    """Refuses a file of somebody else in the place of what `write_skipped` is to write."""
+    check_replaceable(path)
+    if path.exists() and not path.read_bytes().startswith(b"file,reason\n"):
+        raise UserError(
+            f"{path} is not a list of images that were left out, which would replace it; give it "
+            "another name"
+        )
 
 
 def components(links: Iterable[Sequence[_Node]]) -> dict[_Node, _Node]:

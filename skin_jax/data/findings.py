@@ -158,7 +158,7 @@ class Findings:
         if missing:
             return {}
         given = {row.number: row.values[columns.image].replace("\\", "/") for row in rows}
-        short = {number: _without_ending(image_id) for number, image_id in given.items()}
+        short = {number: without_ending(image_id) for number, image_id in given.items()}
         if len(set(short.values())) == len(set(given.values())):
             given = short
         found: dict[str, Facts] = {}
@@ -227,13 +227,13 @@ class Findings:
         by_name: dict[str, list[Path]] = defaultdict(list)
         for path in files:
             name = self.name(path)
-            for key in {name, _without_ending(name), path.name, path.stem}:
+            for key in {name, without_ending(name), path.name, path.stem}:
                 by_name[key].append(path)
         matched: dict[Path, tuple[str, Facts]] = {}
         alone: dict[str, Facts] = {}
         doubtful: set[Path] = set()
         for image_id, facts in rows.items():
-            keys = (image_id, _without_ending(image_id), PurePosixPath(image_id).name)
+            keys = (image_id, without_ending(image_id), PurePosixPath(image_id).name)
             found = next((by_name[key] for key in keys if key in by_name), [])
             if len(found) > 1:
                 doubtful.update(found)
@@ -312,7 +312,8 @@ def leads_back(path: Path) -> bool:
     return path.is_symlink() and path.parent.resolve().is_relative_to(path.resolve())
 
 
-def _without_ending(name: str) -> str:
+def without_ending(name: str) -> str:
+    """A name of an image without the ending of an image file, if it has one."""
     stem, dot, ending = name.rpartition(".")
     return stem if f"{dot}{ending}".lower() in SUFFIXES else name
 

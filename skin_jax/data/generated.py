@@ -165,7 +165,7 @@ def _parsed(cells: Mapping[str, str], classes: Classes) -> tuple[Generated | Non
     for column, cell in cells.items():
         pattern, convert, kind = _KINDS[column]
         try:
-            if not re.fullmatch(pattern, cell):
+            if not re.fullmatch(pattern, cell, re.DOTALL):
                 raise ValueError
             values[column] = convert(cell)
         except ValueError:

@@ -29,6 +29,7 @@ THREADS = workers(8)
 """Threads that read and decode image files side by side."""
 
 _LARGEST_FILE = 2**30
+_MAX_SAMPLE_VALUE = 281  # a tag of TIFF
 _SILENT_FORMATS = ("JPEG", "MPO", "PNG", "BMP", "WEBP")
 _FILTERS = threading.Lock()
 _TURNS = {
@@ -132,9 +133,10 @@ def decode(source: Path | bytes | Image.Image, size: int) -> np.ndarray:
 
     The source is a file's path, its bytes, a PIL image, which stays open, or `FILE.npz/ARRAY/ROW`:
     a row of uint8 [N, H, W, 3] or [N, H, W]. The EXIF orientation is applied, of several frames the
-    first is taken, an alpha channel is ignored, 16 bits are cut to the upper 8. Bilinear with
-    antialiasing (Pillow widens the filter when it shrinks); an RGB image that has the size already
-    passes through unchanged. May be called from several threads.
+    first is taken, an alpha channel is ignored; 16 bits are cut to the upper 8 of those that the
+    file says are used, which is refused where only the lower 12 have values and it does not.
+    Bilinear with antialiasing (Pillow widens the filter when it shrinks); an RGB image that has the
+    size already passes through unchanged. May be called from several threads.
 
     Returns:
       uint8 [size, size, 3], RGB, contiguous and writable.
@@ -249,6 +251,13 @@ def _quiet() -> Iterator[None]:
         yield
 
 
+def _bits_used(image: Image.Image) -> int | None:
+    """How many of the lower bits hold values, where the file, a TIFF, says so."""
+    largest = getattr(image, "tag_v2", {}).get(_MAX_SAMPLE_VALUE)
+    largest = largest[0] if isinstance(largest, tuple) else largest
+    return int(largest).bit_length() if largest else None
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise UnreadableImage("floating-point pixels, whose range is not defined")
@@ -256,7 +265,13 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 0xFFFF:
             raise UnreadableImage("integer pixels beyond 16 bits")
-        image = Image.fromarray((values >> 8).astype(np.uint8))
+        bits = _bits_used(image)
+        if bits is None and 0 < values.max() < 2**12:
+            raise UnreadableImage(
+                "16-bit pixels with values below 4096, as of a camera of 12 bits or fewer, and the "
+                "file does not say so; scale them to the full range"
+            )
+        image = Image.fromarray((values >> max((bits or 16) - 8, 0)).clip(0, 255).astype(np.uint8))
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # straight to RGB, Pillow warns of the lost transparency
     return image if image.mode == "RGB" else image.convert("RGB")

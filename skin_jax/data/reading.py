@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 from skin_jax.base.errors import UserError
+from skin_jax.base.files import expanded
 
 flags.disclaim_key_flags()  # those of `define_flags` belong to the command that asks for them
 
@@ -72,11 +72,11 @@ def place(table: str, data_dir: str | None) -> str:
 
     So the folder may move. Elsewhere it is absolute; one that is nowhere stays as it was given.
     """
-    path = Path(table).expanduser()
+    path = expanded(table)
     if not path.exists():
         return str(path)
     path = path.absolute()
-    root = Path(data_dir).expanduser().absolute() if data_dir else None
+    root = expanded(data_dir).absolute() if data_dir else None
     return path.relative_to(root).as_posix() if root and path.is_relative_to(root) else str(path)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from skin_jax.base.errors import UserError, first_line, listed, warn
-from skin_jax.base.files import locked
+from skin_jax.base.files import expanded, locked, without_owners
 from skin_jax.data import contents, images, layouts, prepared
 from skin_jax.data import download as download_lib
 from skin_jax.data.classes import Classes
@@ -60,7 +60,8 @@ def prepare(
       UserError: no data folder; anything wrong in it (all problems together); files that cannot be
         read at the moment; a cache folder that cannot be written.
     """
-    cache = Path(cache_dir).expanduser()
+    without_owners()
+    cache = expanded(cache_dir)
     listing = layouts.read(_data_folder(data_dir, cache, download, progress), reading, classes)
     for note in listing.notes:
         warn(f"{listing.root}: {note}")
@@ -84,7 +85,7 @@ def _data_folder(
     data_dir: str | os.PathLike[str] | None, cache: Path, fetch: bool, progress: bool
 ) -> Path:
     if data_dir is not None:
-        return Path(data_dir).expanduser()
+        return expanded(data_dir)
     if fetch:
         return download_lib.fetch(cache / "downloads", progress=progress)
     raise UserError(

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from skin_jax.base.errors import UserError
+from skin_jax.base.files import expanded
 from skin_jax.data.findings import Columns, Findings
 
 _USUAL = {
@@ -69,7 +70,7 @@ def read(findings: Findings) -> None:
 
 
 def _placed(findings: Findings) -> Path:
-    given = Path(findings.reading.table or "").expanduser()
+    given = expanded(findings.reading.table or "")
     places = dict.fromkeys(p.absolute() for p in (given, findings.root / given) if p.is_file())
     if not places:
         raise UserError(

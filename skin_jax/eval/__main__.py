@@ -7,11 +7,12 @@ python -m skin_jax.eval --predictions P.csv --truth T.csv --out DIR2 [--workdir 
 Or compares generated images with a run's training images and looks for copies of them:
 
 python -m skin_jax.eval --quality GENERATED_DIR --workdir DIR [--out DIR2]
-    [--weights FILE.safetensors | --features_from DIR3]
+    [--weights FILE.safetensors ...] [--features_from DIR3 ...]
 
-GENERATED_DIR is a folder of skin_jax.generate. Features are those of the EfficientNet-Lite with the
-given weights, or of the run in DIR3; without either there is the sliced Wasserstein distance alone.
-The results go to DIR/eval/quality/<name of GENERATED_DIR>.
+GENERATED_DIR is a folder of skin_jax.generate. Each judge looks at the features of an
+EfficientNet-Lite with the given weights, or of the run in DIR3; without any there is the sliced
+Wasserstein distance alone. A judge against which, or by which, the generators of DIR were trained
+or chosen is marked. The results go to DIR/eval/quality/<name of GENERATED_DIR>.
 
 The classes of OTHER are those of the run. Those of a pair of CSVs are the run's in DIR, else the
 challenge's where the truth has its columns, else the columns of the truth.
@@ -26,6 +27,7 @@ from absl import flags
 from skin_jax import config
 from skin_jax.base import command
 from skin_jax.base.errors import UserError, warn
+from skin_jax.base.folder import check_own
 from skin_jax.data import classes as classes_lib
 from skin_jax.data import reading, splits
 from skin_jax.data.examples import write_skipped
@@ -48,11 +50,11 @@ _SCALES = flags.DEFINE_list(
 _PREDICTIONS = command.define_path("predictions", None, "CSV with a column for each class.")
 _TRUTH = command.define_path("truth", None, "CSV with a column for each class, one-hot.")
 _QUALITY = command.define_path("quality", None, "Folder of generated images.")
-_WEIGHTS = command.define_path(
-    "weights", None, "An EfficientNet-Lite's, for --quality: a .safetensors or hf:OWNER/NAME."
+_WEIGHTS = command.define_paths(
+    "weights", "An EfficientNet-Lite's, for --quality: a .safetensors or hf:OWNER/NAME."
 )
-_FEATURES_FROM = command.define_path(
-    "features_from", None, "Folder of the run whose features --quality takes."
+_FEATURES_FROM = command.define_paths(
+    "features_from", "Folder of a run whose features --quality takes."
 )
 _OUT = command.define_path("out", None, "Where the results go.")
 reading.define_flags()  # of --data_dir
@@ -63,6 +65,8 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}; see --help")
     out = Path(_OUT.value) if _OUT.value else None
+    if out:
+        check_own(out, "quality.json" if _QUALITY.value else "metrics.json", "--out")
     if (_WEIGHTS.value or _FEATURES_FROM.value) and not _QUALITY.value:
         raise UserError("--weights and --features_from go with --quality=GENERATED_DIR")
     if _QUALITY.value:
@@ -96,6 +100,9 @@ def _compare(predictions: Path, truth: Path, out: Path) -> None:
         classes = classes_lib.read(Path(_WORKDIR.value))
     else:
         classes = tables.classes_of(predictions, truth)
+    for path in (predictions, truth):
+        if path.resolve().parent == out.resolve():
+            raise UserError(f"{path} is in --out={out}, where results are written; give a new one")
     scores, known = tables.join(predictions, truth, classes)
     found = metrics.evaluate(scores.probabilities, known.labels)
     _write(out, Evaluation(classes, found, scores.image_ids, known.labels, scores.probabilities))
@@ -145,8 +152,6 @@ def _trained_on(workdir: Path, image_ids: Iterable[str]) -> int:
 def _measure_quality(folder: Path, out: Path | None) -> None:
     if not _WORKDIR.value:
         raise UserError("give --workdir=DIR, the run whose training images --quality compares with")
-    if _WEIGHTS.value and _FEATURES_FROM.value:
-        raise UserError("--weights and --features_from exclude each other; give one of them")
     if _PREDICTIONS.value or _TRUTH.value or _DATA_DIR.value:
         raise UserError("--quality goes with none of --predictions, --truth and --data_dir")
     workdir, named = Path(_WORKDIR.value), folder.resolve()
@@ -165,21 +170,24 @@ def _measure_quality(folder: Path, out: Path | None) -> None:
     size = config.read(workdir).data.image_size
     generated = audit.generated_images(folder, size, classes_lib.read(workdir))
     mesh = devices.make_mesh(None)
-    extractor = None
-    if _WEIGHTS.value:
-        extractor = features.efficientnet_lite(_WEIGHTS.value, mesh)
-    elif _FEATURES_FROM.value:
-        other = Path(_FEATURES_FROM.value)
-        extractor = features.of_run(trained(other), mesh)
-        val = [image_id for image_id, _ in splits.members(workdir / SPLITS_FILE, "val")]
-        # Distances of validation images mean little to a network that was trained on them.
-        if known := _trained_on(other, val):
-            warn(
-                f"{other} was trained on {known} of the {len(val)} validation images of {workdir}; "
-                "copies are judged against the distances of these images, which that makes too "
-                "small"
-            )
-    else:
+    known_to = _networks_of_generators(workdir)
+    extractors = [
+        features.efficientnet_lite(weights, mesh, note=known_to.get(Path(weights).name, ""))
+        for text in _WEIGHTS.value
+        for weights in command.paths_in(text)
+    ]
+    val = [image_id for image_id, _ in splits.members(workdir / SPLITS_FILE, "val")]
+    for text in _FEATURES_FROM.value:
+        for other in map(Path, command.paths_in(text)):
+            extractors.append(features.of_run(trained(other), mesh))
+            # Distances of validation images mean little to a network that was trained on them.
+            if known := _trained_on(other, val):
+                warn(
+                    f"{other} was trained on {known} of the {len(val)} validation images of "
+                    f"{workdir}; copies are judged against the distances of these images, which "
+                    "that makes too small"
+                )
+    if not extractors:
         warn(
             "without --weights or --features_from, only the sliced Wasserstein distance is "
             "measured, and copies of training images are not searched for"
@@ -195,8 +203,32 @@ def _measure_quality(folder: Path, out: Path | None) -> None:
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror})") from None
     names = {"generated": named.name, "run": workdir.resolve().name}
-    print(quality_report.write(out, audit.audit(real, generated, extractor), names))
+    judges = [
+        audit.audit(real, generated, extractor, pixels=place == 0)
+        for place, extractor in enumerate(extractors or [None])
+    ]
+    print(quality_report.write(out, judges, names))
     print(f"results: {out}", flush=True)
+
+
+def _networks_of_generators(workdir: Path) -> dict[str, str]:
+    """File name of weights -> what a run that generates images did with them."""
+    from skin_jax.tasks import can
+    from skin_jax.train.run import trained
+
+    run = trained(workdir)
+    if not can(run.task, "images_of"):
+        return {}
+    notes = {
+        "score": "The best generators were chosen by this very network.",
+        "model": "The generator was trained against this very network: it flatters the images.",
+    }
+    sections = {name: run.config.get(name, {}) for name in notes}
+    return {
+        Path(section["weights"]).name: notes[name]
+        for name, section in sections.items()
+        if section.get("weights", config.NO_WEIGHTS) != config.NO_WEIGHTS
+    }
 
 
 def run() -> None:

@@ -7,6 +7,7 @@ images of nothing get).
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,8 +21,9 @@ from skin_jax.base.threads import workers
 from skin_jax.data import generated as generated_lib
 from skin_jax.data import splits
 from skin_jax.data.classes import Classes
-from skin_jax.eval import inference, quality
+from skin_jax.eval import inference, linear, quality
 from skin_jax.eval.features import Extractor
+from skin_jax.eval.linear import Accuracy
 from skin_jax.eval.metrics import Spread, nanmean
 from skin_jax.train.run import Experiment
 
@@ -83,6 +85,9 @@ class Nearness(NamedTuple):
     share: float  # of the generated images under the threshold
 
 
+_UNKNOWN = Accuracy(np.nan, np.nan, np.nan)
+
+
 @dataclasses.dataclass(frozen=True)
 class Group:
     """One class, or all of them together: measures by name, and the numbers of images."""
@@ -96,6 +101,7 @@ class Group:
     floor: Mapping[str, Spread]  # of as many real images of the other half against that half
     halves: Mapping[str, Spread]  # of the whole other half against that half
     shuffled_kid: Spread  # of the whole other half, the pixels of each image in random order
+    c2st: Accuracy = _UNKNOWN  # of telling the generated images from training images
     nearness: Nearness | None = None  # to training images; None without features
 
 
@@ -138,6 +144,9 @@ class Audit:
     copies: Copies | None
     features: str | None  # what they are
     dimensions: int  # of the features; 0 without
+    note: str = ""  # the extractor's
+    accuracy: tuple[float, float] = (np.nan, np.nan)
+    """`linear.accuracy_score` on val images, of the generated and of the training images."""
 
 
 def real_images(experiment: Experiment) -> Real:
@@ -175,11 +184,15 @@ def generated_images(folder: Path, size: int, classes: Classes) -> Generated:
     )
 
 
-def audit(real: Real, generated: Generated, extractor: Extractor | None) -> Audit:
+def audit(
+    real: Real, generated: Generated, extractor: Extractor | None, *, pixels: bool = True
+) -> Audit:
     """Compares generated images with real ones, class by class and all together.
 
-    Without an extractor of features there is the sliced Wasserstein distance alone.
+    Without an extractor of features there is the sliced Wasserstein distance alone; without
+    `pixels`, where another extractor's audit has that already, all but it.
     """
+    accuracy = (np.nan, np.nan)
     mine, theirs, copies = _Set(real.images), _Set(generated.images), None
     if extractor is not None:
         described, others, shuffled = (
@@ -192,21 +205,33 @@ def audit(real: Real, generated: Generated, extractor: Extractor | None) -> Audi
         )
         mine, theirs = _Set(real.images, described, shuffled), _Set(generated.images, others)
         copies = find_copies(generated.images, real.val_images, described, extractor)
+        val = extractor(real.val_images, "Val images") if len(real.val_images) else described[:0]
+        tested = val, real.val_labels
+        accuracy = (
+            linear.accuracy_score(others, generated.labels, *tested),
+            linear.accuracy_score(described, real.labels, *tested),
+        )
     groups, names = [], (*real.classes.names, OVERALL)
     bar = tqdm(total=len(names) * DRAWS, desc="Comparing", unit=" draws")
     # Draws run side by side: threads of BLAS within them would wait for one another, busily.
     with bar, threadpool_limits(1):
         for k, name in enumerate(names):
-            members, rivals, val = (
+            members, rivals, val_members = (
                 slice(None) if name == OVERALL else np.flatnonzero(labels == k)
                 for labels in (real.labels, generated.labels, real.val_labels)
             )
-            group = _group(name, mine.take(members), theirs.take(rivals), k, bar.update)
-            nearness = copies.nearness(rivals, val) if copies else None
-            groups.append(dataclasses.replace(group, nearness=nearness))
-    features = extractor.description if extractor else None
+            pair = mine.take(members), theirs.take(rivals)
+            group = _group(name, *pair, k, pixels, bar.update)
+            if copies is not None:
+                a, b = (each.features for each in pair)
+                assert a is not None
+                assert b is not None
+                told, near = linear.c2st(a, b, k), copies.nearness(rivals, val_members)
+                group = dataclasses.replace(group, c2st=told, nearness=near)
+            groups.append(group)
+    features, note = (extractor.description, extractor.note) if extractor else (None, "")
     dimensions = 0 if mine.features is None else mine.features.shape[1]
-    return Audit(real, generated, groups, copies, features, dimensions)
+    return Audit(real, generated, groups, copies, features, dimensions, note, accuracy)
 
 
 def find_copies(
@@ -249,7 +274,14 @@ class _Set(NamedTuple):
         return _Set(self.images[places], *described)
 
 
-def _group(name: str, real: _Set, generated: _Set, seed: int, drawn: Callable[[], object]) -> Group:
+def _group(
+    name: str,
+    real: _Set,
+    generated: _Set,
+    seed: int,
+    pixels: bool,
+    drawn: Callable[[], object],
+) -> Group:
     """The comparison of one group; `drawn` is called after each draw."""
     half = min(len(real.images) // 2, LARGEST_HALF)
     compared = min(half, len(generated.images))
@@ -258,10 +290,11 @@ def _group(name: str, real: _Set, generated: _Set, seed: int, drawn: Callable[[]
         rng = np.random.default_rng([_SEED, seed, number])
         first, second = np.split(rng.permutation(len(real.images))[: 2 * half], 2)
         chosen = rng.permutation(len(generated.images))[:compared]
-        values = _measured(real, first, generated, chosen, number)
-        halves = floor = _measured(real, first, real, second, number)
+        measured = functools.partial(_measured, real, first, seed=number, pixels=pixels)
+        values = measured(generated, chosen)
+        halves = floor = measured(real, second)
         if compared < half:
-            floor = _measured(real, first, real, second[:compared], number)
+            floor = measured(real, second[:compared])
         worst = float("nan")
         if real.features is not None and real.shuffled is not None:
             worst = quality.kid(real.features[first], real.shuffled[second])
@@ -279,7 +312,7 @@ def _group(name: str, real: _Set, generated: _Set, seed: int, drawn: Callable[[]
 
 
 def _measured(
-    real: _Set, places: np.ndarray, other: _Set, chosen: np.ndarray, seed: int
+    real: _Set, places: np.ndarray, other: _Set, chosen: np.ndarray, *, seed: int, pixels: bool
 ) -> dict[str, float]:
     """MEASURES of some images of each set, and "swd_<side>" for each level."""
     found = dict.fromkeys(MEASURES, float("nan"))
@@ -287,6 +320,8 @@ def _measured(
         mine, theirs = real.features[places], other.features[chosen]
         found |= {"kid": quality.kid(mine, theirs), "fid": quality.fid(mine, theirs)}
         found |= quality.prdc(mine, theirs)._asdict()
+    if not pixels:
+        return found
     size = min(len(places), len(chosen), PATCHED_IMAGES)
     mine, theirs = real.images[places[:size]], other.images[chosen[:size]]
     levels = quality.sliced_wasserstein(mine, theirs, seed)

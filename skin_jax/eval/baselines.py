@@ -22,7 +22,7 @@ from skin_jax.base.errors import UserError, warn
 from skin_jax.base.files import write_json
 from skin_jax.data.classes import UNLABELLED
 from skin_jax.data.examples import Images
-from skin_jax.eval import metrics
+from skin_jax.eval import linear
 
 if TYPE_CHECKING:
     from skin_jax.tasks import Task
@@ -32,8 +32,6 @@ _WORKDIR = command.define_path("workdir", None, "Folder of a run that was evalua
 _CHUNK = 512  # images described at once: they need not all be in memory
 _PIXELS = 32
 _WIDTH = 56
-STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
-STRENGTH_UNCHOSEN = 1e-3  # without a validation split
 
 
 def mean_colour(images: np.ndarray) -> np.ndarray:
@@ -84,41 +82,6 @@ def frozen_features(task: "Task", images: Images, seed: int) -> np.ndarray | Non
     return described(extractor, images)
 
 
-def logistic_regression(
-    features: np.ndarray, labels: np.ndarray, assignment: np.ndarray
-) -> tuple[float, float]:
-    """Balanced accuracy on test of a class-balanced logistic regression, and its C.
-
-    C is that of STRENGTHS with the highest balanced accuracy on val, or STRENGTH_UNCHOSEN where val
-    is empty. Features float [N, F] are standardised with the training split's mean and deviation;
-    labels are int [N], UNLABELLED ones being left out, the assignment "train" | "val" | "test" [N].
-
-    Raises:
-      UserError: no test images, or one class only to learn.
-    """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    known = labels != UNLABELLED
-    train, val, test = (known & (assignment == split) for split in ("train", "val", "test"))
-    if not test.any() or len(np.unique(labels[train])) < 2:
-        raise UserError("the baselines need test images, and training images of two classes")
-    fits, one_hot = [], np.eye(labels.max() + 1)
-    for strength in STRENGTHS if val.any() else (STRENGTH_UNCHOSEN,):
-        regression = LogisticRegression(C=strength, class_weight="balanced", max_iter=1000)
-        model = make_pipeline(StandardScaler(), regression).fit(features[train], labels[train])
-        on_val, on_test = (
-            metrics.balanced_accuracy(one_hot[model.predict(features[rows])], labels[rows])
-            if rows.any()
-            else 0.0
-            for rows in (val, test)
-        )
-        fits.append((on_val, strength, on_test))
-    _, strength, score = max(fits)
-    return score, strength
-
-
 def main(argv: list[str]) -> None:
     """The command line's work; see the module's docstring."""
     if not _WORKDIR.value:
@@ -145,12 +108,14 @@ def main(argv: list[str]) -> None:
         warn(f"{error}; the other baselines need no weights")
     print(f"balanced accuracy on the same test split (chance: {1 / present:.3f})")
     if not (assignment == "val").any():
-        print(f"  (there is no validation split to choose C by: it is {STRENGTH_UNCHOSEN:g})")
+        print(
+            f"  (there is no validation split to choose C by: it is {linear.STRENGTH_UNCHOSEN:g})"
+        )
     print(f"  {'this run':<{_WIDTH}}{own:.3f}")
     results = {}
     for name, features in found.items():
         print(f"  fitting on {name}; this may take minutes ...", end="\r", flush=True)
-        score, strength = logistic_regression(features, examples.labels, assignment)
+        score, strength = linear.logistic_regression(features, examples.labels, assignment)
         results[name] = {"balanced_accuracy": score, "C": strength}
         text = f"logistic regression on {name} (C={strength:g})"
         print(f"  {text:<{_WIDTH}}{score:.3f}", flush=True)

@@ -39,8 +39,8 @@ def main(argv: list[str]) -> None:
 
     workdir = Path(_WORKDIR.value)
     found, reference, flagged = fitted(reopen(workdir), workdir)
-    calibration.write(workdir, found)
     familiarity.write(workdir, reference)
+    calibration.write(workdir, found)  # last: it has the step, which `prediction` checks of both
     print(
         f"temperature {found.temperature:.3f}, fitted on {found.images} {found.split} images at "
         f"step {found.step}: {workdir / calibration.FILE_NAME}\n\n"

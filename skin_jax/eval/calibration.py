@@ -1,7 +1,8 @@
 """Temperature scaling: probabilities that are right as often as they say, fitted on validation.
 
 Guo, Pleiss, Sun and Weinberger, "On Calibration of Modern Neural Networks", ICML 2017, section 4.2.
-The temperature and the reference of `familiarity` are kept with a run, of its best checkpoint.
+The temperature is kept with a run, next to the reference of `familiarity`; both are those of its
+best checkpoint.
 """
 
 import json
@@ -10,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from skin_jax.base.errors import UserError
+from skin_jax.base.errors import UserError, warn
 from skin_jax.base.files import write_json
 
 FILE_NAME = "calibration.json"
@@ -58,16 +59,24 @@ def applied(probabilities: np.ndarray, temperature: float) -> np.ndarray:
     return _softmax(np.log(np.maximum(probabilities, _TINY)) / temperature)
 
 
+def loss(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """The mean of -log p(label), in nats, of probabilities [N, C]."""
+    own = probabilities[np.arange(len(labels)), labels]
+    return float(-np.log(np.maximum(own, _TINY)).mean())
+
+
 def write(workdir: Path, calibration: Calibration) -> None:
     """Writes `calibration.json` of a run."""
     write_json(workdir / FILE_NAME, calibration)
 
 
 def read(workdir: Path, step: int) -> Calibration | None:
-    """Reads the calibration of a run; None where there is none.
+    """Reads the calibration of a run; None where there is none of the checkpoint of `step`.
+
+    Says so where it is of another one, which was the best when it was fitted.
 
     Raises:
-      UserError: it is damaged, or of another checkpoint than that of `step`.
+      UserError: it is damaged.
     """
     path = workdir / FILE_NAME
     if not path.is_file():
@@ -81,10 +90,11 @@ def read(workdir: Path, step: int) -> Calibration | None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}); {again}") from None
     if found.step != step:
-        raise UserError(
-            f"{path} is of the checkpoint of step {found.step}, and the best one is now that of "
-            f"step {step}; {again}"
+        warn(
+            f"{path} is not used: it is of the checkpoint of step {found.step}, and the best one "
+            f"is now that of step {step}; {again}"
         )
+        return None
     return found
 
 

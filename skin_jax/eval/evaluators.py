@@ -31,6 +31,10 @@ COLLAPSED = 0.25
 """A class has collapsed where its generated images differ this little, as a share of what its real
 ones differ by: mean distance of all pairs."""
 
+LATE = 2.0
+"""A GAN has got worse where its mean score is this many times the best one, and stays so."""
+
+_LATE_EVALUATIONS = 3  # in a row: a single one may be an outlier
 _GRID_IMAGES = 24  # real ones, and as many generated ones
 _REAL_COLUMNS, _GENERATED_COLUMNS = 4, 8
 _CHUNK = 100  # images generated at once
@@ -129,6 +133,8 @@ class Generators(Evaluator):
         self._draw = pictures.by_class
         self._count = config.score.images
         self._collapsed: list[str] = []
+        self._worse = 0  # evaluations in a row
+        self._rows = experiment.rows
         self._extract = self._extractor(config, experiment.mesh)
         self._sample = _sampler(task, experiment.mesh)
         self._scored = jax.jit(
@@ -178,11 +184,11 @@ class Generators(Evaluator):
 
         Returns:
           The state with the generators that are now the best of their class (the one given is
-          gone), and `<measure>/<class>` and `diversity/<class>` to log.
+          gone), and `images_seen`, `<measure>/<class>` and `diversity/<class>` to log.
         """
         generators = self._task.generators(state)
         scores: list[float] = []
-        values: Scalars = {}
+        values: Scalars = {"images_seen": float(step * self._rows)}
         shown = {}
         for place, (label, name) in enumerate(zip(self._labels, self._names, strict=True)):
             generated = self._generated(generators, int(label))
@@ -202,7 +208,20 @@ class Generators(Evaluator):
         self._collapsed = collapsed
         self._draw(step, shown)
         state = self._scored(state, jax.device_put(np.array(scores, np.float32), self._placement))
+        self._warn_of_decline(step, metrics.nanmean(scores), state)
         return state, values
+
+    def _warn_of_decline(self, step: int, mean: float, state: PyTree) -> None:
+        """Says once that images have got worse for good."""
+        best_steps, best = np.asarray(state.best_step), metrics.nanmean(state.best_score)
+        self._worse = self._worse + 1 if mean > LATE * best > 0 else 0
+        if self._worse == _LATE_EVALUATIONS:
+            warn(
+                f"step {step}: the mean {self.measure} was more than {LATE:g} times the best one, "
+                f"{best:.3f} (steps {best_steps.min()} to {best_steps.max()}), in "
+                f"{_LATE_EVALUATIONS} evaluations in a row: the images have got worse, perhaps for "
+                "good; the best generators are kept, and the run may be ended"
+            )
 
     def summary(self, state: PyTree) -> Summary:
         """The step and the score of each class's best generator, and its real training images."""

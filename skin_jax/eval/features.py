@@ -37,6 +37,7 @@ class Extractor:
 
     Attributes:
       description: of the network and what it looks at, for reports.
+      note: what a reader of its judgements has to know; "" for nothing.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Extractor:
         image_size: int,
         mesh: Mesh,
         network: str,
+        note: str = "",
     ):
         """Compiles on the first call, and again for images of another size.
 
@@ -56,9 +58,11 @@ class Extractor:
           image_size: H = W of what `features` gets.
           mesh: the devices.
           network: its name, for `description`.
+          note: the attribute.
         """
         size = f"{image_size}x{image_size}"
         self.description = f"{network}, of images at {size} (bilinear with antialiasing)"
+        self.note = note
 
         def described(state: PyTree, images: jax.Array) -> jax.Array:
             return features(state, resized(images, image_size))
@@ -87,7 +91,9 @@ class Extractor:
         return found
 
 
-def efficientnet_lite(weights: str, mesh: Mesh, flag: str = "--weights") -> Extractor:
+def efficientnet_lite(
+    weights: str, mesh: Mesh, flag: str = "--weights", note: str = ""
+) -> Extractor:
     """Pooled features, D = 1280, of the EfficientNet-Lite that the weights are of, at 128x128.
 
     Raises:
@@ -106,6 +112,7 @@ def efficientnet_lite(weights: str, mesh: Mesh, flag: str = "--weights") -> Extr
         image_size=JUDGE_SIZE,
         mesh=mesh,
         network=f"{pretrained.title(network)} with {Path(weights).name}",
+        note=note,
     )
 
 

@@ -1,5 +1,6 @@
 """Class probabilities of examples: the jitted forward pass over padded, masked batches."""
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -97,6 +98,7 @@ def viewed(function: Callable[[PyTree, jax.Array], jax.Array]) -> Callable[..., 
     Jitted, it compiles once for all views without a scale and once for all with one.
     """
 
+    @functools.wraps(function)  # for its name
     def run(at: tuple[PyTree, View], images: jax.Array) -> jax.Array:
         state, view = at
         return function(state, _seen(images, view))

@@ -14,11 +14,13 @@ from tqdm import tqdm
 
 from skin_jax.base import csvs, devices
 from skin_jax.base.errors import PARTIAL, UserError, listed, warn
-from skin_jax.base.files import write_atomically
+from skin_jax.base.files import check_replaceable, write_atomically
+from skin_jax.base.folder import check_own
 from skin_jax.base.threads import workers
 from skin_jax.data import images
 from skin_jax.data.classes import Classes
-from skin_jax.data.examples import write_skipped
+from skin_jax.data.examples import check_skipped, write_skipped
+from skin_jax.data.findings import is_litter, kind_of
 from skin_jax.eval import calibration, familiarity, inference, tables
 from skin_jax.eval.inference import View
 from skin_jax.train.run import Trained, trained
@@ -30,6 +32,8 @@ The last three are images that Pillow does not read: they are listed as such, no
 """
 
 _MAX_WORKERS = 16
+_HEAT_MAPS = ".heat_maps"  # marks a folder whose pictures may be replaced
+_NAMED = 5  # images in a warning
 _DETAILS = (
     *("image", "predicted", "confidence", "second"),
     *("calibrated_probability", "distance_percentile", "flagged"),
@@ -45,13 +49,13 @@ Decoded = tuple[np.ndarray, ...] | images.UnreadableImage
 class _Member:
     """A trained run that predicts images uint8 [B, S, S, 3] of its size S."""
 
-    def __init__(self, run: Trained, mesh: Mesh, *, explained: bool, detailed: bool):
+    def __init__(self, run: Trained, mesh: Mesh, *, explained: bool):
         self.image_size = run.config.data.image_size
         self._state, step = run.best_state(mesh)
         predict = inference.viewed(run.ability("predict"))
         self._call = {"predict": inference.over_devices(predict, mesh)}
-        self.calibration = calibration.read(run.workdir, step) if detailed else None
-        self.reference = familiarity.read(run.workdir) if detailed else None
+        self.calibration = calibration.read(run.workdir, step)
+        self.reference = familiarity.read(run.workdir) if self.calibration else None
         more = ["explain"] * explained + ["traits"] * (self.reference is not None)
         self._call |= {name: inference.over_devices(run.ability(name), mesh) for name in more}
 
@@ -62,16 +66,14 @@ class _Member:
         return np.stack([np.asarray(each, np.float64) for each in found])
 
     def calibrated(self, probabilities: np.ndarray) -> np.ndarray:
-        """Means [B, n] of probabilities [V, B, n], calibrated; NaN where nothing is known."""
-        if self.calibration is None:
-            return np.full(probabilities.shape[1:], np.nan)
+        """Means [B, n] of probabilities [V, B, n], each calibrated; of a run that is prepared."""
+        assert self.calibration is not None
         temperature = self.calibration.temperature
         return np.mean([calibration.applied(p, temperature) for p in probabilities], axis=0)
 
     def percentile(self, batch: np.ndarray) -> np.ndarray:
-        """How unlike the training images, float64 [B] in percent; NaN where nothing is known."""
-        if self.reference is None:
-            return np.full(len(batch), np.nan)
+        """How unlike the training images, float64 [B] in percent; of a run that is prepared."""
+        assert self.reference is not None
         return self.reference.percentile(np.asarray(self._call["traits"](self._state, batch)))
 
     def heat_maps(self, batch: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -101,8 +103,8 @@ def predict_files(
       tta: averages over the 8 orientations of each image.
       scales: averages over its middle, at these shares of its side in (0, 1]; 1 is the whole.
       details: a second CSV, `image, predicted, confidence, second, calibrated_probability,
-        distance_percentile, flagged`; the last three are empty where the runs were not prepared by
-        `skin_jax.eval.calibrate`.
+        distance_percentile, flagged`; the last three are empty where `skin_jax.eval.calibrate` has
+        not prepared all of the runs.
       explain_dir: where `<image>.png`, drawn by `overlay`, shows what speaks for the predicted
         class of each image.
       batch_size: images at a time, rounded up to a multiple of the devices.
@@ -115,30 +117,33 @@ def predict_files(
       UserError: no images or no readable one; results that could not be written; a folder that is
         not one of a run, or has no checkpoint; a task that does not classify or explain.
     """
-    files, skipped = find_images(inputs)
+    files, skipped, passed_over = find_images(inputs)
+    if passed_over:
+        kinds = ", ".join(f"{kind} ({count})" for kind, count in sorted(passed_over.items()))
+        warn(f"not read: {kinds}")
     ids, ambiguous = image_ids(files)
     skipped_path = out.with_name(f"{out.stem}.skipped.csv")
+    check_skipped(skipped_path)
     csv_paths = [path for path in (out, skipped_path, details) if path is not None]
     _check_targets(files, ids, csv_paths, explain_dir)
     mesh = devices.make_mesh(None)
     runs = [trained(workdir) for workdir in workdirs]
     classes = _same_classes(runs)
-    members = [
-        _Member(run, mesh, explained=bool(explain_dir), detailed=details is not None)
-        for run in runs
-    ]
+    members = [_Member(run, mesh, explained=bool(explain_dir)) for run in runs]
+    prepared = all(member.reference for member in members)
     for run, member in zip(runs, members, strict=True) if details else ():
-        if member.calibration is None or member.reference is None:
+        if member.reference is None:
             warn(
-                f"{run.workdir} has no {calibration.FILE_NAME} or {familiarity.FILE_NAME}: columns "
-                f"of {details} stay empty; skin_jax.eval.calibrate --workdir={run.workdir} makes "
-                "both, for a classifier"
+                f"columns of {details} stay empty: {run.workdir} has no {calibration.FILE_NAME} or "
+                f"{familiarity.FILE_NAME}, which skin_jax.eval.calibrate --workdir={run.workdir} "
+                "makes for a classifier"
             )
     views = inference.views(tta, scales)
     batch_size = -(-min(batch_size, len(files)) // mesh.size) * mesh.size
     sizes = list(dict.fromkeys(member.image_size for member in members))
     probabilities = np.empty((len(files), len(classes)))
-    calibrated, percentiles = np.empty_like(probabilities), np.empty(len(files))
+    calibrated = np.full_like(probabilities, np.nan)
+    percentiles = np.full(len(files), np.nan)
     good: list[int] = []
 
     bar = tqdm(total=len(files), unit=" images", desc="Predicting", disable=not progress)
@@ -154,7 +159,7 @@ def predict_files(
             found = [m.probabilities(stacks[m.image_size], views) for m in members]
             values = np.mean([of_views.mean(axis=0) for of_views in found], axis=0)
             probabilities[places] = values[: len(places)]
-            if details:
+            if prepared:
                 pairs = list(zip(members, found, strict=True))
                 each = np.mean([m.calibrated(of_views) for m, of_views in pairs], axis=0)
                 calibrated[places] = each[: len(places)]
@@ -184,12 +189,13 @@ def predict_files(
         rows = _detailed(probabilities, calibrated, percentiles, classes)
         text = csvs.text([_DETAILS, *([ids[i], *rows[i]] for i in good)])
         write_atomically(details, text)
-        if flagged := sum(rows[i][-1] == "1" for i in good):
-            warn(
-                f"{flagged} of the {len(good)} images are flagged in {details}: they are less like "
-                f"the training images than {familiarity.FLAGGED_ABOVE:.0f}% of the validation "
-                "images, and what is predicted for them may mean nothing"
-            )
+    if unlike_any := [ids[i] for i in good if percentiles[i] > familiarity.FLAGGED_ABOVE]:
+        some = ", ".join(unlike_any[:_NAMED]) + ", ..." * (len(unlike_any) > _NAMED)
+        warn(
+            f"{len(unlike_any)} of {len(good)} images are less like the training images than "
+            f"{familiarity.FLAGGED_ABOVE:.0f}% of the validation images, so that what is predicted "
+            f"for them may mean nothing: {some}"
+        )
     if skipped:
         write_skipped(skipped_path, skipped)
         warn(str(listed(f"unreadable files were left out; see {skipped_path}", problems)))
@@ -225,28 +231,34 @@ def _detailed(
     return found
 
 
-def find_images(inputs: Sequence[str]) -> tuple[list[str], Skipped]:
-    """The image files that folders and files name, and (folder, reason) of unreadable folders.
+def find_images(inputs: Sequence[str]) -> tuple[list[str], Skipped, Counter[str]]:
+    """The image files that folders and files name.
 
-    In a folder, which is searched with its subfolders in sorted order, what is hidden or has no
-    image's suffix is passed over; a file named itself is always taken. Links to folders are
-    followed, once each, but not those that lead back to where they are.
+    In a folder, which is searched with its subfolders in sorted order, what has no image's suffix
+    is passed over; a file named itself is always taken. Links to folders are followed, once each,
+    but not those that lead back to where they are.
+
+    Returns:
+      The files; (folder, reason) of unreadable folders; and how many files of each kind are passed
+      over, without `findings.is_litter` ones.
 
     Raises:
       UserError: paths that do not exist, or folders without images.
     """
     found: list[str] = []
     unreadable: Skipped = []
+    passed_over = Counter[str]()
     problems = []
     for path in inputs:
         if os.path.isdir(path):
             failures: list[OSError] = []
-            below = sorted(_walk(path, failures))
+            below = sorted(_walk(path, failures, passed_over))
             unreadable += [(str(e.filename), e.strerror or str(e)) for e in failures]
             found += below
             if not below:
                 reasons = "".join(f" ({e.filename}: {e.strerror})" for e in failures[:1])
-                problems.append(f"{path} holds no images{reasons}")
+                others = f"; there are {', '.join(sorted(passed_over))}" if passed_over else ""
+                problems.append(f"{path} holds no images{reasons}{others}")
         elif os.path.lexists(path):
             found.append(path)
         else:
@@ -257,10 +269,10 @@ def find_images(inputs: Sequence[str]) -> tuple[list[str], Skipped]:
     named: dict[str, str] = {}
     for path in found:  # a folder and a file in it may both be given
         named.setdefault(os.path.abspath(path), path)
-    return list(named.values()), unreadable
+    return list(named.values()), unreadable, passed_over
 
 
-def _walk(root: str, failures: list[OSError]) -> Iterator[str]:
+def _walk(root: str, failures: list[OSError], passed_over: Counter[str]) -> Iterator[str]:
     seen = {_identity(root)}
     top = os.path.realpath(root)
 
@@ -272,7 +284,7 @@ def _walk(root: str, failures: list[OSError]) -> Iterator[str]:
             if any(os.path.commonpath([target, inner]) == target for inner in around):
                 return False
         identity = _identity(path)
-        if name.startswith(".") or identity in seen:
+        if is_litter(name) or identity in seen:
             return False
         seen.add(identity)
         return True
@@ -282,8 +294,11 @@ def _walk(root: str, failures: list[OSError]) -> Iterator[str]:
         subfolders.sort(key=lambda name: (os.path.islink(os.path.join(folder, name)), name))
         subfolders[:] = [name for name in subfolders if leads_on(folder, name)]
         for name in names:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES:
-                yield os.path.join(folder, name)
+            path = Path(folder, name)
+            if path.suffix.lower() in SUFFIXES and not is_litter(name):
+                yield str(path)
+            elif not is_litter(name):
+                passed_over[kind_of(path)] += 1
 
 
 def _identity(folder: str) -> tuple[int, int] | str:
@@ -303,8 +318,7 @@ def image_ids(files: Sequence[str]) -> tuple[list[str], int]:
     paths = [os.path.abspath(file) for file in files]
     common = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
     names = [
-        # Bytes that are no UTF-8 would not go into the CSV.
-        tuple(name.encode(errors="backslashreplace").decode() for name in candidates)
+        tuple(map(csvs.held, candidates))
         for path in paths
         for base in [os.path.basename(path)]
         for candidates in [(os.path.splitext(base)[0], base, os.path.relpath(path, common))]
@@ -328,23 +342,26 @@ def _check_targets(
 ) -> None:
     """Refuses results that could not be written, or would replace an image, before the work."""
     for path in csv_paths:
-        if path.is_dir():
-            raise UserError(f"{path} is a folder; give another name of a CSV file as --out")
+        check_replaceable(path)
     targets = list(csv_paths)
     if explain_dir:
         targets += [explain_dir / f"{name}.png" for name in ids]
-    given = {os.path.abspath(file) for file in files}
+    given = {os.path.realpath(file) for file in files}
     for target in targets:
-        if os.path.abspath(target) in given:
+        if os.path.realpath(target) in given:
             raise UserError(
                 f"{target} is one of the images and would be overwritten; choose another name"
             )
+    if explain_dir:
+        check_own(explain_dir, _HEAT_MAPS, "--explain", {f"{name}.png" for name in ids})
     for folder in filter(None, (*(path.parent for path in csv_paths), explain_dir)):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()
         except OSError as error:
             raise UserError(f"{folder}: cannot be written to ({error.strerror})") from None
+    if explain_dir:
+        (explain_dir / _HEAT_MAPS).touch()
 
 
 def _same_classes(runs: Sequence[Trained]) -> Classes:

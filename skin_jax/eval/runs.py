@@ -22,8 +22,6 @@ from skin_jax.train.run import Experiment, Trained, best_state
 
 MISTAKES_SHOWN = 12
 _SPECIFICITIES = (0.90, 0.95)
-
-
 _ONE_VIEW = (View(),)
 
 
@@ -53,8 +51,10 @@ def evaluate_split(
     shared = splits.shared_lesions(examples.records, experiment.assignment)
     points, calibrated = {}, None
     if len(val):
-        on_val = predict(state, val, batch_size), examples.labels[val]
         here = found, examples.labels[indices]
+        on_val = here
+        if split != "val":
+            on_val = predict(state, val, batch_size), examples.labels[val]
         lesion_ids = [examples.records[i].lesion_id for i in indices]
         points = _operating_points(examples.classes, on_val, here, lesion_ids)
         calibrated = _calibrated(calibration.fit(*on_val), *here)
@@ -92,6 +92,8 @@ def evaluate_examples(
 ) -> Evaluation:
     """Evaluates the best checkpoint on examples from elsewhere, of the run's classes.
 
+    Probabilities are means over the views; the temperature is the one that is kept with the run.
+
     Raises:
       UserError: no usable checkpoint, or a task that does not classify.
     """
@@ -101,7 +103,10 @@ def evaluate_examples(
     predict = _averaged(run.ability("predict"), pipeline, views)
     indices = np.arange(len(examples.records))
     probabilities = predict(state, indices, run.config.eval_batch_size)
-    return _evaluation(examples, indices, probabilities, step=step)
+    kept, calibrated = calibration.read(run.workdir, step), None
+    if kept is not None:
+        calibrated = _calibrated(kept.temperature, probabilities, examples.labels)
+    return _evaluation(examples, indices, probabilities, step=step, calibrated=calibrated)
 
 
 def _averaged(function: Any, pipeline: Pipeline, views: Sequence[View]) -> Predictor:
@@ -116,17 +121,11 @@ def _averaged(function: Any, pipeline: Pipeline, views: Sequence[View]) -> Predi
 
 def _calibrated(temperature: float, probabilities: np.ndarray, labels: np.ndarray) -> Calibrated:
     both = probabilities, calibration.applied(probabilities, temperature)
-    own = np.arange(len(labels)), labels
-    return Calibrated(
-        temperature,
-        *(
-            (of(both[0]), of(both[1]))
-            for of in (
-                lambda p: metrics.calibration_error(p, labels),
-                lambda p: float(-np.log(np.maximum(p[own], 1e-12)).mean()),
-            )
-        ),
+    ece, log_loss = (
+        (measure(both[0], labels), measure(both[1], labels))
+        for measure in (metrics.calibration_error, calibration.loss)
     )
+    return Calibrated(temperature, ece, log_loss)
 
 
 def _operating_points(

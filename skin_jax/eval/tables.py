@@ -13,6 +13,7 @@ from skin_jax.base import csvs
 from skin_jax.base.errors import UserError, listed
 from skin_jax.base.files import write_atomically
 from skin_jax.data.classes import HAM10000, Classes
+from skin_jax.data.findings import without_ending
 
 IMAGE = "image"
 _NO_CLASSES = (IMAGE, "score_weight", "validation_weight")  # the challenges' weights of images
@@ -94,10 +95,21 @@ def join(predictions_path: Path, truth_path: Path, classes: Classes) -> tuple[Sc
     predictions = read_predictions(predictions_path, classes)
     truth = read_truth(truth_path, classes)
     predicted, known = set(predictions.image_ids), set(truth.image_ids)
-    problems = [f"image {i}: no row in {predictions_path}" for i in known - predicted]
-    problems += [f"image {i}: no row in {truth_path}" for i in predicted - known]
+    nearly = {_folded(i): i for i in predicted - known}
+    near = sorted(i for i in known - predicted if _folded(i) in nearly)
+    problems = [
+        f"{len(near)} ids differ only in case, in spaces or in an ending such as .jpg: "
+        f"{nearly[_folded(i)]!r} in {predictions_path} and {i!r} in {truth_path}; spell them the "
+        "same"
+        for i in near[:1]
+    ]
+    spelled = {*near, *(nearly[_folded(i)] for i in near)}
+    problems += sorted(
+        [f"image {i}: no row in {predictions_path}" for i in known - predicted - spelled]
+        + [f"image {i}: no row in {truth_path}" for i in predicted - known - spelled]
+    )
     if problems:
-        raise listed("predictions and truth are not about the same images", sorted(problems))
+        raise listed("predictions and truth are not about the same images", problems)
     rows = dict(zip(predictions.image_ids, predictions.probabilities, strict=True))
     return Scores(truth.image_ids, np.array([rows[i] for i in truth.image_ids])), truth
 
@@ -128,6 +140,10 @@ def classes_of(predictions_path: Path, truth_path: Path) -> Classes:
     return Classes.of(true)
 
 
+def _folded(image_id: str) -> str:
+    return without_ending(image_id.strip()).casefold()
+
+
 def _class_columns(path: Path) -> list[str]:
     header, _, problems = _parsed(path)
     if not header:
@@ -142,7 +158,8 @@ def _parsed(path: Path, *columns: str) -> tuple[tuple[str, ...], list[csvs.Row],
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    return *csvs.parse(content, problems, columns=(IMAGE, *columns), strip=True), problems
+    needed = (IMAGE, *columns)
+    return *csvs.parse(content, problems, columns=needed, strip=True, exact=IMAGE), problems
 
 
 def _read(path: Path, classes: Classes) -> tuple[Scores, list[str]]:
@@ -158,10 +175,11 @@ def _read(path: Path, classes: Classes) -> tuple[Scores, list[str]]:
             problems.append(f"row {number}, column {IMAGE}: {image_id} is already in row {earlier}")
         for name, label in zip(classes.columns, classes.column_order, strict=True):
             try:
-                scores[n, label] = float(cells[name])
+                score = float(cells[name].replace(",", "."))  # as some countries' spreadsheets save
             except ValueError:
                 problems.append(f"row {number}, column {name}: {cells[name]!r} is no number")
                 continue
-            if not 0 <= scores[n, label] <= 1:
+            scores[n, label] = min(max(score, 0.0), 1.0)
+            if not abs(score - 0.5) <= 0.5 + _ROUNDING:
                 problems.append(f"row {number}, column {name}: {cells[name]} is not within [0, 1]")
     return Scores([row.values[IMAGE] for row in rows], scores), problems

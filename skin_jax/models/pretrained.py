@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -13,6 +12,7 @@ from flax import traverse_util
 from safetensors import SafetensorError, safe_open
 
 from skin_jax.base.errors import UserError, first_line, listed
+from skin_jax.base.files import expanded
 from skin_jax.config import HUB_PREFIX
 from skin_jax.models import densenet
 from skin_jax.models.densenet import DenseNet
@@ -281,7 +281,7 @@ def _converted(tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 def _read(source: str, flag: str) -> dict[str, np.ndarray]:
     path = _fetch(source, flag) if source.startswith(HUB_PREFIX) else source
-    file = Path(path).expanduser()
+    file = expanded(path)
     if not file.is_file():
         raise UserError(
             f"{path}: there is no such file; {flag} is the path of a .safetensors or "

@@ -5,6 +5,7 @@ dashes too, so that up to 56 are distinct. Pictures are narrow enough for a phon
 where many classes need it. Matplotlib's object interface needs no display.
 """
 
+import io
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from skin_jax.base.files import write_atomically
 from skin_jax.data.classes import Classes
 from skin_jax.eval.metrics import BINS, Metrics, Reliability, RiskCoverage, quotient
 from skin_jax.report.kit import with_span
@@ -68,14 +70,14 @@ def real_and_generated_by_class(
 ) -> None:
     """Write a row for each class: some of its real images, a dark bar, generated ones.
 
-    Both are uint8 [N, S, S, 3]: a few real ones, and as many generated ones in every row.
+    Both are uint8 [N, S, S, 3], N > 0; where a class has fewer than another, places stay empty.
     """
-    columns = max(len(real) for real, _ in shown.values())
+    columns, others = (max(map(len, sets)) for sets in zip(*shown.values(), strict=True))
     rows = []
     for real, generated in shown.values():
         left = tiled(real, columns)
         bar = np.full((len(left), _SEPARATOR, 3), 64, np.uint8)
-        row = np.concatenate([left, bar, tiled(generated, len(generated))], axis=1)
+        row = np.concatenate([left, bar, tiled(generated, others)], axis=1)
         rows.append(np.pad(row, ((0, _GAP), (0, 0), (0, 0)), constant_values=255))
     _class_rows(path, np.concatenate(rows), list(shown))
 
@@ -213,7 +215,8 @@ def history(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 def class_history(path: Path, rows: Sequence[Mapping[str, Any]], classes: Classes) -> None:
     """Write what GANs of one class each report, against the step: a panel each, a line a class.
 
-    Of rows as in `history`, with values named `<name>/<class>`.
+    Of rows as in `history`, with values named `<name>/<class>`. Where a row has `images_seen`, the
+    real ones that the discriminators had learned from, these stand at the top.
     """
     titles = {
         "d_loss": "loss of D",
@@ -227,6 +230,10 @@ def class_history(path: Path, rows: Sequence[Mapping[str, Any]], classes: Classe
     panels = {t: [f"{name}/{own}" for own in classes.names] for name, t in titles.items()}
     styles = [_style(classes, c) | {"linewidth": 1.1} for c in range(len(classes))]
     figure, stacked = _series(rows, panels, styles, margin=0.5, height=1.6)
+    if seen := [row["images_seen"] / row["step"] for row in rows if "images_seen" in row]:
+        per_step = seen[-1]
+        top = stacked[0].secondary_xaxis("top", (lambda x: x * per_step, lambda x: x / per_step))
+        top.set_xlabel("images seen")
     _legend(figure, stacked[0])
     _save(figure, path)
 
@@ -434,11 +441,13 @@ def _short(name: str) -> str:
 
 
 def _save(figure: "Figure", path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    drawn = io.BytesIO()
     # Without the version in it, the same data give the same bytes.
-    figure.savefig(path, format="png", metadata={"Software": None})
+    figure.savefig(drawn, format="png", metadata={"Software": None})
+    write_atomically(path, drawn.getvalue())
 
 
 def _write_image(path: Path, pixels: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path, format="PNG")
+    drawn = io.BytesIO()
+    Image.fromarray(pixels).save(drawn, format="PNG")
+    write_atomically(path, drawn.getvalue())

@@ -1,6 +1,6 @@
 """The results of an audit for people and programs: JSON, Markdown and the closest pairs."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +13,66 @@ from skin_jax.report import figures, kit
 from skin_jax.report.kit import number
 
 _FEW_FOR_PERCENTILE = 100
+_REAL_SHOWN, _GENERATED_SHOWN = 4, 8
 _SHARES = ("precision", "recall", "density", "coverage")
 _Column = tuple[str, Iterable[object]]
 _TITLE = "Quality of generated images"
 
 
-def write(folder: Path, found: Audit, names: Mapping[str, str]) -> str:
-    """Writes quality.json, quality.md and, where there are features, closest_pairs.png.
+def write(folder: Path, audits: Sequence[Audit], names: Mapping[str, str]) -> str:
+    """Writes quality.json, quality.md, side_by_side.png and the closest pairs by each judge.
 
     What was compared is named by `names`, such as the run and the folder, in both files as given.
     Returns the tables and the notes as Markdown, for a terminal.
 
+    Args:
+      folder: of the files.
+      audits: N > 0 of the same images, by as many judges.
+      names: of the images.
+
     Raises:
       UserError: the folder cannot be written.
     """
-    notes = _notes(found)
+    first = audits[0]
+    real, generated = first.real, first.generated
     content = {
         **names,
-        "train_images": len(found.real.images),
-        "generated_images": len(found.generated.images),
-        "image_size": found.real.images.shape[1],
-        "same_training_split": found.real.were_fitted_by(found.generated),
-        "features": found.features,
+        "train_images": len(real.images),
+        "generated_images": len(generated.images),
+        "image_size": real.images.shape[1],
+        "same_training_split": real.were_fitted_by(generated),
         "draws": audit.DRAWS,
         "neighbours": quality.NEIGHBOURS,
+        **_judged_json(first),
+        "other_judges": [_judged_json(other) for other in audits[1:]],
+    }
+    write_json(folder / "quality.json", content)
+    for stale in folder.glob("closest_pairs*.png"):
+        stale.unlink()
+    printed, pictures = [], []
+    for place, found in enumerate(audits, start=1):
+        which = "" if len(audits) == 1 else f" (judge {place})"
+        printed.append(kit.Section(f"Generated against real images{which}", _quality_tables(found)))
+        halves = f"Half of the real images against the other half{which}"
+        printed.append(kit.Section(halves, _halves_tables(found)))
+        if found.copies is not None:
+            near = kit.Section(f"Nearest training images{which}", [_nearness_table(found)])
+            printed.append(near)
+            name = "closest_pairs.png" if place == 1 else f"closest_pairs_{place}.png"
+            pictures.append(_pairs_section(folder / name, found, which))
+        printed.append(kit.Section(f"Notes{which}", [kit.Text(note) for note in _notes(found)]))
+    sections = [*printed, _side_by_side(folder / "side_by_side.png", first), *pictures]
+    sections.append(kit.Section("What was compared", [kit.facts(names, ("what", "which"))]))
+    write_atomically(folder / "quality.md", kit.markdown(_TITLE, sections, folder))
+    return kit.markdown(_TITLE, printed, folder)
+
+
+def _judged_json(found: Audit) -> dict[str, Any]:
+    """What one judge finds."""
+    of_generated, of_real = found.accuracy
+    return {
+        "features": found.features,
+        "classification_accuracy_score": {"generated": of_generated, "real": of_real},
         "groups": {
             g.name: {
                 "train_images": g.train,
@@ -47,29 +83,30 @@ def write(folder: Path, found: Audit, names: Mapping[str, str]) -> str:
                 "floor": g.floor,
                 "halves": g.halves,
                 "shuffled": {"kid": g.shuffled_kid},
+                "c2st": g.c2st._asdict(),
             }
             for g in found.groups
         },
         "copies": _copies_json(found) if found.copies else None,
-        "notes": notes,
+        "notes": _notes(found),
     }
-    write_json(folder / "quality.json", content)
-    sections = [
-        kit.Section("Generated against real images", _quality_tables(found)),
-        kit.Section("Half of the real images against the other half", _halves_tables(found)),
-    ]
-    if found.copies is not None:
-        sections.append(kit.Section("Nearest training images", [_nearness_table(found)]))
-    sections.append(kit.Section("Notes", [kit.Text(note) for note in notes]))
-    printed = kit.markdown(_TITLE, sections, folder)
-    picture = folder / "closest_pairs.png"
-    if found.copies is None:
-        picture.unlink(missing_ok=True)  # of an earlier call
-    else:
-        sections.append(_pairs_section(picture, found))
-    sections.append(kit.Section("What was compared", [kit.facts(names, ("what", "which"))]))
-    write_atomically(folder / "quality.md", kit.markdown(_TITLE, sections, folder))
-    return printed
+
+
+def _side_by_side(path: Path, found: Audit) -> kit.Section:
+    """Real and generated images of each class that has both."""
+    shown = {}
+    for k, name in enumerate(found.real.classes.names):
+        real = found.real.images[found.real.labels == k][:_REAL_SHOWN]
+        generated = found.generated.images[found.generated.labels == k][:_GENERATED_SHOWN]
+        if len(real) and len(generated):
+            shown[name] = real, generated
+    if not shown:
+        return kit.Section("Side by side", [kit.Text("No class has both kinds of images.")])
+    figures.real_and_generated_by_class(path, shown)
+    caption = (
+        "The first training images of each class, left of the bar, and the first generated ones."
+    )
+    return kit.Section("Side by side", [kit.Picture(path, caption)])
 
 
 def _copies_json(found: Audit) -> dict[str, Any]:
@@ -120,9 +157,10 @@ def _quality_tables(found: Audit) -> list[kit.Table]:
         ("gen." if found.features else "generated", [group.generated for group in groups]),
         ("n", [group.compared for group in groups]),
     ]
-    swd = with_floor("swd", "SWD x1000", 1, 1000)
+    swd = with_floor("swd", "SWD x1000", 1, 1000) if _measured(found, "swd") else []
     if not found.features:
         return [_table(found, *counts, *swd)]
+    told = ("told apart (95%)", [_accuracy(group.c2st) for group in groups])
     shuffled = ("shuffled", [kit.spread(group.shuffled_kid, 3) for group in groups])
     shares = (
         (key, [f"{number(g.values[key].mean, 2)} ({number(g.floor[key].mean, 2)})" for g in groups])
@@ -131,20 +169,33 @@ def _quality_tables(found: Audit) -> list[kit.Table]:
     return [
         _table(found, *counts, *with_floor("kid", "KID", 3), shuffled),
         _table(found, *with_floor("fid", "FID", 1), *swd),
-        _table(found, *shares),
+        _table(found, *shares, told),
     ]
+
+
+def _measured(found: Audit, key: str) -> bool:
+    """Whether the judge measured it in any group."""
+    return any(np.isfinite(group.halves[key].mean) for group in found.groups)
+
+
+def _accuracy(told: audit.Accuracy) -> str:
+    if np.isnan(told.value):
+        return kit.UNDEFINED
+    return f"{told.value:.2f} ({told.low:.2f}-{told.high:.2f})"
 
 
 def _halves_tables(found: Audit) -> list[kit.Table]:
     halves = [group.halves for group in found.groups]
     half = ("half", [group.half for group in found.groups])
-    swd = ("SWD x1000", [kit.spread(values["swd"], 1, factor=1000) for values in halves])
+    swd: list[_Column] = []
+    if _measured(found, "swd"):
+        swd = [("SWD x1000", [kit.spread(values["swd"], 1, factor=1000) for values in halves])]
     if not found.features:
-        return [_table(found, half, swd)]
+        return [_table(found, half, *swd)]
     kid = ("KID", [kit.spread(values["kid"], 4) for values in halves])
     fid = ("FID", [kit.spread(values["fid"], 1) for values in halves])
     shares = ((key, [number(values[key].mean, 2) for values in halves]) for key in _SHARES)
-    return [_table(found, half, kid, fid, swd), _table(found, *shares)]
+    return [_table(found, half, kid, fid, *swd), _table(found, *shares)]
 
 
 def _nearness_table(found: Audit) -> kit.Table:
@@ -160,7 +211,7 @@ def _nearness_table(found: Audit) -> kit.Table:
     )
 
 
-def _pairs_section(path: Path, found: Audit) -> kit.Section:
+def _pairs_section(path: Path, found: Audit, which: str) -> kit.Section:
     copies, real, generated = found.copies, found.real, found.generated
     assert copies
     names = real.classes.names
@@ -176,7 +227,7 @@ def _pairs_section(path: Path, found: Audit) -> kit.Section:
         "The nearest pairs: generated image (in the orientation that fits best) | training image, "
         f"with their distances (*: under the threshold); row by row: {', '.join(listed)}."
     )
-    return kit.Section("Closest pairs", [kit.Picture(path, caption)])
+    return kit.Section(f"Closest pairs{which}", [kit.Picture(path, caption)])
 
 
 def _notes(found: Audit) -> list[str]:
@@ -186,10 +237,13 @@ def _notes(found: Audit) -> list[str]:
         f"Means over {audit.DRAWS} draws, ± their standard deviation. A draw compares a random "
         "half of the training images with n generated images and, for the floor, with n real "
         "images of the other half: what real images reach.",
-        "SWD: sliced Wasserstein distance between patches, which needs no network; the mean over "
-        f"{', '.join(sides)} pixels. At most {audit.PATCHED_IMAGES} images are compared with as "
-        "many: the fewer, the larger it is.",
     ]
+    if sides:
+        notes.append(
+            "SWD: sliced Wasserstein distance between patches, which needs no network; the mean "
+            f"over {', '.join(sides)} pixels. At most {audit.PATCHED_IMAGES} images are compared "
+            "with as many: the fewer, the larger it is."
+        )
     if found.features is None:
         notes.append("Without a network's features only that distance can be measured.")
     else:
@@ -204,7 +258,19 @@ def _notes(found: Audit) -> list[str]:
             f"have {min(halves)} to {max(halves)}.",
             "Precision, recall, density and coverage, in brackets those of the floor: "
             f"neighbourhoods to the {quality.NEIGHBOURS}th neighbour.",
+            "Told apart: how often a logistic regression on half of the features tells the other "
+            "half of the generated images from training images; 0.50 if they are alike.",
         ]
+        if found.note:
+            notes.append(found.note)
+        of_generated, of_real = found.accuracy
+        if not np.isnan(of_generated):
+            notes.append(
+                "Classification accuracy score: fitted on the generated images, a logistic "
+                f"regression has a balanced accuracy of {of_generated:.3f} on the "
+                f"{len(found.real.val_images)} val images; fitted on the training images, "
+                f"{of_real:.3f}."
+            )
     notes += _shortages(found)
     notes.append(
         "Overall compares all generated with all training images, whatever their classes; where "

@@ -122,13 +122,15 @@ def attempts(workdir: Path, name: str) -> list[Attempt]:
         Attempt(end["time"] - start["time"], end["units"] - start["units"], start["code"])
         for start, end in itertools.pairwise(rows)
         if (start["event"], end["event"]) == ("start", "end")
+        and isinstance(start.get("code"), str)
         and end["units"] > start["units"]
         and end["time"] > start["time"]
     ]
 
 
 def _rows(workdir: Path, name: str) -> list[dict[str, Any]]:
-    return list(json_lines(folder_of(workdir, name) / "attempts.jsonl"))
+    needed = {"event": str, "time": int | float, "units": int}
+    return list(json_lines(folder_of(workdir, name) / "attempts.jsonl", needed))
 
 
 class Runner:

@@ -120,7 +120,9 @@ def _finished(workdir: Path, record: Record) -> list[tuple[str, int, int, Path]]
 def _check_settings(folder: Path, planned: Record, fold: int, seed: int) -> None:
     """Refuses a run with other settings than the plan's: the folder may have been put there."""
     path, mend = folder / config_lib.FILE_NAME, "delete the folder to create it again"
-    actual = read_record(path, config_lib.flatten, mend)
+    actual = read_record(
+        path, lambda content: config_lib.flatten(config_lib.checked(content, folder)), mend
+    )
     wanted = config_lib.flatten(planned) | {"data.fold": fold, "seed": seed}
     del wanted["needs"]
     if differing := config_lib.differences(wanted, actual):

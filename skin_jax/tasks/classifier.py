@@ -258,9 +258,10 @@ class Classifier(Task):
     def traits(self, state: ClassifierState, images: jax.Array) -> jax.Array:
         """Mean and standard deviation of each channel of a map half-way through the network.
 
-        Of uint8 images [B, S, S, 3], float32 [B, 2 C].
+        Of uint8 images [B, S, S, 3], float32 [B, 2 C]. The map is the middle one of those that the
+        network's own submodules return; where none does, the last one before pooling.
         """
-        _, captured = self.network.apply(
+        output, captured = self.network.apply(
             state.averaged,
             augment.to_float(images),
             train=False,
@@ -270,6 +271,7 @@ class Classifier(Task):
         outputs = {name: found["__call__"][0] for name, found in captured["intermediates"].items()}
         order = _submodules(self.network, self.image_size)
         maps = [outputs[name] for name in order if getattr(outputs.get(name), "ndim", 0) == 4]
+        maps = maps or [output.features]
         middle = maps[len(maps) // 2].astype(jnp.float32)
         return jnp.concatenate([middle.mean(axis=(1, 2)), middle.std(axis=(1, 2))], axis=-1)
 

@@ -6,21 +6,23 @@ import math
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
-from skin_jax.base import devices, errors
+from skin_jax import config as config_lib
+from skin_jax.base import devices, errors, files
 from skin_jax.tasks import state as state_lib
 from skin_jax.tasks.task import Score, Task
 
 PyTree = Any
+_T = TypeVar("_T")
 
 _UNKNOWN = -1e30  # of a checkpoint without a score: worse than any
 
@@ -42,8 +44,10 @@ class _Manager(ocp.CheckpointManager):
 class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
     """The checkpoints of one run: the last two, and the best by the task's score; or all.
 
-    Each holds the whole state and its digest. Saving is asynchronous; an error of a save is raised
-    by the next call. A kill in the middle of a save leaves the earlier checkpoints as they were.
+    Each holds the whole state, its digest, and the identity of the run whose folder they lie in
+    (`config.run_in`): one of another run is never restored. Saving is asynchronous; an error of a
+    save is raised by the next call. A kill in the middle of a save leaves the earlier checkpoints
+    as they were.
     """
 
     def __init__(
@@ -65,9 +69,15 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
                 ),
             ]
         )
+        files.without_owners()
         self._directory = directory.absolute()
+        self._run = config_lib.run_in(self._directory.parent)
+        self._closing = contextlib.ExitStack()
+        if not read_only:
+            self._directory.mkdir(parents=True, exist_ok=True)
+        self._place = self._closing.enter_context(_without_patterns(self._directory))
         self._manager = _Manager(
-            self._directory,
+            self._place,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.PreserveAll() if keep_all else last_two_and_best,
                 best_fn=self._goodness,
@@ -91,14 +101,16 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         """
         if step in self.steps():
             return
+        goodness = self._as_goodness(score)
+        record = {"run": self._run, "step": step, "score": goodness}
         with self._saving():
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state),
-                    digest=ocp.args.JsonSave({"blake2b": state_lib.digest(state)}),
+                    digest=ocp.args.JsonSave({"blake2b": state_lib.digest(state), **record}),
                 ),
-                metrics={self._score.name: self._as_goodness(score)},
+                metrics={self._score.name: goodness},
             )
 
     def _as_goodness(self, score: float | None) -> float:
@@ -144,8 +156,32 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         return self._restore_first(list(reversed(self.steps())), template)
 
     def restore_best(self, template: PyTree) -> tuple[PyTree, int] | None:
-        """The best undamaged state and its step; see `restore_latest`."""
-        return self._restore_first(self._best_first(), template)
+        """The state with the best score and its step, the later of equals; see `restore_latest`.
+
+        Raises:
+          UserError: it is damaged, or a score is, so that nobody knows which one it is. The next
+            best one would silently give other figures.
+        """
+        if not (steps := self.steps()):
+            return None
+        scores = {step: self._in_all(step, self._stored_score) for step in steps}
+        (best,) = devices.first_lists([max(steps, key=lambda step: (scores[step], step))])
+        return self._in_all(best, lambda step: self._restore(step, template)), best
+
+    def _in_all(self, step: int, read: Callable[[int], _T]) -> _T:
+        """What all processes read of a checkpoint; a UserError in all where one of them cannot."""
+        reason = "another process cannot read it"
+        try:
+            found, sound = read(step), True
+        except Exception as error:
+            reason, sound = _reason(error), False
+        if not devices.everywhere(sound):
+            raise errors.UserError(
+                f"{self._directory / str(step)} cannot be read ({reason}), and without it the best "
+                "checkpoint is not known; restore that folder from a copy, or delete it to take "
+                "the best of the others"
+            )
+        return found
 
     def restore(self, step: int, template: PyTree) -> PyTree:
         """The state of one of `steps()`, in this process alone; refuses a damaged one."""
@@ -157,19 +193,24 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
                 "folder from a copy, or take another step"
             ) from error
 
-    def _best_first(self) -> list[int]:
-        """Steps by score, the later of equals first."""
+    def _stored_score(self, step: int) -> float:
+        """The score of a checkpoint, from its two places, which have to agree."""
+        metrics, record = self._manager.metrics(step), self._record(step)
+        if not metrics:
+            raise ValueError("its score is missing")
+        score = self._goodness(metrics)
+        if record.get("score", score) != score:
+            raise ValueError(f"its score is {score} and not {record['score']} as when it was saved")
+        return score
 
-        def score(step: int) -> float:
-            try:
-                metrics = self._manager.metrics(step)
-            except Exception:
-                return -math.inf
-            return self._goodness(metrics) if metrics else -math.inf
-
-        steps = self._manager.all_steps()
-        steps = sorted(steps, key=lambda step: (score(step), step), reverse=True)
-        return devices.first_lists(steps)
+    def _record(self, step: int) -> dict[str, Any]:
+        """What was written beside the state; a ValueError where it is of another run or step."""
+        record = json.loads((self._directory / str(step) / "digest" / "metadata").read_text())
+        if record.get("run") != self._run:
+            raise ValueError("it belongs to another run than the files beside it")
+        if record.get("step", step) != step:
+            raise ValueError(f"it was saved at step {record['step']}")
+        return dict(record)
 
     def _restore_first(self, steps: list[int], template: PyTree) -> tuple[PyTree, int] | None:
         damaged: list[str] = []
@@ -199,13 +240,14 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
 
         The manager would wait for the other processes, also for those that could not read.
         """
-        folder = self._directory / str(step)
+        stored = self._record(step)["blake2b"]
         handler = ocp.StandardCheckpointHandler()
         try:
-            state = handler.restore(folder / "state", args=ocp.args.StandardRestore(template))
+            state = handler.restore(
+                self._place / str(step) / "state", args=ocp.args.StandardRestore(template)
+            )
         finally:
             handler.close()
-        stored = json.loads((folder / "digest" / "metadata").read_text())["blake2b"]
         found = state_lib.digest(state)
         if stored != found:
             raise ValueError(f"its contents have digest {found}, not {stored} as when it was saved")
@@ -228,10 +270,33 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
 
     def close(self) -> None:
         """Waits for the last save and ends Orbax's threads."""
-        try:
-            self.wait()
-        finally:
-            self._manager.close()
+        with self._closing:
+            try:
+                self.wait()
+            finally:
+                self._manager.close()
+
+
+@contextlib.contextmanager
+def _without_patterns(directory: Path) -> Iterator[Path]:
+    """A path of a folder that is no pattern: Orbax looks for files by patterns that begin with it.
+
+    In a folder such as `[a]` it would find none of those that it wrote, and say nothing.
+    """
+    if not (set("*?[]\\") & {*str(directory)} and directory.is_dir()):
+        yield directory
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        place = Path(f"/proc/self/fd/{descriptor}")
+        if not place.is_dir():
+            raise errors.UserError(
+                f"on this system, checkpoints cannot be kept in {directory}: its path has one of "
+                "* ? [ ] \\; rename the folder that has it"
+            )
+        yield place
+    finally:
+        os.close(descriptor)
 
 
 def template_of(state: PyTree, placement: jax.sharding.Sharding) -> PyTree:

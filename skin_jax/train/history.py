@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from tensorboard.compat.proto import event_pb2, summary_pb2
@@ -76,26 +77,35 @@ def read_history(path: Path) -> list[dict[str, Any]]:
       Dicts with "step" and values, float or None (not finite); none where there is no such file.
     """
     rows: list[dict[str, Any]] = []
-    for row in json_lines(path):
+    for row in json_lines(path, {"step": int}):
         if "event" in row:
             rows = [kept for kept in rows if kept["step"] <= row["step"]]
-        else:
+        elif all(value is None or isinstance(value, int | float) for value in row.values()):
             rows.append(row)
     return rows
 
 
 def read_starts(path: Path) -> list[dict[str, Any]]:
     """Reads the start lines of a `metrics.jsonl`; none where there is no such file."""
-    return [row for row in json_lines(path) if "event" in row]
+    return [row for row in json_lines(path, {"step": int}) if "event" in row]
 
 
-def json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Reads the objects of a file with one a line; none where there is no such file."""
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+def json_lines(path: Path, needed: Mapping[str, type | UnionType]) -> Iterator[dict[str, Any]]:
+    """Reads the objects of a file with one a line; none where there is no such file.
+
+    What else is there, such as a line that a kill has cut, is passed over: what lines report must
+    not keep a run from going on. Of an object, values of some kinds are `needed`.
+    """
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    for line in text.splitlines():
         # A line that a kill has cut has no end: what was appended afterwards is glued to it.
         start = line.rfind('{"event"')
-        with contextlib.suppress(json.JSONDecodeError):
-            yield json.loads(line[max(start, 0) :])
+        with contextlib.suppress(ValueError, RecursionError):
+            row = json.loads(line[max(start, 0) :])
+            if isinstance(row, dict) and all(
+                isinstance(row.get(key), kind) for key, kind in needed.items()
+            ):
+                yield row
 
 
 @dataclasses.dataclass

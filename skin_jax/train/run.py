@@ -36,6 +36,7 @@ DIGEST_FILE = "examples.digest"
 CHECKPOINTS = "checkpoints"
 _SYNTHETIC_DIGEST_FILE = "synthetic.digest"
 _SHIPPED = (classes_lib.FILE_NAME, SPLITS_FILE, _SYNTHETIC_DIGEST_FILE)
+_RESULTS = ("metrics.jsonl", "report.html", "eval", "figures", "samples")
 _MANY_IMAGES = 10**6  # of each class, while nobody knows how many there are
 
 Check = Callable[[ConfigDict, tasks.Task, Mesh], None]
@@ -152,7 +153,7 @@ def load_examples(config: ConfigDict) -> Examples:
     return store.prepare(
         data.dir,
         image_size=data.image_size,
-        cache_dir=Path(data.cache_dir).expanduser(),
+        cache_dir=data.cache_dir,
         on_bad_image=data.on_bad_image,
         download=data.download,
         reading=told,
@@ -264,10 +265,11 @@ def _check(config: ConfigDict, workdir: Path, resumed: bool, check: Check | None
                 "new --workdir"
             )
         return mesh
-    if any((workdir / name).exists() for name in (CHECKPOINTS, checkpoint_lib.GENERATORS)):
+    left = CHECKPOINTS, checkpoint_lib.GENERATORS, *_RESULTS
+    if other := [name for name in left if (workdir / name).exists()]:
         raise UserError(
-            f"{workdir} holds checkpoints or generators but no {config_lib.FILE_NAME}: what they "
-            "were trained on is not known; restore the file, or take a new --workdir"
+            f"{workdir} holds {other[0]} but no {config_lib.FILE_NAME}: which run it is of is not "
+            "known; restore the file, or take a new --workdir"
         )
     config_lib.to_json(config)  # later commands will find code of the user's own
     task.pretrained(jax.eval_shape(task.init, jax.random.key(0)))  # the weights fit
@@ -281,14 +283,17 @@ def _write(experiment: Experiment, workdir: Path, resumed: bool) -> None:
     if examples.skipped:
         write_skipped(workdir / "skipped.csv", examples.skipped)
         warn(f"{len(examples.skipped)} unreadable images are left out: {workdir}/skipped.csv")
+    files = None
     if not resumed:
+        files = [classes_lib.FILE_NAME, SPLITS_FILE, DIGEST_FILE]
         classes_lib.write(examples.classes, workdir)
         members = examples.records, experiment.assignment, examples.classes
         splits.write(workdir / SPLITS_FILE, *members)
         write_atomically(workdir / DIGEST_FILE, examples.digest + "\n")
         if synthetic is not None:
+            files.append(_SYNTHETIC_DIGEST_FILE)
             write_atomically(workdir / _SYNTHETIC_DIGEST_FILE, synthetic.digest + "\n")
-    config_lib.write(experiment.config, workdir)  # last: it is what makes the folder a run
+    config_lib.write(experiment.config, workdir, files)  # last: it is what makes the folder a run
 
 
 def _load_synthetic(

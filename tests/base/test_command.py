@@ -246,3 +246,10 @@ def main(argv):
     )
     assert done.returncode == 0
     assert (tmp_path / "file").read_text() == ""
+
+
+def test_shares_are_above_0_and_at_most_1():
+    assert command.shares_in(["1", "0.8"], "scales") == [1.0, 0.8]
+    for wrong in ([], ["0"], ["1.1"], ["nan"], ["1", "half"]):
+        with pytest.raises(UserError, match=r"--scales is '.*'; it takes numbers above 0"):
+            command.shares_in(wrong, "scales")

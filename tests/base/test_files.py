@@ -1,10 +1,12 @@
 import json
 import os
+import pwd
 import stat
 from typing import NamedTuple
 
 import numpy as np
 import pytest
+from etils import epath
 
 from skin_jax.base import files
 from skin_jax.base.errors import UserError
@@ -79,3 +81,39 @@ def test_json_has_plain_values_and_null_for_what_is_not_finite(tmp_path):
         "none": None,
         "text": "é",
     }
+
+
+@pytest.mark.parametrize("kind", ["link", "folder", "pipe"])
+def test_only_files_are_replaced(tmp_path, kind):
+    path, other = tmp_path / "p.csv", tmp_path / "other.csv"
+    other.write_text("old")
+    {"link": lambda: path.symlink_to(other), "folder": path.mkdir, "pipe": lambda: os.mkfifo(path)}[
+        kind
+    ]()
+    before = path.lstat()
+    with pytest.raises(UserError, match=r"p\.csv is a .*(link|folder|pipe), which is never repl"):
+        write_atomically(path, "new")
+    assert (path.lstat(), other.read_text()) == (before, "old")
+
+
+def test_a_lock_never_empties_a_file(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    (tmp_path / ".lock").symlink_to(tmp_path / "mine.txt")
+    with files.locked(tmp_path / ".lock"):
+        assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+def test_a_home_that_nobody_knows_is_said(monkeypatch):
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as for a user without a name
+    with pytest.raises(UserError, match="there is no home folder"):
+        files.expanded("~/x")
+
+
+def test_libraries_take_files_of_owners_without_a_name(tmp_path, monkeypatch):
+    def unknown(number):
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    files.without_owners()
+    (tmp_path / "a").write_text("12")
+    assert epath.Path(tmp_path / "a").stat().length == 2

@@ -4,7 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from skin_jax.data import images
 
@@ -100,6 +100,18 @@ def test_sixteen_bits_become_eight(dtype, kind):
     decoded = images.decode(encoded(Image.fromarray(values), kind), 2)
     assert decoded[..., 0].tolist() == [[0, 0], [1, 255]]
     assert (decoded == decoded[..., :1]).all()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_twelve_bits_in_sixteen_are_never_black(kind):
+    image = Image.fromarray(np.array([[0, 16], [2048, 4095]], np.uint16))
+    with pytest.raises(images.UnreadableImage, match="12 bits"):
+        images.decode(encoded(image, kind), 2)
+    if kind == "TIFF":
+        tag = TiffImagePlugin.ImageFileDirectory_v2()
+        tag[281] = 4095
+        decoded = images.decode(encoded(image, kind, tiffinfo=tag), 2)
+        assert decoded[..., 0].tolist() == [[0, 1], [128, 255]]
 
 
 @pytest.mark.parametrize(

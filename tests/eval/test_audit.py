@@ -1,6 +1,8 @@
 import dataclasses
+import importlib
 import json
 import os
+import shutil
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ import pytest
 from PIL import Image
 
 from skin_jax import api, tasks
+from skin_jax import config as config_lib
 from skin_jax.base import devices
 from skin_jax.base.errors import UserError
 from skin_jax.data import demo, splits
@@ -18,7 +21,7 @@ from skin_jax.data.images import decode
 from skin_jax.eval import audit, features, quality
 from skin_jax.report import quality as quality_report
 from skin_jax.tasks.declared import sgan
-from skin_jax.train.run import reopen
+from skin_jax.train.run import reopen, trained
 
 pytestmark = pytest.mark.xdist_group("audit")  # one worker makes the fixtures, once
 
@@ -210,7 +213,7 @@ def test_planted_copies_are_found_however_they_are_turned(real, extractor, tmp_p
     assert overall.share >= 3 / 40
     np.testing.assert_array_equal(copies.closest[0].picture, images[10])
 
-    text = quality_report.write(tmp_path, found, {"run": "tiny"})
+    text = quality_report.write(tmp_path, [found], {"run": "tiny"})
     content = json.loads((tmp_path / "quality.json").read_text())
     closest = content["copies"]["closest"]
     assert len(closest) == audit.PAIRS_SHOWN
@@ -248,7 +251,7 @@ def test_too_few_images_are_null_and_said(real, extractor, tmp_path):
     )
     folder = generated(others(17), [0, 1, 1, 1, 2, 2, 3, 3, 3, 4, *[NV] * 7], "0" * 64)
     found = audit.audit(real, folder, extractor)
-    text = " ".join(quality_report.write(tmp_path, found, {}).split())
+    text = " ".join(quality_report.write(tmp_path, [found], {}).split())
     groups = json.loads((tmp_path / "quality.json").read_text())["groups"]
     for name in ("akiec", "bcc", "bkl"):
         for key in ("generated", "floor", "halves", "shuffled"):
@@ -275,7 +278,7 @@ def test_other_classes_are_audited_under_their_own_names(real, extractor, tmp_pa
     real = dataclasses.replace(real, classes=classes, labels=labels, val_labels=val_labels)
     images = generated(others(12), [0] * 12, real.train_split)
     found = audit.audit(real, images, extractor)
-    text = quality_report.write(tmp_path, found, {})
+    text = quality_report.write(tmp_path, [found], {})
     content = json.loads((tmp_path / "quality.json").read_text())
     assert list(content["groups"]) == [*classes.names, "overall"]
     assert list(content["copies"]["groups"]) == [*classes.names, "overall"]
@@ -308,7 +311,11 @@ def test_without_features_there_is_the_sliced_wasserstein_distance(run, folder, 
     assert "without --weights or --features_from" in output.err
     assert "Comparing" in output.err
     assert "other images" not in output.err
-    assert {path.name for path in out.iterdir()} == {"quality.json", "quality.md"}
+    assert {path.name for path in out.iterdir()} == {
+        "quality.json",
+        "quality.md",
+        "side_by_side.png",
+    }
     content = json.loads((out / "quality.json").read_text())
     assert (content["generated"], content["run"]) == ("generated", "tiny")
     assert content["same_training_split"] is True
@@ -338,6 +345,42 @@ def test_features_of_a_run_and_images_of_a_foreign_generator(run, workdir, tmp_p
     assert content["copies"]["val_images"] > 0
 
 
+def test_several_judges_each_say_what_they_find(run, folder, workdir, tmp_path, capfd):
+    other = tmp_path / "other"
+    shutil.copytree(workdir, other)
+    run(quality=folder, features_from=f"{workdir},{other}", out=tmp_path / "out")
+    printed = capfd.readouterr().out
+    content = json.loads((tmp_path / "out" / "quality.json").read_text())
+    (second,) = content["other_judges"]
+    assert content["features"].startswith("the run tiny ")
+    assert second["features"].startswith("the run other ")
+    nv = content["groups"]["nv"]
+    assert second["groups"]["nv"]["generated"]["kid"] == nv["generated"]["kid"]
+    assert second["groups"]["nv"]["generated"]["swd"]["mean"] is None
+    assert "Nearest training images (judge 2)" in printed
+    for picture in ("closest_pairs.png", "closest_pairs_2.png", "side_by_side.png"):
+        assert (tmp_path / "out" / picture).exists()
+    assert 0 <= content["classification_accuracy_score"]["generated"] <= 1
+    overall = content["groups"]["overall"]["c2st"]
+    assert overall["value"] is None  # of 12 images
+    run(quality=folder, features_from=workdir, out=tmp_path / "out")
+    assert not (tmp_path / "out" / "closest_pairs_2.png").exists()
+
+
+def test_a_judge_that_the_generators_know_is_marked(workdir, monkeypatch):
+    command = importlib.import_module("skin_jax.eval.__main__")
+    config = config_lib.read(workdir)
+    assert command._networks_of_generators(workdir) == {}
+    with config.unlocked():
+        config.model.weights, config.score = "/a/lite0.safetensors", {"weights": "b/lite2"}
+    known = dataclasses.replace(trained(workdir), config=config)
+    monkeypatch.setattr("skin_jax.train.run.trained", lambda _: known)
+    notes = command._networks_of_generators(workdir)
+    assert notes.keys() == {"lite0.safetensors", "lite2"}
+    assert "trained against this very network" in notes["lite0.safetensors"]
+    assert "chosen by this very network" in notes["lite2"]
+
+
 def test_refusals_are_one_sentence(run, folder, workdir, tmp_path, monkeypatch):
     out = tmp_path / "out"
 
@@ -348,7 +391,6 @@ def test_refusals_are_one_sentence(run, folder, workdir, tmp_path, monkeypatch):
 
     refused("go with --quality", quality=None, weights="a.safetensors")
     refused("give --workdir=DIR", workdir=None)
-    refused("exclude each other", weights="a", features_from="b")
     refused("goes with none of", data_dir="somewhere")
     refused("is inside .*generated, whose manifest", out=folder / "quality")
     refused("is not the work folder of a run", workdir=tmp_path)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from skin_jax.base.errors import UserError
-from skin_jax.eval import baselines
+from skin_jax.eval import baselines, linear
 
 RNG = np.random.default_rng(0)
 LABELS = np.repeat(np.arange(7), [20, 20, 20, 20, 20, 80, 20])
@@ -13,20 +13,20 @@ ASSIGNMENT = np.resize(["train", "train", "val", "train", "test"], len(LABELS))
 
 def test_separable_features_are_learned_and_noise_is_chance():
     separable = np.eye(7)[LABELS] * 5 + RNG.normal(size=(len(LABELS), 7))
-    score, strength = baselines.logistic_regression(separable, LABELS, ASSIGNMENT)
+    score, strength = linear.logistic_regression(separable, LABELS, ASSIGNMENT)
     assert score > 0.9
-    assert strength in baselines.STRENGTHS
+    assert strength in linear.STRENGTHS
     noise = RNG.normal(size=(len(LABELS), 3))
-    assert baselines.logistic_regression(noise, LABELS, ASSIGNMENT)[0] < 0.4
+    assert linear.logistic_regression(noise, LABELS, ASSIGNMENT)[0] < 0.4
 
 
 def test_the_test_split_takes_no_part_in_the_fit():
     features = np.eye(7)[LABELS] + RNG.normal(size=(len(LABELS), 7))
-    score, strength = baselines.logistic_regression(features, LABELS, ASSIGNMENT)
+    score, strength = linear.logistic_regression(features, LABELS, ASSIGNMENT)
     shuffled = LABELS.copy()
     test = ASSIGNMENT == "test"
     shuffled[test] = RNG.permutation(LABELS[test])
-    other, same = baselines.logistic_regression(features, shuffled, ASSIGNMENT)
+    other, same = linear.logistic_regression(features, shuffled, ASSIGNMENT)
     assert same == strength
     assert other < score
 
@@ -43,8 +43,8 @@ def test_features_by_hand():
 def test_without_a_validation_split_c_is_the_one_that_is_said():
     features = np.eye(7)[LABELS] * 5 + RNG.normal(size=(len(LABELS), 7))
     split = np.where(ASSIGNMENT == "val", "train", ASSIGNMENT)
-    score, strength = baselines.logistic_regression(features, LABELS, split)
-    assert strength == baselines.STRENGTH_UNCHOSEN
+    score, strength = linear.logistic_regression(features, LABELS, split)
+    assert strength == linear.STRENGTH_UNCHOSEN
     assert score > 0.9
 
 
@@ -53,7 +53,7 @@ def test_a_split_that_is_needed_must_not_be_empty(empty):
     features = RNG.normal(size=(len(LABELS), 3))
     split = np.where(empty == ASSIGNMENT, "val", ASSIGNMENT)
     with pytest.raises(UserError, match="the baselines need test images, and training images"):
-        baselines.logistic_regression(features, LABELS, split)
+        linear.logistic_regression(features, LABELS, split)
 
 
 class Colours:

@@ -120,6 +120,24 @@ def test_details_are_the_run_s_own_figures(prepared, pictures, tmp_path):
     assert sum(row["flagged"] == "1" for row in rows) >= 3  # noise is no lesion
 
 
+def test_pictures_unlike_the_training_images_are_named_without_details_too(
+    prepared, pictures, tmp_path, capsys
+):
+    prediction.predict_files([prepared], [str(pictures)], tmp_path / "p.csv", progress=False)
+    said = capsys.readouterr().err
+    assert "less like the training images than 95% of the validation images" in said
+    assert said.rstrip().endswith(": 0, 1, 2, 3, 4")
+
+
+def test_what_another_checkpoint_was_prepared_for_is_not_used(prepared, pictures, tmp_path, capsys):
+    stale = shutil.copytree(prepared, tmp_path / "stale")
+    content = json.loads((stale / calibration.FILE_NAME).read_text())
+    (stale / calibration.FILE_NAME).write_text(json.dumps(content | {"step": 10**6}))
+    rows, _ = detailed([stale], pictures, tmp_path / "p.csv")
+    assert {row["calibrated_probability"] + row["flagged"] for row in rows} == {""}
+    assert "is not used: it is of the checkpoint of step 1000000" in capsys.readouterr().err
+
+
 def test_two_runs_that_are_one_say_the_same(prepared, pictures, tmp_path):
     once, _ = detailed([prepared], pictures, tmp_path / "p.csv")
     twice, _ = detailed([prepared, prepared], pictures, tmp_path / "q.csv")

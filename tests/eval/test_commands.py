@@ -63,3 +63,14 @@ def test_another_folder_has_the_classes_of_the_run(eval_with, small_gan, tmp_pat
     shutil.copytree(other / "nv", other / "unheard of")
     with pytest.raises(UserError, match="unheard of"):
         eval_with(workdir=workdir, data_dir=other, out=tmp_path / "again")
+
+
+def test_results_replace_neither_an_input_nor_the_files_of_others(eval_with, tmp_path):
+    files = pair(tmp_path, ("a", "b"))
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(UserError, match="holds other files, such as"):
+        eval_with(**files, out=tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    (tmp_path / "metrics.json").write_text("{}")
+    with pytest.raises(UserError, match="is in --out="):
+        eval_with(**files, out=tmp_path)

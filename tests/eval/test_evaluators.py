@@ -84,7 +84,9 @@ def test_real_images_score_better_than_those_of_a_fresh_generator(
     stand_in(monkeypatch, experiment)
     watch = watching(experiment)
     _, real = watch(experiment.task.init(jax.random.key(0)), 1)
-    assert set(real) == {f"{key}/{name}" for key in ("swd", "diversity") for name in ("df", "nv")}
+    own = {f"{key}/{name}" for key in ("swd", "diversity") for name in ("df", "nv")}
+    assert set(real) == own | {"images_seen"}
+    assert real["images_seen"] == experiment.rows
     for name in ("df", "nv"):
         assert real[f"swd/{name}"] < 0.7 * fresh[f"swd/{name}"]
         assert fresh[f"diversity/{name}"] < evaluators.COLLAPSED < real[f"diversity/{name}"]
@@ -113,6 +115,18 @@ def test_a_collapse_is_said_once_and_a_recovery_is_none(experiment, monkeypatch,
     watch._collapsed = []
     watch(init(), 3)
     assert "step 3: the images of nv are nearly identical" in capsys.readouterr().err
+
+
+def test_images_that_get_worse_for_good_are_said_once(experiment, monkeypatch, tmp_path, capsys):
+    watch = watching(experiment)
+    scores = iter([1.0, 2.1, 2.2, 1.9, 2.1, 2.2, 2.3, 2.4, 0.5])
+    monkeypatch.setattr(watch, "_compare", lambda place, images: (next(score), 1.0))
+    state, said = experiment.task.init(jax.random.key(0)), []
+    for step, value in enumerate(scores):
+        score = iter([value, value])
+        state, _ = watch(state, step)
+        said.append("have got worse" in capsys.readouterr().err)
+    assert said == [False] * 6 + [True] + [False] * 2
 
 
 def test_a_class_of_equal_real_images_has_no_diversity(experiment, state, monkeypatch, tmp_path):

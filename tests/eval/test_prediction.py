@@ -2,6 +2,7 @@ import csv
 import dataclasses
 import io
 import os
+import shutil
 import threading
 import weakref
 import zlib
@@ -38,12 +39,12 @@ def run(folder: Path, **changes) -> Path:
     state = jax.jit(task.init)(jax.random.key(config.seed))
     larger = jax.tree.map(lambda x: 3 * x, (state.discriminator.params, state.ema))
     discriminator = state.discriminator.replace(params=larger[0])
+    config_lib.write(config, folder)
     checkpoints = checkpoint_lib.Checkpoints(folder / "checkpoints")
     checkpoints.save(1, state.replace(discriminator=discriminator, ema=larger[1]), 0.5)
     checkpoints.close()
     rows = [f"{name},{name},{name},train" for name in HAM10000.names]
     (folder / "splits.csv").write_text("\n".join(["image,lesion_id,label,split", *rows]))
-    config_lib.write(config, folder)
     return folder
 
 
@@ -129,6 +130,15 @@ def test_augmented_predictions_do_not_depend_on_the_orientation(workdir, tmp_pat
     _, rows = predict([workdir], [tmp_path], tmp_path / "p.csv", tta=True)
     for row in rows.values():
         np.testing.assert_allclose(row, single.mean(axis=0), atol=1e-6)
+
+
+def test_the_middle_is_seen_at_each_scale_and_averaged(workdir, folder, tmp_path):
+    whole, middle, both = (
+        np.array(list(predict([workdir], [folder], tmp_path / "p.csv", scales=scales)[1].values()))
+        for scales in ((1.0,), (0.5,), (1.0, 0.5))
+    )
+    assert np.abs(whole - middle).max() > 1e-5
+    np.testing.assert_allclose(both, (whole + middle) / 2, atol=1e-6)
 
 
 def test_an_image_that_exif_turns_is_predicted_as_the_upright_one(workdir, tmp_path):
@@ -315,13 +325,36 @@ def test_an_output_that_cannot_be_written_is_said_before_the_work(folder, tmp_pa
         predict([tmp_path], [folder], tmp_path / "locked" / "p.csv")
 
 
+def test_nothing_of_the_user_is_replaced(workdir, folder, tmp_path):
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    (tmp_path / "link").symlink_to(folder)
+    with pytest.raises(UserError, match=r"image_00\.png is one of the images"):
+        predict([workdir], [tmp_path / "link"], tmp_path / "p.csv", explain_dir=folder)
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "image_00.png").write_text("mine")
+    with pytest.raises(UserError, match="holds other files, such as image_00"):
+        predict([workdir], [folder], tmp_path / "p.csv", explain_dir=own)
+    (tmp_path / "p.skipped.csv").write_text("mine")
+    with pytest.raises(UserError, match="is not a list of images that were left out"):
+        predict([workdir], [folder], tmp_path / "p.csv")
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    assert (own / "image_00.png").read_text() == (tmp_path / "p.skipped.csv").read_text() == "mine"
+
+
+def test_files_that_are_no_images_are_counted_aloud(workdir, folder, tmp_path, capsys):
+    for name in ("b.jpg?width=6", "d.jpg_large", "notes.TXT", "more.txt", "Thumbs.db", ".hidden"):
+        (folder / name).write_text("")
+    assert predict([workdir], [folder], tmp_path / "p.csv")[0] == 0
+    said = "not read: *.jpg?width=6 (1), *.jpg_large (1), *.txt (2)\n"
+    assert said in capsys.readouterr().err
+
+
 def test_a_folder_that_is_no_run_or_has_no_checkpoint_is_said(workdir, folder, tmp_path):
     with pytest.raises(UserError, match="is not the work folder of a run"):
         predict([tmp_path], [folder], tmp_path / "p.csv")
     untrained = tmp_path / "untrained"
-    untrained.mkdir()
-    for name in ("config.json", "splits.csv"):
-        (untrained / name).write_bytes((workdir / name).read_bytes())
+    shutil.copytree(workdir, untrained, ignore=shutil.ignore_patterns("checkpoints"))
     with pytest.raises(UserError, match="no checkpoint yet"):
         predict([untrained], [folder], tmp_path / "p.csv")
 
@@ -429,7 +462,7 @@ def test_overlays_of_every_good_image(workdir, other_workdir, folder, tmp_path):
         overlay=heatmap.overlay,
     )
     assert status == 3
-    assert {path.name for path in seen.iterdir()} == {f"{name}.png" for name in rows}
+    assert {path.name for path in seen.glob("[!.]*")} == {f"{name}.png" for name in rows}
     with Image.open(seen / "image_03.jpeg.png") as picture:
         assert picture.width >= 2 * 256  # of the larger run's images
     plain, plain_rows = predict([workdir, other_workdir], [folder], tmp_path / "q.csv")

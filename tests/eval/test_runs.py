@@ -9,7 +9,7 @@ from PIL import Image
 from skin_jax.base.errors import UserError
 from skin_jax.data import store
 from skin_jax.data.classes import BENIGN, HAM10000, MALIGNANT, Classes
-from skin_jax.eval import runs, tables
+from skin_jax.eval import calibration, inference, runs, tables
 from skin_jax.report import run as run_report
 from skin_jax.train import checkpoints as checkpoint_lib
 from skin_jax.train.run import best_state, reopen, trained
@@ -57,6 +57,35 @@ def test_evaluating_again_gives_what_training_wrote(workdir, experiment, checkpo
     assert [point.wished_specificity for point in points] == [0.9, 0.95]
 
 
+def test_a_split_may_be_seen_from_eight_sides(experiment, checkpoints):
+    evaluation = runs.evaluate_split(experiment, checkpoints, "test", inference.views(True))
+    state, _ = best_state(experiment.task, checkpoints, experiment.mesh)
+    images = experiment.examples.images[experiment.indices("test")]
+    sides = [experiment.task.predict(state, side) for side in inference.orientations(images)]
+    assert np.ptp(sides, axis=0).max() > 1e-5
+    np.testing.assert_allclose(evaluation.probabilities, np.mean(sides, axis=0), atol=1e-6)
+
+
+def test_the_temperature_is_that_of_validation_images(experiment, checkpoints):
+    def calibrated(labels: np.ndarray):
+        records = tuple(
+            dataclasses.replace(record, label=int(label))
+            for record, label in zip(experiment.examples.records, labels, strict=True)
+        )
+        examples = dataclasses.replace(experiment.examples, records=records)
+        changed = dataclasses.replace(experiment, examples=examples)
+        return runs.evaluate_split(changed, checkpoints, "test").calibrated
+
+    labels, split = experiment.examples.labels, experiment.assignment
+    found = calibrated(labels)
+    test = calibrated(np.where(split == "test", (labels + 1) % len(HAM10000), labels))
+    val = calibrated(np.where(split == "val", (labels + 1) % len(HAM10000), labels))
+    assert test.temperature == found.temperature
+    assert test.log_loss != found.log_loss
+    assert val.temperature != found.temperature
+    assert val.log_loss[0] == found.log_loss[0]
+
+
 def test_an_empty_split_is_said(experiment, checkpoints, capsys):
     nothing = np.full(len(experiment.assignment), "train")
     without_test = type(experiment)(**{**vars(experiment), "assignment": nothing})
@@ -81,11 +110,14 @@ def test_another_labelled_folder_is_evaluated_whole(workdir, experiment, checkpo
     examples = store.prepare(
         tmp_path / "other", image_size=32, cache_dir=tmp_path / "cache", progress=False
     )
-    evaluation = runs.evaluate_examples(trained(workdir), examples)
+    state, step = best_state(experiment.task, checkpoints, experiment.mesh)
+    run = trained(shutil.copytree(workdir, tmp_path / "run"))
+    calibration.write(run.workdir, calibration.Calibration(2.0, "val", 5, step))
+    evaluation = runs.evaluate_examples(run, examples)
     assert evaluation.metrics.num_examples == 14
+    assert evaluation.calibrated.temperature == 2.0
     assert not evaluation.metrics.lesions_known
     np.testing.assert_array_equal(evaluation.metrics.support, np.full(7, 2))
-    state, _ = best_state(experiment.task, checkpoints, experiment.mesh)
     expected = experiment.task.predict(state, jax.numpy.asarray(examples.images))
     np.testing.assert_allclose(evaluation.probabilities, expected, atol=1e-6)
 

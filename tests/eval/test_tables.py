@@ -116,6 +116,22 @@ def test_truth_rows_must_be_one_hot(tmp_path):
     assert truth.labels.tolist() == [4, 0]
 
 
+@pytest.mark.parametrize("spelled", ["A.jpg", "a.JPG", "A", " a"])
+def test_ids_that_nearly_match_are_said_once(tmp_path, spelled):
+    scores = write(tmp_path / "p.csv", HEADER + f"{spelled},1,0,0,0,0,0,0\nb,1,0,0,0,0,0,0")
+    truth = write(tmp_path / "t.csv", HEADER + "a,1,0,0,0,0,0,0\nb,1,0,0,0,0,0,0")
+    with pytest.raises(UserError, match=r"1 problem.*\n.*1 ids differ only in case, in spaces or"):
+        tables.join(scores, truth, HAM10000)
+
+
+def test_decimal_commas_and_errors_of_rounding(tmp_path):
+    head = HEADER.replace(",", ";")
+    rows = "a;0,25;0,75;0;0;0;0;0\nb;1.0000001;-1e-09;0;0;0;0;0"
+    found = tables.read_predictions(write(tmp_path / "p.csv", head + rows), HAM10000)
+    mel, nv = HAM10000.index("mel"), HAM10000.index("nv")
+    assert found.probabilities[:, [mel, nv]].tolist() == [[0.25, 0.75], [1.0, 0.0]]
+
+
 def test_a_pair_is_joined_by_id_in_the_order_of_the_truth(tmp_path):
     p = write(tmp_path / "p.csv", HEADER + "b,0,1,0,0,0,0,0\na,0.9,0,0,0,0,0,0\n")
     t = write(tmp_path / "t.csv", HEADER + "a,1,0,0,0,0,0,0\nb,0,1,0,0,0,0,0\n")

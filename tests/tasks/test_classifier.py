@@ -152,6 +152,54 @@ def test_an_adjusted_loss_adds_the_log_shares_of_the_training_stream(trained):
     assert loss(data__sampling="balanced") == pytest.approx(expected(np.ones(7)), rel=1e-5)
 
 
+def test_traits_are_of_a_map_half_way_through_the_network(trained):
+    task = make()
+    images = jnp.asarray(BATCH["image"])
+    # Of the two maps of Tiny, the later one.
+    variables = trained.averaged
+    _, captured = task.network.apply(
+        variables,
+        augment.to_float(images),
+        train=False,
+        capture_intermediates=lambda module, _: module.name == "norm",
+        mutable=["intermediates"],
+    )
+    (middle,) = captured["intermediates"]["norm"]["__call__"]
+    expected = np.concatenate([middle.mean(axis=(1, 2)), middle.std(axis=(1, 2))], axis=1)
+    np.testing.assert_allclose(task.traits(trained, images), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [("efficientnet_lite0", 112), ("resnet50", 1024), ("cnn", 96), ("discriminator", 512)],
+)
+def test_every_kind_of_network_has_traits(name, channels):
+    task = make(model__name=name)
+    state = jax.eval_shape(task.init, RNG)
+    images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.uint8)
+    assert jax.eval_shape(task.traits, state, images).shape == (2, 2 * channels)
+
+
+def test_images_without_a_label_are_not_mixed(trained, monkeypatch):
+    given = []
+
+    def mix(images, *_):
+        given.append(len(images))
+        return images, jnp.ones(len(images))
+
+    monkeypatch.setattr(augment, "mix", mix)
+    changes = {"loss__self_training": 1.0, "loss__pseudo_label_from_epoch": 0}
+    losses_of = [
+        jax.jit(make(**changes, loss__mixup=mixup).with_unlabelled(4).train_step)(
+            trained, BATCH, RNG
+        )[1]
+        for mixup in (0.0, 0.4)
+    ]
+    assert given == [2]  # half of the batch
+    for name in ("loss", "self_training"):
+        assert float(losses_of[0][name]) == pytest.approx(float(losses_of[1][name]), rel=1e-5)
+
+
 def test_mixing_is_another_one_at_each_step_and_blends_the_labels_too(trained):
     step = jax.jit(make(loss__mixup=0.4, loss__cutmix=1.0).train_step)
     first, again = (step(trained, BATCH, RNG)[1]["loss"] for _ in range(2))

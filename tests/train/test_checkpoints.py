@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import signal
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 
+from skin_jax import config as config_lib
 from skin_jax.base import devices
 from skin_jax.base.errors import INTERRUPTED, PREEMPTED, Ended, UserError
 from skin_jax.tasks import state as state_lib
@@ -149,6 +151,70 @@ def test_when_none_is_left_the_error_names_them_all(folder):
     with pytest.raises(UserError, match=r"no checkpoint .* can be read(.|\n)*/2(.|\n)*/1"):
         checkpoints.restore_latest(template())
     checkpoints.close()
+
+
+def test_a_damaged_best_one_is_refused_and_never_replaced_by_the_next_best(folder):
+    saved(folder, {1: 0.3, 2: 0.2, 3: 0.1}).close()
+    flip_a_byte(folder / "1")
+    with checkpoint_lib.Checkpoints(folder) as checkpoints:
+        with pytest.raises(UserError, match=r"/1 cannot be read .* delete it to take the best"):
+            checkpoints.restore_best(template())
+        assert checkpoints.restore_latest(template())[1] == 3
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("metrics/metrics", "0.2", "0.9"),
+        ("metrics/metrics", checkpoint_lib.Task.score.name, "other"),
+        ("digest/metadata", "0.2", "0.9"),
+    ],
+)
+def test_a_score_that_was_changed_leaves_the_best_one_unknown(folder, file, old, new):
+    saved(folder, {1: 0.3, 2: 0.2}).close()
+    path = folder / "2" / file
+    path.write_text(path.read_text().replace(old, new))
+    with (
+        checkpoint_lib.Checkpoints(folder) as checkpoints,
+        pytest.raises(UserError, match=r"/2 cannot be read .its score"),
+    ):
+        checkpoints.restore_best(template())
+
+
+def test_a_checkpoint_of_another_run_is_passed_over_and_said(tmp_path, capfd):
+    """`config.json` says of which run a folder is: the same states, another identity."""
+    for name, run in (("own", "a"), ("other", "b")):
+        (tmp_path / name).mkdir()
+        content = json.dumps({"identity": {"run": run}})
+        (tmp_path / name / config_lib.FILE_NAME).write_text(content)
+        saved(tmp_path / name / "checkpoints", {1: 0.5}).close()
+    own = tmp_path / "own" / "checkpoints"
+    shutil.copytree(tmp_path / "other" / "checkpoints" / "1", own / "2")
+    with checkpoint_lib.Checkpoints(own) as checkpoints:
+        assert checkpoints.restore_latest(template())[1] == 1
+        assert f"{own / '2'}: it belongs to another run" in capfd.readouterr().err
+        with pytest.raises(UserError, match=r"/2 cannot be read .it belongs to"):
+            checkpoints.restore_best(template())
+    (own / "2").rename(own / "3")
+    (own / "1").rename(own / "2")
+    with (
+        checkpoint_lib.Checkpoints(own) as checkpoints,
+        pytest.raises(UserError, match=r"(?s)/3: it belongs to.*/2: it was saved at step 1"),
+    ):
+        checkpoints.restore_latest(template())
+
+
+@pytest.mark.parametrize("name", ["[lr=1e-4]", "a*b ?", "a\\b", "{a,b} #1 50%"])
+def test_any_name_of_a_folder_keeps_its_checkpoints(tmp_path, name):
+    folder = tmp_path / name / "checkpoints"
+    saved(folder, {1: 0.5, 2: 0.4}).close()
+    with checkpoint_lib.Checkpoints(folder, read_only=True) as checkpoints:
+        assert checkpoints.restore_latest(template())[1] == 2
+        state, step = checkpoints.restore_best(template())
+        assert (step, int(state["step"])) == (1, 1)
+    (tmp_path / name).rename(tmp_path / "plain")
+    with checkpoint_lib.Checkpoints(tmp_path / "plain" / "checkpoints") as checkpoints:
+        assert checkpoints.restore_latest(template())[1] == 2
 
 
 def test_a_save_that_was_cut_off_is_cleaned_up(folder):

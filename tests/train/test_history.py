@@ -4,7 +4,7 @@ import math
 import pytest
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-from skin_jax.train.history import HISTORY, History, Progress, read_history
+from skin_jax.train.history import HISTORY, History, Progress, read_history, read_starts
 
 
 def rows(folder):
@@ -43,6 +43,29 @@ def test_a_line_cut_by_a_kill_does_not_swallow_the_next(tmp_path):
     writer.close()
     assert (tmp_path / HISTORY).read_text().splitlines()[2] == '{"event": "start", "step": 1}'
     assert [row["loss"] for row in read_history(tmp_path / HISTORY)] == [1.0, 3.0]
+
+
+def test_odd_lines_are_passed_over(tmp_path):
+    odd = [
+        "",
+        "3",
+        "null",
+        "[]",
+        "{}",
+        '{"event": "start"}',
+        '{"step": "2"}',
+        "[" * 10**5,
+        "\ud800",
+    ]
+    odd += ['{"step": 2, "loss": "low"}', '{"step": 2, "loss": {}}']
+    lines = [
+        "\n".join(odd),
+        '{"step": 1, "loss": 1.0}',
+        '{"event": "start", "step": 1, "jax": "1"}',
+    ]
+    (tmp_path / HISTORY).write_text("\n".join([*lines, *odd]), errors="surrogatepass")
+    assert read_history(tmp_path / HISTORY) == [{"step": 1, "loss": 1.0}]
+    assert [row["jax"] for row in read_starts(tmp_path / HISTORY)] == ["1"]
 
 
 def test_the_progress_line_shows_rate_headline_time_left_and_undone_steps(capsys, monkeypatch):

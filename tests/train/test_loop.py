@@ -590,6 +590,7 @@ def test_a_whole_run_leaves_what_the_work_folder_promises(tmp_path, capsys):
         "hardware": f"1 x cpu, {os.cpu_count()} cores",
         "jax": jax.__version__,
         "real_examples": first["real_examples"],
+        "unlabelled_examples": 0,
         "synthetic_examples": 0,
     }
     assert first["real_examples"] == (tmp_path / "splits.csv").read_text().count(",train")
@@ -661,8 +662,8 @@ def test_sigterm_during_evaluation_ends_at_once(tmp_path, monkeypatch):
 
 def test_other_images_are_refused(tmp_path):
     api.train(tiny(num_steps=1), tmp_path)
-    (tmp_path / "examples.digest").write_text("0" * 64)  # as of others
-    with pytest.raises(errors.UserError, match="digest differs"):
+    (tmp_path / "examples.digest").write_text("0" * 64)
+    with pytest.raises(errors.UserError, match=r"examples\.digest is not the file that the run"):
         start(tiny(num_steps=1), tmp_path)
 
 

@@ -323,6 +323,7 @@ def test_a_run_of_before_generated_images_is_resumed_and_reopened(workdir):
     content = json.loads(path.read_text())
     for key in ("oversample_to", "synthetic", "synthetic_ratio", "synthetic_allow_foreign"):
         del content["data"][key]
+    del content["identity"]
     path.write_text(json.dumps(content))
     reopen(workdir)
     start(tiny(), workdir)

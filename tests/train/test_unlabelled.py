@@ -13,7 +13,7 @@ from skin_jax.base.errors import UserError
 from skin_jax.data import demo, splits
 from skin_jax.data.classes import UNLABELLED
 from skin_jax.eval import audit
-from skin_jax.eval.baselines import logistic_regression
+from skin_jax.eval.linear import logistic_regression
 from skin_jax.tasks.declared import classifier, dcgan, sgan
 from skin_jax.train import loop
 from skin_jax.train import run as run_lib
