@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
 
     images = None
     if _IMAGES.value:
-        images, _ = prediction.find_images(command.paths_in(_IMAGES.value))
+        images, *_ = prediction.find_images(command.paths_in(_IMAGES.value))
     metadata = api.load(_WORKDIR.value).export(
         Path(_OUT.value), part=_PART.value, precision=_PRECISION.value, images=images
     )
