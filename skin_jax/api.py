@@ -344,9 +344,33 @@ class Run:
             raise UserError(f"{workdir} has no images in its split {split!r}")
         return found
 
-    def export(self, path: str | Path, part: str | None = None) -> None:
-        """Exports it to a file or, without a suffix, to a folder; see `skin_jax.exports.write`."""
-        exports.write(self._run, Path(path), part)
+    def export(
+        self,
+        path: str | Path,
+        *,
+        part: str | None = None,
+        precision: str = "float32",
+        images: AnyImage | Sequence[AnyImage] | None = None,
+    ) -> dict[str, Any]:
+        """Exports it to a file or, without a suffix, to a folder; see `skin_jax.exports.write`.
+
+        Args:
+          path: of a .onnx, .stablehlo, .tflite or .safetensors, or of a folder.
+          part: "predict" or "generate"; None: the first that it can.
+          precision: "float32", or of a .tflite also "float16" or "int8".
+          images: for "int8": some hundred like those to be predicted.
+
+        Returns:
+          What travels in the file's metadata.
+
+        Raises:
+          UserError: also for an unknown suffix, and for a package that is not installed.
+        """
+        pixels = None
+        if images is not None:
+            batches = self._batches(images, 64)
+            pixels = np.concatenate([batch[:count] for batch, count in batches])
+        return exports.write(self._run, Path(path), part=part, precision=precision, images=pixels)
 
     def _not_prepared(self, file: str) -> UserError:
         folder = self._run.workdir

@@ -184,6 +184,7 @@ def lite(tmp_path_factory) -> Path:
             "data.pipeline": "device",
             "model.name": "efficientnet_lite0",
             "model.weights": "none",
+            "model.width_multiplier": 0.25,
             "sharding.num_devices": 1,
         }
     )
@@ -214,7 +215,7 @@ def test_stablehlo_generates(small_gan, class_gans, tmp_path):
     for workdir, label in ((small_gan, ()), (class_gans[0], (np.int32(3),))):
         file = tmp_path / f"{workdir.parent.name}.stablehlo"
         run = load(workdir)
-        run.export(file, "generate")
+        run.export(file, part="generate")
         exported = jax.export.deserialize(bytearray(file.read_bytes()))
         key = jax.random.key(5)
         task = trained(workdir).task
@@ -238,44 +239,71 @@ def test_weights_by_the_names_of_timm_are_read_back(lite, tmp_path):
     assert metadata["mean"] == [0.5, 0.5, 0.5]
 
 
+def test_tflite_agrees(small_gan, class_gans, tmp_path):
+    tensorflow = pytest.importorskip("tensorflow")
+    images = images_of(4)
+
+    def output(file: Path, **given: np.ndarray) -> np.ndarray:
+        interpreter = tensorflow.lite.Interpreter(model_content=file.read_bytes())
+        interpreter.allocate_tensors()
+        for detail in interpreter.get_input_details():
+            interpreter.set_tensor(detail["index"], given[detail["name"]])
+        interpreter.invoke()
+        return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+
+    run = load(small_gan)
+    expected, sizes = run.predict(images[:1]), []
+    for precision, atol in (("float32", 1e-5), ("float16", 1e-3), ("int8", 0.1)):
+        file = tmp_path / f"{precision}.tflite"
+        metadata = run.export(file, precision=precision, images=images)
+        np.testing.assert_allclose(output(file, images=images[:1]), expected, atol=atol)
+        sizes.append(file.stat().st_size)
+        assert json.loads(zipfile.ZipFile(file).read(exports.METADATA)) == metadata
+    assert sizes[2] < sizes[1] < 0.7 * sizes[0]
+    assert "of the 4 images keep their class" in metadata["int8"]
+
+    file = tmp_path / "generator.tflite"
+    load(class_gans[0]).export(file)
+    function = functions.of(trained(class_gans[0]), "generate")
+    noise, label = np.full((1, function.inputs["noise"].shape[1]), 0.1, np.float32), np.int32(3)
+    found = output(file, noise=noise, label=np.asarray(label))
+    np.testing.assert_allclose(found, np.asarray(function.call(noise, label)).astype(int), atol=1)
+
+
 @pytest.mark.parametrize("ability", ["predict", "generate"])
-def test_onnx_agrees(small_gan, lite, class_gans, tmp_path, ability):
+def test_onnx_agrees(lite, class_gans, tmp_path, ability):
     pytest.importorskip("jax2onnx")
     runtime = pytest.importorskip("onnxruntime")
-    for workdir in (lite, small_gan) if ability == "predict" else (class_gans[0], small_gan):
-        file = tmp_path / f"{workdir.parent.name}.onnx"
-        load(workdir).export(file, ability)
-        session = runtime.InferenceSession(file.read_bytes())
-        function = functions.of(trained(workdir), ability)
-        for count in (1, 3):
-            rng = np.random.default_rng(count)
-            given = {
-                name: np.asarray(1, np.int32)
-                if not spec.shape
-                else images_of(count)
-                if spec.dtype == np.uint8
-                else rng.standard_normal((count, spec.shape[1])).astype(np.float32)
-                for name, spec in function.inputs.items()
-            }
-            expected = np.asarray(function.call(*given.values())).astype(float)
-            (found,) = session.run([function.output], given)
-            atol = 1 if ability == "generate" else 1e-5
-            np.testing.assert_allclose(found.astype(float), expected, atol=atol)
-        known = session.get_modelmeta().custom_metadata_map
-        assert json.loads(known["classes"]) == list(HAM10000.names)
+    workdir, file = lite if ability == "predict" else class_gans[0], tmp_path / "model.onnx"
+    metadata = load(workdir).export(file)
+    session = runtime.InferenceSession(file.read_bytes())
+    function = functions.of(trained(workdir), ability)
+    for count in (1, 3):
+        if ability == "predict":
+            given, atol = {"images": images_of(count)}, 1e-5
+        else:
+            noise = np.random.default_rng(count).uniform(-1, 1, (count, 100)).astype(np.float32)
+            given, atol = {"noise": noise, "label": np.asarray(3, np.int32)}, 1
+        expected = np.asarray(function.call(*given.values())).astype(float)
+        (found,) = session.run([function.output], given)
+        np.testing.assert_allclose(found.astype(float), expected, atol=atol)
+    known = session.get_modelmeta().custom_metadata_map
+    assert {key: json.loads(value) for key, value in known.items()} == metadata
 
 
 @pytest.mark.parametrize(
-    ("out", "part", "said"),
+    ("out", "more", "said"),
     [
-        ("model.pt", None, r"\.pt is none of \.onnx, "),
-        ("model.safetensors", None, "Sgan, has no network that other programs know"),
-        ("folder", "predict", "only functions"),
+        ("model.pt", {}, r"\.pt is none of \.onnx, "),
+        ("model.safetensors", {}, "Sgan, has no network that other programs know"),
+        ("folder", {"part": "predict"}, "only functions"),
+        ("model.onnx", {"precision": "int8"}, "only a .tflite can"),
+        ("model.tflite", {"precision": "int8"}, "give their folder with --images"),
     ],
 )
-def test_an_export_that_cannot_be_is_refused(small_gan, tmp_path, out, part, said):
+def test_an_export_that_cannot_be_is_refused(small_gan, tmp_path, out, more, said):
     with pytest.raises(UserError, match=said):
-        load(small_gan).export(tmp_path / out, part)
+        load(small_gan).export(tmp_path / out, **more)
     assert not list(tmp_path.iterdir())
 
 

@@ -3,63 +3,81 @@
 import io
 import json
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from skin_jax.base.errors import UserError
 from skin_jax.base.files import write_atomically
-from skin_jax.exports import folder, functions, onnx, stablehlo, timm
-from skin_jax.exports.functions import PARTS, Function
+from skin_jax.exports import folder, functions, onnx, stablehlo, tflite, timm
 from skin_jax.train.run import Trained
 
-__all__ = ["PARTS", "SUFFIXES", "write"]
+__all__ = ["METADATA", "SUFFIXES", "write"]
 
 METADATA = "metadata.json"
-"""Its name in the ZIP archive at the end of a StableHLO file, whose readers pass it over."""
+"""In the ZIP archive at the end of .stablehlo and .tflite files, which their readers pass over."""
 
-
-def _stablehlo(function: Function) -> bytes:
-    buffer = io.BytesIO(stablehlo.serialized(function))
-    with zipfile.ZipFile(buffer, "a") as archive:
-        archive.writestr(METADATA, json.dumps(function.metadata, indent=2))
-    return buffer.getvalue()
-
-
-_FUNCTIONS: dict[str, Callable[[Function], bytes]] = {
-    ".onnx": onnx.serialized,
-    ".stablehlo": _stablehlo,
-}
-
+_FUNCTIONS = (".onnx", ".stablehlo", ".tflite")
 SUFFIXES = (*_FUNCTIONS, ".safetensors")
 
 
-def write(run: Trained, out: Path, part: str | None = None) -> None:
+def write(
+    run: Trained,
+    out: Path,
+    *,
+    part: str | None = None,
+    precision: str = "float32",
+    images: np.ndarray | None = None,
+) -> dict[str, Any]:
     """Exports the best checkpoint of a run; the suffix of `out` says how.
 
     None: a folder that commands take for a work folder. `.safetensors`: the classifier's weights,
-    by timm's names. `.onnx` and `.stablehlo`: a function of uint8 images or of noise.
+    by timm's names. `.onnx`, `.stablehlo`, `.tflite`: a function of uint8 images or of noise.
 
     Args:
       run: with a checkpoint.
       out: a folder of an earlier export, or what is not there yet; a file is replaced.
       part: "predict" or "generate", of a function; None: the first that the run can.
+      precision: "float32", or of a .tflite also "float16" or "int8".
+      images: uint8 [N, S, S, 3], for "int8"; see `tflite.serialized`.
+
+    Returns:
+      What travels in a file's metadata.
 
     Raises:
       UserError: an unknown suffix, a run that cannot do it, a package that is not installed.
     """
     suffix = out.suffix.lower()
-    if suffix in _FUNCTIONS:
-        content = _FUNCTIONS[suffix](functions.of(run, part))
-    elif part is not None:
-        raise UserError(f"only functions ({', '.join(_FUNCTIONS)}) are exported in parts")
-    elif suffix == ".safetensors":
-        content = timm.serialized(run)
-    elif not suffix:
-        folder.write(run, out)
-        return
-    else:
+    if suffix not in ("", *SUFFIXES):
         raise UserError(
             f"{out}: the suffix says how to export, and {suffix} is none of {', '.join(SUFFIXES)}; "
             "without one, a folder is written"
         )
+    if part is not None and suffix not in _FUNCTIONS:
+        raise UserError(f"only functions ({', '.join(_FUNCTIONS)}) are exported in parts")
+    if precision != "float32" and suffix != ".tflite":
+        raise UserError(f"{out}: only a .tflite can have another precision than float32")
+    if not suffix:
+        folder.write(run, out)
+        return {}
+    if suffix == ".safetensors":
+        content, metadata = timm.serialized(run)
+    else:
+        function = functions.of(run, part)
+        metadata = function.metadata
+        if suffix == ".onnx":
+            content = onnx.serialized(function)
+        elif suffix == ".stablehlo":
+            content = _labelled(stablehlo.serialized(function), metadata)
+        else:
+            content = _labelled(tflite.serialized(function, precision, images), metadata)
     write_atomically(out, content)
+    return metadata
+
+
+def _labelled(content: bytes, metadata: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO(content)
+    with zipfile.ZipFile(buffer, "a") as archive:
+        archive.writestr(METADATA, json.dumps(metadata, indent=2))
+    return buffer.getvalue()

@@ -12,8 +12,6 @@ from skin_jax.base import command, devices
 from skin_jax.tasks.augment import keys_of, to_uint8
 from skin_jax.train.run import Trained
 
-PARTS = ("predict", "generate")
-
 
 class Function(NamedTuple):
     """A function to export.

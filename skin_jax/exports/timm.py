@@ -1,6 +1,7 @@
 """A classifier's weights by timm's names: `timm.create_model(..., num_classes=n)` loads them."""
 
 import json
+from typing import Any
 
 import jax
 from safetensors.numpy import save
@@ -11,8 +12,8 @@ from skin_jax.models import pretrained
 from skin_jax.train.run import Trained
 
 
-def serialized(run: Trained) -> bytes:
-    """A safetensors file, float32; what else a user has to know is JSON in its metadata.
+def serialized(run: Trained) -> tuple[bytes, dict[str, Any]]:
+    """A safetensors file, float32, and its metadata: what else a user has to know, JSON each.
 
     Raises:
       UserError: the run has no checkpoint, or timm has no such network.
@@ -27,4 +28,4 @@ def serialized(run: Trained) -> bytes:
         "mean": [0.5] * 3,
         "std": [0.5] * 3,
     }
-    return save(tensors, {key: json.dumps(value) for key, value in known.items()})
+    return save(tensors, {key: json.dumps(value) for key, value in known.items()}), known
