@@ -20,7 +20,15 @@ from skin_jax.data import images as images_lib
 from skin_jax.data.classes import Classes
 from skin_jax.data.images import AnyImage
 from skin_jax.data.splits import SPLITS
-from skin_jax.eval import candidates, evaluators, generation, inference, runs
+from skin_jax.eval import (
+    calibration,
+    candidates,
+    evaluators,
+    familiarity,
+    generation,
+    inference,
+    runs,
+)
 from skin_jax.eval.evaluation import Evaluation
 from skin_jax.eval.metrics import evaluate as metrics
 from skin_jax.report import figures, kit
@@ -176,21 +184,39 @@ class Run:
         return tasks.can(self._run.task, {"generate": "images_of"}.get(ability, ability))
 
     def predict(
-        self, images: AnyImage | Sequence[AnyImage], *, tta: bool = False, batch_size: int = 64
+        self,
+        images: AnyImage | Sequence[AnyImage],
+        *,
+        tta: bool = False,
+        calibrated: bool = False,
+        batch_size: int = 64,
     ) -> np.ndarray:
         """Class probabilities float64 [N, n]; see the class for images.
 
         Args:
           images: N of them.
           tta: averages over the 8 orientations of each image.
+          calibrated: at the temperature that `skin_jax.eval.calibrate` found.
           batch_size: images at a time.
+
+        Raises:
+          UserError: also where calibrated ones are asked for, and there is no temperature.
         """
+        temperature = None
+        if calibrated:
+            known = calibration.read(self._run.workdir, self._best[1])
+            if known is None:
+                raise self._not_prepared(calibration.FILE_NAME)
+            temperature = known.temperature
 
         def probabilities(batch: np.ndarray) -> np.ndarray:
             views = inference.orientations(batch) if tta else [batch]
             # All are under way before the first is waited for.
             found = [self._call("predict", view) for view in views]
-            return np.mean([np.asarray(each, np.float64) for each in found], axis=0)
+            rows = [np.asarray(each, np.float64) for each in found]
+            if temperature is not None:
+                rows = [calibration.applied(each, temperature) for each in rows]
+            return np.mean(rows, axis=0)
 
         return np.concatenate(
             [probabilities(batch)[:count] for batch, count in self._batches(images, batch_size)]
@@ -203,6 +229,27 @@ class Run:
         return np.concatenate(
             [
                 np.asarray(self._call("features", batch))[:count]
+                for batch, count in self._batches(images, batch_size)
+            ]
+        )
+
+    def unlikeness(
+        self, images: AnyImage | Sequence[AnyImage], *, batch_size: int = 64
+    ) -> np.ndarray:
+        """How unlike its training images pictures are, float64 [N] in percent.
+
+        It is the share of the validation images that are more alike. `skin_jax.predict --details`
+        flags pictures above 95.
+
+        Raises:
+          UserError: also where `skin_jax.eval.calibrate` has not prepared the run.
+        """
+        reference = familiarity.read(self._run.workdir)
+        if reference is None:
+            raise self._not_prepared(familiarity.FILE_NAME)
+        return np.concatenate(
+            [
+                reference.percentile(np.asarray(self._call("traits", batch)))[:count]
                 for batch, count in self._batches(images, batch_size)
             ]
         )
@@ -301,9 +348,16 @@ class Run:
         """Exports it to a file or, without a suffix, to a folder; see `skin_jax.exports.write`."""
         exports.write(self._run, Path(path), part)
 
+    def _not_prepared(self, file: str) -> UserError:
+        folder = self._run.workdir
+        return UserError(
+            f"{folder} has no {file}; skin_jax.eval.calibrate --workdir={folder} makes it, for a "
+            "classifier"
+        )
+
     @cached_property
-    def _state(self) -> PyTree:
-        return self._run.best_state(self._mesh)[0]
+    def _best(self) -> tuple[PyTree, int]:
+        return self._run.best_state(self._mesh)
 
     @cached_property
     def _sampler(self) -> candidates.Sampler:
@@ -324,7 +378,7 @@ class Run:
         if ability not in self._compiled:
             function = self._run.ability(ability)
             self._compiled[ability] = inference.over_devices(function, self._mesh)
-        return self._compiled[ability](self._state, *arrays)
+        return self._compiled[ability](self._best[0], *arrays)
 
     def _batches(
         self, images: AnyImage | Sequence[AnyImage], batch_size: int

@@ -1,5 +1,6 @@
 """skin_jax from Python: load, predict, explain, features, generate, evaluate."""
 
+import json
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ from PIL import Image
 import skin_jax
 from skin_jax import UserError
 from skin_jax.data import generated
-from skin_jax.eval import generation
+from skin_jax.eval import calibration, generation
 from skin_jax.train.run import reopen
 
 pytestmark = pytest.mark.xdist_group("export")  # one worker makes `small_gan`, once
@@ -100,6 +101,22 @@ def test_an_explanation_is_of_the_class_that_is_asked_for(run, pixels):
 def test_what_is_no_image_is_refused(run, given, said):
     with pytest.raises(UserError, match=said):
         run.predict(given)
+
+
+def test_what_was_not_calibrated_is_not_made_up(run, pixels, small_gan, tmp_path):
+    for ask in (lambda: run.predict(pixels, calibrated=True), lambda: run.unlikeness(pixels)):
+        with pytest.raises(UserError, match=r"has no .*skin_jax\.eval\.calibrate --workdir"):
+            ask()
+    out = tmp_path / "zoo"
+    run.export(out)
+    step = json.loads((small_gan / "eval" / "test" / "metrics.json").read_text())["step"]
+    calibration.write(out, calibration.Calibration(2.0, "val", 9, step))
+    shipped = skin_jax.load(out)
+    expected = calibration.applied(shipped.predict(pixels), 2.0)
+    np.testing.assert_allclose(shipped.predict(pixels, calibrated=True), expected, atol=1e-9)
+    shipped.export(tmp_path / "again")
+    again = skin_jax.load(tmp_path / "again")
+    np.testing.assert_array_equal(again.predict(pixels, calibrated=True), expected)
 
 
 def test_images_are_those_of_the_command(run, small_gan, tmp_path, generate_with, monkeypatch):

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import sys
+import zipfile
 from pathlib import Path
 
 import jax
@@ -9,14 +11,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from skin_jax import api, load
+from skin_jax import api, exports, load
 from skin_jax import config as config_lib
 from skin_jax.base import devices
 from skin_jax.base.errors import UserError
 from skin_jax.data import demo
+from skin_jax.data.classes import HAM10000
 from skin_jax.eval import generation
+from skin_jax.exports import functions
+from skin_jax.models import pretrained
 from skin_jax.report import figures
-from skin_jax.tasks.declared import dcgan
+from skin_jax.tasks.augment import keys_of
+from skin_jax.tasks.declared import classifier, dcgan
 from skin_jax.train import checkpoints as checkpoint_lib
 from skin_jax.train import shipped
 from skin_jax.train.run import fitted_on, reopen, ship, start, trained
@@ -164,6 +170,119 @@ def test_what_an_export_cannot_do_is_said(small_gan, folder, class_gans, tmp_pat
         run.config.model.network = own_network
     with pytest.raises(UserError, match=r"code of its own as config\.model\.network"):
         ship(run, tmp_path / "own")
+
+
+@pytest.fixture(scope="module")
+def lite(tmp_path_factory) -> Path:
+    """The work folder of a small EfficientNet-Lite0 with random weights."""
+    config = classifier.defaults()
+    config.update_from_flattened_dict(
+        {
+            "batch_size": 8,
+            "data.demo_images": demo.MIN_IMAGES,
+            "data.image_size": SIZE,
+            "data.pipeline": "device",
+            "model.name": "efficientnet_lite0",
+            "model.weights": "none",
+            "sharding.num_devices": 1,
+        }
+    )
+    workdir = tmp_path_factory.mktemp("lite") / "run"
+    state = jax.jit(start(config, workdir).task.init)(jax.random.key(0))
+    with checkpoint_lib.Checkpoints(workdir / "checkpoints") as checkpoints:
+        checkpoints.save(1, state, None)
+    return workdir
+
+
+def images_of(count: int) -> np.ndarray:
+    return np.random.default_rng(count).integers(0, 256, (count, SIZE, SIZE, 3), np.uint8)
+
+
+def test_stablehlo_predicts_without_our_code_on_any_platform(small_gan, tmp_path):
+    file = tmp_path / "model.stablehlo"
+    load(small_gan).export(file)
+    exported = jax.export.deserialize(bytearray(file.read_bytes()))
+    assert exported.platforms == ("cpu", "cuda", "tpu")
+    for count in (1, 3):
+        expected = load(small_gan).predict(images_of(count))
+        np.testing.assert_allclose(exported.call(images_of(count)), expected, atol=1e-6)
+    metadata = json.loads(zipfile.ZipFile(file).read(exports.METADATA))
+    assert metadata["classes"] == list(HAM10000.names)
+
+
+def test_stablehlo_generates(small_gan, class_gans, tmp_path):
+    for workdir, label in ((small_gan, ()), (class_gans[0], (np.int32(3),))):
+        file = tmp_path / f"{workdir.parent.name}.stablehlo"
+        run = load(workdir)
+        run.export(file, "generate")
+        exported = jax.export.deserialize(bytearray(file.read_bytes()))
+        key = jax.random.key(5)
+        task = trained(workdir).task
+        key = jax.random.fold_in(key, 3) if task.conditional else key
+        noise = task.noise(keys_of(key, np.arange(2, dtype=np.uint32)))
+        expected = run.generate(3 if label else None, 2, seed=5)
+        np.testing.assert_allclose(exported.call(noise, *label), expected.astype(int), atol=1)
+
+
+def test_weights_by_the_names_of_timm_are_read_back(lite, tmp_path):
+    file = tmp_path / "model.safetensors"
+    load(lite).export(file)
+    run = trained(lite)
+    network, variables = run.ability("judge")(run.best_state(devices.make_mesh(1))[0])
+    empty = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), variables)
+    found = pretrained.load(empty, network, str(file), head=True)
+    jax.tree.map(np.testing.assert_array_equal, found, jax.device_get(variables))
+    with shipped.safe_open(file, "numpy") as tensors:
+        metadata = {key: json.loads(value) for key, value in tensors.metadata().items()}
+    assert metadata["classes"] == list(HAM10000.names)
+    assert metadata["mean"] == [0.5, 0.5, 0.5]
+
+
+@pytest.mark.parametrize("ability", ["predict", "generate"])
+def test_onnx_agrees(small_gan, lite, class_gans, tmp_path, ability):
+    pytest.importorskip("jax2onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    for workdir in (lite, small_gan) if ability == "predict" else (class_gans[0], small_gan):
+        file = tmp_path / f"{workdir.parent.name}.onnx"
+        load(workdir).export(file, ability)
+        session = runtime.InferenceSession(file.read_bytes())
+        function = functions.of(trained(workdir), ability)
+        for count in (1, 3):
+            rng = np.random.default_rng(count)
+            given = {
+                name: np.asarray(1, np.int32)
+                if not spec.shape
+                else images_of(count)
+                if spec.dtype == np.uint8
+                else rng.standard_normal((count, spec.shape[1])).astype(np.float32)
+                for name, spec in function.inputs.items()
+            }
+            expected = np.asarray(function.call(*given.values())).astype(float)
+            (found,) = session.run([function.output], given)
+            atol = 1 if ability == "generate" else 1e-5
+            np.testing.assert_allclose(found.astype(float), expected, atol=atol)
+        known = session.get_modelmeta().custom_metadata_map
+        assert json.loads(known["classes"]) == list(HAM10000.names)
+
+
+@pytest.mark.parametrize(
+    ("out", "part", "said"),
+    [
+        ("model.pt", None, r"\.pt is none of \.onnx, "),
+        ("model.safetensors", None, "Sgan, has no network that other programs know"),
+        ("folder", "predict", "only functions"),
+    ],
+)
+def test_an_export_that_cannot_be_is_refused(small_gan, tmp_path, out, part, said):
+    with pytest.raises(UserError, match=said):
+        load(small_gan).export(tmp_path / out, part)
+    assert not list(tmp_path.iterdir())
+
+
+def test_onnx_without_its_package_says_what_to_install(small_gan, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax2onnx", None)
+    with pytest.raises(UserError, match=r"pip install 'skin_jax\[export\]'"):
+        load(small_gan).export(tmp_path / "model.onnx")
 
 
 def test_damage_is_found(folder, tmp_path):

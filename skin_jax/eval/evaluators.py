@@ -134,6 +134,7 @@ class Generators(Evaluator):
         self._count = config.score.images
         self._collapsed: list[str] = []
         self._worse = 0  # evaluations in a row
+        self._rows = experiment.rows
         self._extract = self._extractor(config, experiment.mesh)
         self._sample = _sampler(task, experiment.mesh)
         self._scored = jax.jit(
@@ -183,11 +184,11 @@ class Generators(Evaluator):
 
         Returns:
           The state with the generators that are now the best of their class (the one given is
-          gone), and `<measure>/<class>` and `diversity/<class>` to log.
+          gone), and `images_seen`, `<measure>/<class>` and `diversity/<class>` to log.
         """
         generators = self._task.generators(state)
         scores: list[float] = []
-        values: Scalars = {}
+        values: Scalars = {"images_seen": float(step * self._rows)}
         shown = {}
         for place, (label, name) in enumerate(zip(self._labels, self._names, strict=True)):
             generated = self._generated(generators, int(label))

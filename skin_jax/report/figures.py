@@ -215,7 +215,8 @@ def history(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 def class_history(path: Path, rows: Sequence[Mapping[str, Any]], classes: Classes) -> None:
     """Write what GANs of one class each report, against the step: a panel each, a line a class.
 
-    Of rows as in `history`, with values named `<name>/<class>`.
+    Of rows as in `history`, with values named `<name>/<class>`. Where a row has `images_seen`, the
+    real ones that the discriminators had learned from, these stand at the top.
     """
     titles = {
         "d_loss": "loss of D",
@@ -229,6 +230,10 @@ def class_history(path: Path, rows: Sequence[Mapping[str, Any]], classes: Classe
     panels = {t: [f"{name}/{own}" for own in classes.names] for name, t in titles.items()}
     styles = [_style(classes, c) | {"linewidth": 1.1} for c in range(len(classes))]
     figure, stacked = _series(rows, panels, styles, margin=0.5, height=1.6)
+    if seen := [row["images_seen"] / row["step"] for row in rows if "images_seen" in row]:
+        per_step = seen[-1]
+        top = stacked[0].secondary_xaxis("top", (lambda x: x * per_step, lambda x: x / per_step))
+        top.set_xlabel("images seen")
     _legend(figure, stacked[0])
     _save(figure, path)
 

@@ -52,7 +52,7 @@ _CAPTIONS = {
     "samples_per_class": "Images of each class, as the network sees them.",
     "history": "Losses and validation scores during training.",
     "class_history": "Each class's GAN: both losses, the discriminator's mean output on real and "
-    "on generated images, the generator's score against the class's training images, and how far "
+    "on generated images, the generator's score against the class's real images, and how far "
     "apart its images are (1: as far as real ones).",
 }
 

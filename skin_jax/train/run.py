@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from operator import getitem
 from pathlib import Path
 from typing import Any
@@ -35,13 +35,8 @@ SPLITS_FILE = "splits.csv"
 DIGEST_FILE = "examples.digest"
 CHECKPOINTS = "checkpoints"
 _SYNTHETIC_DIGEST_FILE = "synthetic.digest"
+_SHIPPED = (classes_lib.FILE_NAME, SPLITS_FILE, _SYNTHETIC_DIGEST_FILE)
 _RESULTS = ("metrics.jsonl", "report.html", "eval", "figures", "samples")
-TEST_METRICS = "eval/test/metrics.json"
-TRAVEL = (
-    *(classes_lib.FILE_NAME, SPLITS_FILE, _SYNTHETIC_DIGEST_FILE, TEST_METRICS),
-    *("calibration.json", "reference.npz"),  # of skin_jax.eval.calibrate
-)
-"""Files of a run that `ship` copies as they are, where the run has them."""
 _MANY_IMAGES = 10**6  # of each class, while nobody knows how many there are
 
 Check = Callable[[ConfigDict, tasks.Task, Mesh], None]
@@ -544,7 +539,7 @@ def trained(workdir: Path) -> Trained:
     return kind(workdir, config, classes, counts, task)
 
 
-def ship(run: Trained, out: Path) -> shipped.Content:
+def ship(run: Trained, out: Path, also: Iterable[str] = ()) -> shipped.Content:
     """Writes a folder that commands take for the run's: its best weights, classes and split.
 
     Its configuration names no folder of this machine.
@@ -552,6 +547,7 @@ def ship(run: Trained, out: Path) -> shipped.Content:
     Args:
       run: with a checkpoint.
       out: a new folder, or one that this wrote before.
+      also: more files of the run that are copied, where it has them.
 
     Returns:
       What the weights are of.
@@ -575,7 +571,8 @@ def ship(run: Trained, out: Path) -> shipped.Content:
     kept = shipped.needed(run.task, state, run.config.data.image_size)
     content = shipped.Content(kept, drawn, step)
     shipped.write(out, content)
-    for name in TRAVEL:
+    for name in (*_SHIPPED, *also):
+        (out / name).unlink(missing_ok=True)  # of an earlier export
         with contextlib.suppress(FileNotFoundError):
             write_atomically(out / name, (run.workdir / name).read_bytes())
     portable = config_lib.base(settings.pop("task"))

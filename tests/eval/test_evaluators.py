@@ -84,7 +84,9 @@ def test_real_images_score_better_than_those_of_a_fresh_generator(
     stand_in(monkeypatch, experiment)
     watch = watching(experiment)
     _, real = watch(experiment.task.init(jax.random.key(0)), 1)
-    assert set(real) == {f"{key}/{name}" for key in ("swd", "diversity") for name in ("df", "nv")}
+    own = {f"{key}/{name}" for key in ("swd", "diversity") for name in ("df", "nv")}
+    assert set(real) == own | {"images_seen"}
+    assert real["images_seen"] == experiment.rows
     for name in ("df", "nv"):
         assert real[f"swd/{name}"] < 0.7 * fresh[f"swd/{name}"]
         assert fresh[f"diversity/{name}"] < evaluators.COLLAPSED < real[f"diversity/{name}"]

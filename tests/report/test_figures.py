@@ -68,6 +68,7 @@ def test_every_curve_and_chart_is_drawn(tmp_path, num_classes):
     rows = [
         {"step": s, "d_loss": 1.0, "val_macro_auc": 0.5 if s else None}
         | {f"kid/{name}": s / 2 for name in classes.names}
+        | ({"images_seen": 32.0 * s} if s else {})
         for s in range(3)
     ]
     images = plain(12, 16)
