@@ -59,7 +59,7 @@ def test_a_folder_is_predicted_with_every_option(pictures, workdir):
     assert "zero.jpg: not an image" in result.stderr
     assert result.stdout == "predicted 2 images: out/p.csv\n"
     assert tables.read_predictions(pictures / "out/p.csv", HAM10000).image_ids == ["a", "b, c"]
-    assert sorted(path.name for path in (pictures / "seen").iterdir()) == ["a.png", "b, c.png"]
+    assert sorted(path.name for path in (pictures / "seen").glob("*.png")) == ["a.png", "b, c.png"]
 
 
 def test_a_name_may_hold_a_comma(pictures, workdir):
