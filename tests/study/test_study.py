@@ -138,7 +138,7 @@ class TestPlan:
     def test_every_claim_that_can_be_named_is_known_to_the_report(self):
         assert set(plan_lib.CLAIMS) == set(study_report.CLAIMS)
 
-    @pytest.mark.parametrize("name", ["study_augmentation", "study_table2"])
+    @pytest.mark.parametrize("name", ["study_augmentation", "study_table2", "study_labels"])
     @pytest.mark.parametrize("variant", ["", "smoke"])
     def test_the_studies_at_hand_can_be_planned(self, tmp_path, name, variant):
         plan = plan_lib.make(plan_lib.load(f"configs/{name}.py:{variant}"), tmp_path)
@@ -154,6 +154,22 @@ class TestPlan:
         }
         assert len(fed) == 6
         assert all(settings == fed["densenet121"] for settings in fed.values())
+
+    def test_the_arms_of_few_labels_differ_in_what_they_do_without(self, tmp_path):
+        plan = plan_lib.make(plan_lib.load("configs/study_labels.py"), tmp_path)
+        arms = {name: arm["settings"] for name, arm in plan.record["arms"].items()}
+        assert arms.keys() == {"supervised", "sgan", "self_training"}
+        shared = ("data", "augment", "num_steps", "ema_decay")
+        for settings in arms.values():
+            assert all(settings[key] == arms["sgan"][key] for key in shared)
+            rate, schedule = (settings["optimizer"][k] for k in ("learning_rate", "schedule"))
+            assert (rate, schedule) == (1e-4, "constant")
+        labelled = {
+            name: settings["batch_size"]
+            * (settings["data"]["labelled_share"] if name != "supervised" else 1)
+            for name, settings in arms.items()
+        }
+        assert set(labelled.values()) == {32}
 
     def test_the_report_says_where_the_control_begins(self, tmp_path):
         plan = plan_lib.make(plan_lib.load("configs/study_table2.py"), tmp_path)
