@@ -244,7 +244,9 @@ class Run:
         Raises:
           UserError: also where `skin_jax.eval.calibrate` has not prepared the run.
         """
-        reference = familiarity.read(self._run.workdir)
+        folder = self._run.workdir
+        known = calibration.read(folder, self._best[1])  # of the checkpoint that both are of
+        reference = familiarity.read(folder) if known else None
         if reference is None:
             raise self._not_prepared(familiarity.FILE_NAME)
         return np.concatenate(

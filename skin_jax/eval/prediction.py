@@ -343,6 +343,11 @@ def _check_targets(
     """Refuses results that could not be written, or would replace an image, before the work."""
     for path in csv_paths:
         check_replaceable(path)
+    if len({os.path.realpath(path) for path in csv_paths}) < len(csv_paths):
+        raise UserError(
+            f"--details is {csv_paths[-1]}, which --out or its list of unreadable images is "
+            "written to; choose another name"
+        )
     targets = list(csv_paths)
     if explain_dir:
         targets += [explain_dir / f"{name}.png" for name in ids]

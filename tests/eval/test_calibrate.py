@@ -138,6 +138,15 @@ def test_what_another_checkpoint_was_prepared_for_is_not_used(prepared, pictures
     assert "is not used: it is of the checkpoint of step 1000000" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["p.csv", "./p.csv", "p.skipped.csv"])
+def test_details_have_a_file_of_their_own(trained, pictures, tmp_path, name):
+    with pytest.raises(UserError, match=r"--details is .*csv, which --out .* choose another name"):
+        prediction.predict_files(
+            [trained], [str(pictures)], tmp_path / "p.csv", details=tmp_path / name
+        )
+    assert not (tmp_path / "p.csv").exists()
+
+
 def test_two_runs_that_are_one_say_the_same(prepared, pictures, tmp_path):
     once, _ = detailed([prepared], pictures, tmp_path / "p.csv")
     twice, _ = detailed([prepared, prepared], pictures, tmp_path / "q.csv")
