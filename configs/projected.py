@@ -7,8 +7,8 @@ python -m skin_jax.generate --workdir runs/projected --out runs/generated --bala
 
 LITE0 and LITE2 are EfficientNet-Lite0 and -Lite2 pretrained on ImageNet, such as
 hf:timm/tf_efficientnet_lite0.in1k: the discriminators see images through one, the best generator is
-chosen by the other. Widths, batch and features_size are halves of what Sauer et al. 2021 have, for
-a CPU; on a GPU, leave them at their defaults.
+chosen by the other. Widths, noise_size, batch and features_size are about half of what Sauer et al.
+2021 have, for a CPU; on a GPU, leave them at their defaults.
 """
 
 from ml_collections import ConfigDict
@@ -25,5 +25,6 @@ def get_config(variant: str = "") -> ConfigDict:
     config.eval_every_steps = 250
     config.model.width = 32
     config.model.discriminator_width = 32
+    config.model.noise_size = 128
     config.model.features_size = 128
     return for_variant(config, variant, projected.smoke)
