@@ -17,7 +17,7 @@ from skin_jax.train import checkpoints as checkpoint_lib
 from skin_jax.train import run as run_lib
 from skin_jax.train.history import HISTORY, read_history
 
-MUTATIONS = 200
+MUTATIONS = 67  # for each command: 201
 STEPS = 3
 
 
@@ -121,7 +121,7 @@ def test_no_fault_of_a_file_changes_a_result_silently(run, images, command, monk
         right.append(command(workdir))
 
     @settings(
-        max_examples=MUTATIONS // 3,
+        max_examples=MUTATIONS,
         deadline=None,
         database=None,
         derandomize=True,

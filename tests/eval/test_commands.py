@@ -69,8 +69,8 @@ def test_results_replace_neither_an_input_nor_the_files_of_others(eval_with, tmp
     files = pair(tmp_path, THREE)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(UserError, match="holds other files, such as"):
-        eval_with(**files, out=tmp_path)
+        eval_with(**files | {"out": tmp_path})
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
     (tmp_path / "metrics.json").write_text("{}")
     with pytest.raises(UserError, match="is in --out="):
-        eval_with(**files, out=tmp_path)
+        eval_with(**files | {"out": tmp_path})
