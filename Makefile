@@ -16,7 +16,7 @@ test: lint types  ## lint, types, tests
 # What compiles little: the files are named, so that a new one is in only if it is quick.
 FAST = tests/base tests/data tests/report tests/test_config.py tests/test_layering.py \
   tests/eval/test_comparison.py tests/eval/test_metrics.py tests/eval/test_quality.py \
-  tests/eval/test_tables.py tests/tasks/test_optimizers.py tests/train/test_history.py
+  tests/eval/test_tables.py tests/tasks/test_optimizers.py tests/training/test_history.py
 SLOW = tests/data/test_pipeline.py tests/data/test_store.py
 
 test-fast: $(VENV)/.installed-dev  ## what needs no training: under a minute on two cores

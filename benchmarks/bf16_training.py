@@ -18,8 +18,8 @@ from ml_collections import ConfigDict
 
 from skin_jax.eval.inference import make_predictor
 from skin_jax.tasks.declared import classifier, sgan
-from skin_jax.train import loop
-from skin_jax.train.run import start
+from skin_jax.training import loop
+from skin_jax.training.run import start
 
 _DEMO_IMAGES = 700
 _SMALLEST = 1e-7

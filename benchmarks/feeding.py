@@ -19,8 +19,8 @@ import numpy as np
 
 from benchmarks import memory, steps, timing
 from skin_jax.data.pipeline import PIPELINES
-from skin_jax.train import loop
-from skin_jax.train import run as run_lib
+from skin_jax.training import loop
+from skin_jax.training import run as run_lib
 
 Row = dict[str, Any]
 

@@ -23,7 +23,7 @@ def until_first_step(argv: list[str], config: ConfigDict | None) -> None:
     """`skin_jax.main`'s work; ends the process after the first step."""
     import jax  # after `command` has named the folder of the compilation cache, as in skin_jax.main
 
-    from skin_jax.train import loop
+    from skin_jax.training import loop
 
     moments = {"imported": time.time()}
     start, make_dispatch = loop.start, loop.make_dispatch

@@ -20,8 +20,8 @@ from PIL import Image
 from benchmarks import steps, timing
 from skin_jax.eval import candidates, inference, prediction
 from skin_jax.tasks.sgan import Sgan
-from skin_jax.train import checkpoints as checkpoint_lib
-from skin_jax.train import run as run_lib
+from skin_jax.training import checkpoints as checkpoint_lib
+from skin_jax.training import run as run_lib
 
 Row = dict[str, Any]
 

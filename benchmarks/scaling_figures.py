@@ -20,7 +20,7 @@ from skin_jax import tasks
 from skin_jax.base import devices
 from skin_jax.data.classes import HAM10000
 from skin_jax.data.pipeline import PIPELINES, Order
-from skin_jax.train.checkpoints import Checkpoints
+from skin_jax.training.checkpoints import Checkpoints
 
 CONFIGS = {
     "sgan": sgan,

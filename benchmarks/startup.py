@@ -24,7 +24,7 @@ Row = dict[str, Any]
 _ROOT = Path(__file__).parents[1]
 _PYTHON = {
     "help": ("-m", "skin_jax.main", "--help"),
-    "import": ("-c", "import skin_jax.train.loop"),
+    "import": ("-c", "import skin_jax.training.loop"),
 }
 _CONFIGS = {
     "smoke": ("configs/sgan.py:smoke", "--config.data.demo_images=500"),

@@ -27,6 +27,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from skin_jax import api
 
-    # All at once: the import has set `train` to the room of this name.
-    globals().update({each: getattr(api, each) for each in api.__all__})
-    return globals()[name]
+    return getattr(api, name)

@@ -33,10 +33,10 @@ from skin_jax.eval.evaluation import Evaluation
 from skin_jax.eval.metrics import evaluate as metrics
 from skin_jax.report import figures, kit
 from skin_jax.report import run as run_report
-from skin_jax.train import checkpoints as checkpoint_lib
-from skin_jax.train import loop
-from skin_jax.train import run as run_lib
-from skin_jax.train.history import HISTORY, read_history
+from skin_jax.training import checkpoints as checkpoint_lib
+from skin_jax.training import loop
+from skin_jax.training import run as run_lib
+from skin_jax.training.history import HISTORY, read_history
 
 __all__ = ["Run", "load", "metrics", "train"]
 

@@ -13,7 +13,7 @@ import skin_jax
 from skin_jax import UserError
 from skin_jax.data import generated
 from skin_jax.eval import calibration, generation
-from skin_jax.train.run import reopen
+from skin_jax.training.run import reopen
 
 pytestmark = pytest.mark.xdist_group("export")  # one worker makes `small_gan`, once
 
@@ -35,7 +35,7 @@ def test_the_names_are_there_without_jax_before_they_are_used():
         "import sys, skin_jax\n"
         "assert not {'jax', 'flax', 'matplotlib'} & {*sys.modules}\n"
         "names = [getattr(skin_jax, name) for name in skin_jax.__all__]\n"
-        "from skin_jax.train import loop\n"
+        "from skin_jax.training import loop\n"
         "print(skin_jax.train.__module__, skin_jax.load.__module__)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

@@ -13,9 +13,9 @@ from skin_jax.base.errors import UserError
 from skin_jax.data import demo
 from skin_jax.tasks import state as state_lib
 from skin_jax.tasks.declared import sgan
-from skin_jax.train import checkpoints as checkpoint_lib
-from skin_jax.train import run as run_lib
-from skin_jax.train.history import HISTORY, read_history
+from skin_jax.training import checkpoints as checkpoint_lib
+from skin_jax.training import run as run_lib
+from skin_jax.training.history import HISTORY, read_history
 
 MUTATIONS = 67  # for each command: 201
 STEPS = 3

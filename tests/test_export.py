@@ -23,9 +23,9 @@ from skin_jax.models import pretrained
 from skin_jax.report import figures
 from skin_jax.tasks.augment import keys_of
 from skin_jax.tasks.declared import classifier, dcgan
-from skin_jax.train import checkpoints as checkpoint_lib
-from skin_jax.train import shipped
-from skin_jax.train.run import fitted_on, reopen, ship, start, trained
+from skin_jax.training import checkpoints as checkpoint_lib
+from skin_jax.training import shipped
+from skin_jax.training.run import fitted_on, reopen, ship, start, trained
 
 pytestmark = pytest.mark.xdist_group("export")  # one worker makes the fixtures, once
 

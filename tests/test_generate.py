@@ -23,7 +23,7 @@ from skin_jax.data.classes import HAM10000
 from skin_jax.eval import candidates, generation
 from skin_jax.eval.generation import Amount
 from skin_jax.report import figures
-from skin_jax.train.run import trained
+from skin_jax.training.run import trained
 
 pytestmark = pytest.mark.xdist_group("small_gan")  # one worker trains it, once
 

@@ -18,8 +18,8 @@ from skin_jax.data.classes import HAM10000
 from skin_jax.eval import generation
 from skin_jax.tasks.augment import to_uint8
 from skin_jax.tasks.declared import dcgan
-from skin_jax.train import checkpoints as checkpoint_lib
-from skin_jax.train.run import start, trained
+from skin_jax.training import checkpoints as checkpoint_lib
+from skin_jax.training.run import start, trained
 
 pytestmark = pytest.mark.xdist_group("generate_dcgan")  # one worker makes the fixtures, once
 

@@ -26,7 +26,7 @@ ENTRY_POINTS = {
     "skin_jax/eval/__main__.py",
     "skin_jax/eval/baselines.py",
     "skin_jax/eval/calibrate.py",
-    "skin_jax/train/__main__.py",
+    "skin_jax/training/__main__.py",
 }
 
 
@@ -108,8 +108,8 @@ def test_a_config_dict_stops_where_the_architecture_says():
         "skin_jax/eval/runs.py",
         "skin_jax/study/__main__.py",
         "skin_jax/study/plan.py",
-        "skin_jax/train/loop.py",
-        "skin_jax/train/run.py",
+        "skin_jax/training/loop.py",
+        "skin_jax/training/run.py",
     }
     users = {name for name in importers("ml_collections") if not name.startswith("skin_jax/tasks/")}
     assert users <= allowed
@@ -125,7 +125,7 @@ def test_a_config_dict_stops_where_the_architecture_says():
                 "data",
                 "models",
                 "tasks",
-                "train",
+                "training",
                 "eval",
                 "report",
                 "exports",
@@ -133,12 +133,12 @@ def test_a_config_dict_stops_where_the_architecture_says():
                 "api",
             ],
         ),
-        ("data", ["models", "tasks", "train", "eval", "report", "exports", "study", "api"]),
-        ("models", ["data", "tasks", "train", "eval", "report", "exports", "study", "api"]),
-        ("tasks", ["data", "train", "eval", "report", "exports", "study", "api"]),
-        ("train", ["eval", "report", "exports", "study", "api"]),
+        ("data", ["models", "tasks", "training", "eval", "report", "exports", "study", "api"]),
+        ("models", ["data", "tasks", "training", "eval", "report", "exports", "study", "api"]),
+        ("tasks", ["data", "training", "eval", "report", "exports", "study", "api"]),
+        ("training", ["eval", "report", "exports", "study", "api"]),
         ("eval", ["report", "exports", "study", "api"]),
-        ("report", ["train", "exports", "study", "api"]),
+        ("report", ["training", "exports", "study", "api"]),
         ("exports", ["study", "api"]),
         ("study", ["exports", "api"]),
     ],
@@ -190,7 +190,7 @@ def test_nothing_imports_an_entry_point():
 
 
 def test_only_checkpoint_imports_orbax():
-    assert set(importers("orbax")) == {"skin_jax/train/checkpoints.py"}
+    assert set(importers("orbax")) == {"skin_jax/training/checkpoints.py"}
 
 
 def test_no_module_is_imported_by_a_string():

@@ -11,7 +11,7 @@ from skin_jax import tasks
 from skin_jax.data.classes import HAM10000
 from skin_jax.eval import tables
 from skin_jax.tasks.declared import sgan
-from skin_jax.train import checkpoints as checkpoint_lib
+from skin_jax.training import checkpoints as checkpoint_lib
 
 pytestmark = pytest.mark.xdist_group("prediction")  # one worker makes the fixtures, once
 

@@ -24,7 +24,7 @@ from skin_jax.data import splits
 from skin_jax.data.classes import HAM10000
 from skin_jax.data.generated import Generated
 from skin_jax.eval import reader_items
-from skin_jax.train.run import SPLITS_FILE, reopen
+from skin_jax.training.run import SPLITS_FILE, reopen
 
 ROOT = Path(__file__).parents[1]
 N = 4

@@ -49,7 +49,7 @@ runs.evaluate_split = runs.write_page = lambda *args: None
 
 SLOW_STEPS = """
 import threading
-from skin_jax.train import loop
+from skin_jax.training import loop
 original = loop.feeds
 def slow(*args):
     for feed in original(*args):
@@ -245,7 +245,7 @@ def test_a_checkpoint_that_one_of_two_cannot_read_is_passed_over_by_both(
 
 CANNOT_READ = """
 import sys
-from skin_jax.train import checkpoints as checkpoint
+from skin_jax.training import checkpoints as checkpoint
 original = checkpoint.Checkpoints._restore
 def broken(self, step, template):
     if step == %d and not broken.met:
@@ -324,8 +324,8 @@ import jax
 from jax.experimental import multihost_utils
 from skin_jax import main
 from skin_jax.base import devices
-from skin_jax.train import loop
-from skin_jax.train.run import start
+from skin_jax.training import loop
+from skin_jax.training.run import start
 from skin_jax.tasks.augment import augment, keys_of
 
 def batches(argv, config):
@@ -448,7 +448,7 @@ def class_folders(tmp_path_factory):
 
 STANDS_STILL = """
 import threading
-from skin_jax.train import loop
+from skin_jax.training import loop
 original = loop.feeds
 def stuck(experiment, first_step):
     for number, feed in enumerate(original(experiment, first_step)):

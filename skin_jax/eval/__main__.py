@@ -110,8 +110,8 @@ def _compare(predictions: Path, truth: Path, out: Path) -> None:
 
 def _evaluate_split(workdir: Path, split: str, out: Path) -> None:
     from skin_jax.eval import runs
-    from skin_jax.train.checkpoints import Checkpoints
-    from skin_jax.train.run import CHECKPOINTS, reopen
+    from skin_jax.training.checkpoints import Checkpoints
+    from skin_jax.training.run import CHECKPOINTS, reopen
 
     experiment = reopen(workdir)
     checkpoints = Checkpoints(workdir / CHECKPOINTS, experiment.task.score, read_only=True)
@@ -122,7 +122,7 @@ def _evaluate_split(workdir: Path, split: str, out: Path) -> None:
 
 def _evaluate_elsewhere(workdir: Path, data_dir: Path, out: Path) -> None:
     from skin_jax.eval import runs
-    from skin_jax.train.run import trained
+    from skin_jax.training.run import trained
 
     run = trained(workdir)
     examples = runs.labelled(run, data_dir, reading.from_flags())
@@ -143,7 +143,7 @@ def _views() -> "Sequence[View]":
 
 def _trained_on(workdir: Path, image_ids: Iterable[str]) -> int:
     """How many of the images a run was trained on, by their ids."""
-    from skin_jax.train.run import SPLITS_FILE
+    from skin_jax.training.run import SPLITS_FILE
 
     trained = dict(splits.members(workdir / SPLITS_FILE, "train"))
     return sum(image_id in trained for image_id in image_ids)
@@ -165,7 +165,7 @@ def _measure_quality(folder: Path, out: Path | None) -> None:
     from skin_jax.base import devices
     from skin_jax.eval import audit, features
     from skin_jax.report import quality as quality_report
-    from skin_jax.train.run import SPLITS_FILE, reopen, trained
+    from skin_jax.training.run import SPLITS_FILE, reopen, trained
 
     size = config.read(workdir).data.image_size
     generated = audit.generated_images(folder, size, classes_lib.read(workdir))
@@ -214,7 +214,7 @@ def _measure_quality(folder: Path, out: Path | None) -> None:
 def _networks_of_generators(workdir: Path) -> dict[str, str]:
     """File name of weights -> what a run that generates images did with them."""
     from skin_jax.tasks import can
-    from skin_jax.train.run import trained
+    from skin_jax.training.run import trained
 
     run = trained(workdir)
     if not can(run.task, "images_of"):

@@ -25,7 +25,7 @@ from skin_jax.eval import inference, linear, quality
 from skin_jax.eval.features import Extractor
 from skin_jax.eval.linear import Accuracy
 from skin_jax.eval.metrics import Spread, nanmean
-from skin_jax.train.run import Experiment
+from skin_jax.training.run import Experiment
 
 DRAWS = 20
 LARGEST_HALF = 3000

@@ -87,7 +87,7 @@ def main(argv: list[str]) -> None:
     if not _WORKDIR.value:
         raise UserError("give --workdir=DIR, the folder of a run")
     # It takes its time to import: not for --help, nor before `command` has named JAX's cache.
-    from skin_jax.train.run import load_examples, read_split, trained
+    from skin_jax.training.run import load_examples, read_split, trained
 
     workdir = Path(_WORKDIR.value)
     config = config_lib.read(workdir)

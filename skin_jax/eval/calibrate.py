@@ -19,7 +19,7 @@ from skin_jax.base.errors import UserError
 if TYPE_CHECKING:
     from skin_jax.eval.calibration import Calibration
     from skin_jax.eval.familiarity import Reference
-    from skin_jax.train.run import Experiment
+    from skin_jax.training.run import Experiment
 
 _WORKDIR = command.define_path("workdir", None, "Folder of a trained classifier.")
 
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
         raise UserError("give --workdir=DIR, the folder of a run")
     # JAX takes its time to import: not for --help.
     from skin_jax.eval import calibration, familiarity
-    from skin_jax.train.run import reopen
+    from skin_jax.training.run import reopen
 
     workdir = Path(_WORKDIR.value)
     found, reference, flagged = fitted(reopen(workdir), workdir)
@@ -66,8 +66,8 @@ def fitted(
     from skin_jax.data import pipeline as pipelines
     from skin_jax.eval import calibration, familiarity
     from skin_jax.eval.inference import make_predictor
-    from skin_jax.train.checkpoints import Checkpoints
-    from skin_jax.train.run import CHECKPOINTS, best_state
+    from skin_jax.training.checkpoints import Checkpoints
+    from skin_jax.training.run import CHECKPOINTS, best_state
 
     task, batch_size = experiment.task, experiment.config.eval_batch_size
     predict, describe = (tasks.require(task, name, workdir) for name in ("predict", "traits"))

@@ -21,7 +21,7 @@ from skin_jax.eval import features, metrics, quality
 from skin_jax.eval.audit import PATCHED_IMAGES
 from skin_jax.eval.inference import make_predictor
 from skin_jax.tasks.augment import to_uint8
-from skin_jax.train.run import Experiment
+from skin_jax.training.run import Experiment
 
 PyTree = Any
 Scalars = dict[str, float]
@@ -53,7 +53,7 @@ class Pictures(NamedTuple):
 
 
 class Evaluator:
-    """Evaluates for `train.loop`, and summarises a run at its end."""
+    """Evaluates for `training.loop`, and summarises a run at its end."""
 
     def __init__(self, experiment: Experiment, pictures: Pictures):
         """Takes what it needs of a run."""

@@ -16,7 +16,7 @@ from skin_jax.eval import inference
 from skin_jax.models import pretrained
 from skin_jax.models.layers import ClassifierOutput
 from skin_jax.tasks.augment import to_float
-from skin_jax.train.run import Trained
+from skin_jax.training.run import Trained
 
 PyTree = Any
 

@@ -25,7 +25,7 @@ from skin_jax.data import generated as generated_lib
 from skin_jax.data.generated import GRIDS, MANIFEST, Generated
 from skin_jax.eval import candidates, selection
 from skin_jax.tasks.state import digest
-from skin_jax.train.run import Trained, fitted_on, trained
+from skin_jax.training.run import Trained, fitted_on, trained
 
 PROGRESS = "generation.json"
 

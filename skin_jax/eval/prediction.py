@@ -23,7 +23,7 @@ from skin_jax.data.examples import check_skipped, write_skipped
 from skin_jax.data.findings import is_litter, kind_of
 from skin_jax.eval import calibration, familiarity, inference, tables
 from skin_jax.eval.inference import View
-from skin_jax.train.run import Trained, trained
+from skin_jax.training.run import Trained, trained
 
 SUFFIXES = images.SUFFIXES | {".heic", ".heif", ".dcm"}
 """File name endings, in lower case, that are taken for images in a folder.

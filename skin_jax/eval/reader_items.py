@@ -24,7 +24,7 @@ from skin_jax.data import splits
 from skin_jax.data.classes import Classes
 from skin_jax.data.generated import Generated
 from skin_jax.eval.readers import apportioned
-from skin_jax.train.run import SPLITS_FILE, Experiment, reopen
+from skin_jax.training.run import SPLITS_FILE, Experiment, reopen
 
 REAL, GENERATED = ANSWERS = ("real", "generated")
 COLUMNS = ("study", "reader", "experience", "item", "answer", "diagnosis", "seconds")

@@ -17,8 +17,8 @@ from skin_jax.data.reading import Reading
 from skin_jax.eval import calibration, metrics
 from skin_jax.eval.evaluation import Calibrated, Evaluation
 from skin_jax.eval.inference import Predictor, View, make_predictor, viewed
-from skin_jax.train import checkpoints as checkpoint_lib
-from skin_jax.train.run import Experiment, Trained, best_state
+from skin_jax.training import checkpoints as checkpoint_lib
+from skin_jax.training.run import Experiment, Trained, best_state
 
 MISTAKES_SHOWN = 12
 _SPECIFICITIES = (0.90, 0.95)

@@ -9,7 +9,7 @@ import numpy as np
 from skin_jax.base import devices
 from skin_jax.base.errors import UserError
 from skin_jax.eval import audit, candidates, features
-from skin_jax.train.run import Trained, fitted_on, reopen
+from skin_jax.training.run import Trained, fitted_on, reopen
 
 LEAST, MOST = 0.5, 0.95
 

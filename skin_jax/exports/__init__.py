@@ -11,7 +11,7 @@ import numpy as np
 from skin_jax.base.errors import UserError
 from skin_jax.base.files import write_atomically
 from skin_jax.exports import folder, functions, onnx, stablehlo, tflite, timm
-from skin_jax.train.run import Trained
+from skin_jax.training.run import Trained
 
 __all__ = ["METADATA", "SUFFIXES", "write"]
 

@@ -7,9 +7,9 @@ from skin_jax import tasks
 from skin_jax.config import flatten, is_procedural
 from skin_jax.eval import calibration, familiarity
 from skin_jax.report import card
-from skin_jax.train import run as run_lib
-from skin_jax.train import shipped
-from skin_jax.train.run import Trained
+from skin_jax.training import run as run_lib
+from skin_jax.training import shipped
+from skin_jax.training.run import Trained
 
 _TEST_METRICS = "eval/test/metrics.json"
 _ALSO = (_TEST_METRICS, calibration.FILE_NAME, familiarity.FILE_NAME)

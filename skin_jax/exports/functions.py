@@ -10,7 +10,7 @@ from jax import export
 from skin_jax import tasks
 from skin_jax.base import command, devices
 from skin_jax.tasks.augment import keys_of, to_uint8
-from skin_jax.train.run import Trained
+from skin_jax.training.run import Trained
 
 
 class Function(NamedTuple):

@@ -9,7 +9,7 @@ from safetensors.numpy import save
 from skin_jax.base import devices
 from skin_jax.exports import functions
 from skin_jax.models import pretrained
-from skin_jax.train.run import Trained
+from skin_jax.training.run import Trained
 
 
 def serialized(run: Trained) -> tuple[bytes, dict[str, Any]]:

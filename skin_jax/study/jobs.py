@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from skin_jax.base import errors
 from skin_jax.base.files import locked
 from skin_jax.study.plan import Job, Plan
-from skin_jax.train.history import HISTORY, duration, json_lines, read_history
+from skin_jax.training.history import HISTORY, duration, json_lines, read_history
 
 _LOG_TAIL = 8192
 _LOOK_SECONDS = 0.5  # between looks at a child, or at what another process makes

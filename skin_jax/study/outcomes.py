@@ -16,8 +16,8 @@ from skin_jax.eval.comparison import Outcome
 from skin_jax.eval.tables import read_predictions
 from skin_jax.study import jobs
 from skin_jax.study.plan import PREDICTIONS, RUN_PROOFS, is_procedural, run_name
-from skin_jax.train.history import HISTORY, duration, read_starts
-from skin_jax.train.run import DIGEST_FILE, SPLITS_FILE
+from skin_jax.training.history import HISTORY, duration, read_starts
+from skin_jax.training.run import DIGEST_FILE, SPLITS_FILE
 
 Record = dict[str, Any]
 """The record that `plan.recorded` gives."""

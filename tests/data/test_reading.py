@@ -5,7 +5,7 @@ from skin_jax import config as config_lib
 from skin_jax.base.errors import UserError
 from skin_jax.data import reading
 from skin_jax.data.reading import Reading
-from skin_jax.train.run import load_examples
+from skin_jax.training.run import load_examples
 
 
 @pytest.mark.parametrize(

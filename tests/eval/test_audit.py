@@ -1,5 +1,4 @@
 import dataclasses
-import importlib
 import json
 import os
 import shutil
@@ -21,7 +20,8 @@ from skin_jax.data.images import decode
 from skin_jax.eval import audit, features, quality
 from skin_jax.report import quality as quality_report
 from skin_jax.tasks.declared import sgan
-from skin_jax.train.run import reopen, trained
+from skin_jax.training import run as run_lib
+from skin_jax.training.run import reopen, trained
 
 pytestmark = pytest.mark.xdist_group("audit")  # one worker makes the fixtures, once
 
@@ -367,14 +367,14 @@ def test_several_judges_each_say_what_they_find(run, folder, workdir, tmp_path, 
     assert not (tmp_path / "out" / "closest_pairs_2.png").exists()
 
 
-def test_a_judge_that_the_generators_know_is_marked(workdir, monkeypatch):
-    command = importlib.import_module("skin_jax.eval.__main__")
+def test_a_judge_that_the_generators_know_is_marked(eval_program, workdir, monkeypatch):
+    command, _ = eval_program
     config = config_lib.read(workdir)
     assert command._networks_of_generators(workdir) == {}
     with config.unlocked():
         config.model.weights, config.score = "/a/lite0.safetensors", {"weights": "b/lite2"}
     known = dataclasses.replace(trained(workdir), config=config)
-    monkeypatch.setattr("skin_jax.train.run.trained", lambda _: known)
+    monkeypatch.setattr(run_lib, "trained", lambda _: known)
     notes = command._networks_of_generators(workdir)
     assert notes.keys() == {"lite0.safetensors", "lite2"}
     assert "trained against this very network" in notes["lite0.safetensors"]

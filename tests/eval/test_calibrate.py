@@ -16,7 +16,7 @@ from skin_jax.data import demo
 from skin_jax.data import pipeline as pipelines
 from skin_jax.eval import calibrate, calibration, familiarity, inference, prediction
 from skin_jax.tasks.declared import classifier
-from skin_jax.train.run import reopen
+from skin_jax.training.run import reopen
 
 pytestmark = pytest.mark.xdist_group("calibrate")  # one worker trains it, once
 

@@ -23,8 +23,8 @@ from skin_jax.data.classes import HAM10000
 from skin_jax.eval import prediction, tables
 from skin_jax.report import heatmap
 from skin_jax.tasks.declared import sgan
-from skin_jax.train import checkpoints as checkpoint_lib
-from skin_jax.train import run as run_lib
+from skin_jax.training import checkpoints as checkpoint_lib
+from skin_jax.training import run as run_lib
 
 pytestmark = pytest.mark.xdist_group("prediction")  # one worker makes the fixtures, once
 

@@ -11,8 +11,8 @@ from skin_jax.data import store
 from skin_jax.data.classes import BENIGN, HAM10000, MALIGNANT, Classes
 from skin_jax.eval import calibration, inference, runs, tables
 from skin_jax.report import run as run_report
-from skin_jax.train import checkpoints as checkpoint_lib
-from skin_jax.train.run import best_state, reopen, trained
+from skin_jax.training import checkpoints as checkpoint_lib
+from skin_jax.training.run import best_state, reopen, trained
 
 pytestmark = pytest.mark.xdist_group("small_gan")  # one worker trains it, once
 

@@ -18,9 +18,9 @@ from skin_jax.data.classes import HAM10000
 from skin_jax.eval import runs, tables
 from skin_jax.tasks import state as state_lib
 from skin_jax.tasks.declared import classifier
-from skin_jax.train import checkpoints as checkpoint_lib
-from skin_jax.train import loop
-from skin_jax.train.run import fitted_on, reopen, start
+from skin_jax.training import checkpoints as checkpoint_lib
+from skin_jax.training import loop
+from skin_jax.training.run import fitted_on, reopen, start
 
 needs_tf = pytest.mark.skipif(
     not importlib.util.find_spec("tensorflow"), reason="TensorFlow is not installed"

@@ -13,7 +13,7 @@ from skin_jax import config as config_lib
 from skin_jax.base import devices
 from skin_jax.base.errors import INTERRUPTED, PREEMPTED, Ended, UserError
 from skin_jax.tasks import state as state_lib
-from skin_jax.train import checkpoints as checkpoint_lib
+from skin_jax.training import checkpoints as checkpoint_lib
 
 
 def make_state(value: float) -> dict:

@@ -4,7 +4,7 @@ import math
 import pytest
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-from skin_jax.train.history import HISTORY, History, Progress, read_history, read_starts
+from skin_jax.training.history import HISTORY, History, Progress, read_history, read_starts
 
 
 def rows(folder):
@@ -70,7 +70,7 @@ def test_odd_lines_are_passed_over(tmp_path):
 
 def test_the_progress_line_shows_rate_headline_time_left_and_undone_steps(capsys, monkeypatch):
     clock = iter([0.0, 10.0, 12.0])
-    monkeypatch.setattr("skin_jax.train.history.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("skin_jax.training.history.time.perf_counter", lambda: next(clock))
     progress = Progress(0, 100, 50.0, 8, ("loss",))
     assert progress.report(10, {"loss": 1.0, "other": 2.0}) == 8.0
     assert progress.report(20, {"loss": 0.5, "nonfinite": 3.0}) == 40.0

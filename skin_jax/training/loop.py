@@ -14,11 +14,11 @@ from flax import serialization
 from skin_jax.base import devices, errors
 from skin_jax.data.order import Order, Stream, side_by_side
 from skin_jax.tasks.state import MAX_NONFINITE_IN_A_ROW
-from skin_jax.train import checkpoints as checkpoint_lib
-from skin_jax.train.history import History, Progress
-from skin_jax.train.profile import Profile
-from skin_jax.train.run import Experiment
-from skin_jax.train.watchdog import Watchdog
+from skin_jax.training import checkpoints as checkpoint_lib
+from skin_jax.training.history import History, Progress
+from skin_jax.training.profile import Profile
+from skin_jax.training.run import Experiment
+from skin_jax.training.watchdog import Watchdog
 
 PyTree = Any
 Scalars = dict[str, float]

@@ -15,9 +15,9 @@ from skin_jax.data.classes import UNLABELLED
 from skin_jax.eval import audit
 from skin_jax.eval.linear import logistic_regression
 from skin_jax.tasks.declared import classifier, dcgan, sgan
-from skin_jax.train import loop
-from skin_jax.train import run as run_lib
-from skin_jax.train.run import reopen, start, trained
+from skin_jax.training import loop
+from skin_jax.training import run as run_lib
+from skin_jax.training.run import reopen, start, trained
 
 SHARED = {
     "num_steps": 4,

@@ -5,9 +5,9 @@ from PIL import Image
 from skin_jax.data.classes import HAM10000
 from skin_jax.tasks import classifier
 from skin_jax.tasks import state as state_lib
-from skin_jax.train import checkpoints as checkpoint_lib
-from skin_jax.train import loop
-from skin_jax.train.run import start
+from skin_jax.training import checkpoints as checkpoint_lib
+from skin_jax.training import loop
+from skin_jax.training.run import start
 
 
 @pytest.mark.as_compiled(only=True)

@@ -26,8 +26,8 @@ from skin_jax.data import pipeline as pipelines
 from skin_jax.data.classes import Classes
 from skin_jax.data.examples import Examples, Joined, hide_labels, write_skipped
 from skin_jax.data.generated import Generated
-from skin_jax.train import checkpoints as checkpoint_lib
-from skin_jax.train import shipped
+from skin_jax.training import checkpoints as checkpoint_lib
+from skin_jax.training import shipped
 
 PyTree = Any
 

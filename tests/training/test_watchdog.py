@@ -9,7 +9,7 @@ from skin_jax.base import errors
 
 PROGRAM = """
 import threading
-from skin_jax.train.watchdog import Watchdog
+from skin_jax.training.watchdog import Watchdog
 never = threading.Event()
 watchdog = Watchdog({seconds})
 {body}

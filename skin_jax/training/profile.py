@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from skin_jax.train.watchdog import Watchdog
+from skin_jax.training.watchdog import Watchdog
 
 PyTree = Any
 

@@ -22,10 +22,10 @@ from skin_jax.eval import evaluators, inference, runs
 from skin_jax.models.efficientnet_lite import LITE, EfficientNetLite
 from skin_jax.tasks import classifier, dcgan, sgan
 from skin_jax.tasks import state as state_lib
-from skin_jax.train import checkpoints as checkpoint_lib
-from skin_jax.train import loop
-from skin_jax.train.history import read_history
-from skin_jax.train.run import start
+from skin_jax.training import checkpoints as checkpoint_lib
+from skin_jax.training import loop
+from skin_jax.training.history import read_history
+from skin_jax.training.run import start
 
 needs_tf = pytest.mark.skipif(
     not importlib.util.find_spec("tensorflow"), reason="TensorFlow is not installed"
