@@ -233,6 +233,7 @@ def test_weights_by_the_names_of_timm_are_read_back(lite, tmp_path):
     assert metadata["mean"] == [0.5, 0.5, 0.5]
 
 
+@pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is deprecated")
 def test_tflite_agrees(small_gan, class_gans, tmp_path):
     tensorflow = pytest.importorskip("tensorflow")
     images = images_of(4)

@@ -1,5 +1,6 @@
 """TFLite, for telephones and small computers; one example at a time. Needs TensorFlow."""
 
+import warnings
 from typing import Any
 
 import jax
@@ -55,9 +56,11 @@ def serialized(function: Function, precision: str, images: np.ndarray | None) ->
         converter.target_spec.supported_types = [tf.float16]
     if calibrating is not None:
         converter.representative_dataset = lambda: ([image[None]] for image in calibrating)
-    content = bytes(converter.convert())
-    if calibrating is not None:
+    # It warns of its own successor, and of statistics that it then takes from the images.
+    with warnings.catch_warnings(category=UserWarning, action="ignore"):
+        content = bytes(converter.convert())
         interpreter = tf.lite.Interpreter(model_content=content)
+    if calibrating is not None:
         function.metadata[precision] = _changes(function, interpreter, calibrating)
     return content
 

@@ -1,10 +1,11 @@
+import importlib
+
 import pytest
 from absl import flags
 
 
-@pytest.fixture(scope="session")
-def eval_program():
-    """The entry point, with a registry of its own for flags: other entry points have the same."""
+def program(name):
+    """An entry point and a registry of its own for flags: other entry points have the same ones."""
     own = flags.FlagValues()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(flags, "FLAGS", own)
@@ -15,8 +16,18 @@ def eval_program():
                 f"DEFINE_{kind}",
                 lambda *args, define=define, **kwargs: define(*args, flag_values=own, **kwargs),
             )
-        from skin_jax.eval import __main__ as module
+        module = importlib.import_module(name)
     return module, own
+
+
+@pytest.fixture(scope="session")
+def eval_program():
+    return program("skin_jax.eval.__main__")
+
+
+@pytest.fixture(scope="session")
+def calibrate():
+    return program("skin_jax.eval.calibrate")[0]
 
 
 @pytest.fixture

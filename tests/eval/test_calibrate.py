@@ -14,7 +14,7 @@ from skin_jax import api
 from skin_jax.base.errors import UserError
 from skin_jax.data import demo
 from skin_jax.data import pipeline as pipelines
-from skin_jax.eval import calibrate, calibration, familiarity, inference, prediction
+from skin_jax.eval import calibration, familiarity, inference, prediction
 from skin_jax.tasks.declared import classifier
 from skin_jax.training.run import reopen
 
@@ -46,7 +46,7 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def prepared(trained, tmp_path_factory):
+def prepared(calibrate, trained, tmp_path_factory):
     """The same with its calibration and its reference."""
     folder = shutil.copytree(trained, tmp_path_factory.mktemp("prepared") / "cnn")
     found, reference, _ = calibrate.fitted(reopen(folder), folder)
@@ -75,7 +75,7 @@ def detailed(workdirs, pictures, out, **options):
         return list(csv.DictReader(file)), list(csv.DictReader(probabilities))
 
 
-def test_no_test_image_and_no_test_label_matters(trained, prepared):
+def test_no_test_image_and_no_test_label_matters(calibrate, trained, prepared):
     experiment = reopen(trained)
     test = experiment.assignment == "test"
     examples = experiment.examples
@@ -97,7 +97,7 @@ def test_no_test_image_and_no_test_label_matters(trained, prepared):
         np.testing.assert_array_equal(getattr(reference, name), array)
 
 
-def test_of_validation_images_one_in_twenty_is_flagged(trained):
+def test_of_validation_images_one_in_twenty_is_flagged(calibrate, trained):
     found, _, flagged = calibrate.fitted(reopen(trained), trained)
     assert flagged["validation images"] == pytest.approx(0.05, abs=1.01 / found.images)
     assert "200 non-lesions" in flagged
@@ -162,7 +162,7 @@ def test_a_run_that_was_not_prepared_leaves_columns_empty_and_says_how(
     assert f"skin_jax.eval.calibrate --workdir={trained}" in capsys.readouterr().err
 
 
-def test_a_run_without_validation_images_or_of_a_gan_is_refused(trained, small_gan):
+def test_a_run_without_validation_images_or_of_a_gan_is_refused(calibrate, trained, small_gan):
     experiment = reopen(trained)
     all_train = dataclasses.replace(
         experiment, assignment=np.full(len(experiment.assignment), "train")
