@@ -337,13 +337,9 @@ class Run:
         """
         if data_dir is not None:
             return runs.evaluate_examples(self._run, runs.labelled(self._run, Path(data_dir)))
-        workdir = self._run.workdir
-        experiment = run_lib.reopen(workdir)
-        folder, score = workdir / run_lib.CHECKPOINTS, experiment.task.score
-        with checkpoint_lib.Checkpoints(folder, score, read_only=True) as checkpoints:
-            found = runs.evaluate_split(experiment, checkpoints, split)
+        found = runs.evaluate_own(self._run.workdir, split)
         if found is None:
-            raise UserError(f"{workdir} has no images in its split {split!r}")
+            raise UserError(f"{self._run.workdir} has no images in its split {split!r}")
         return found
 
     def export(

@@ -37,6 +37,7 @@ from skin_jax.report import run as run_report
 
 if TYPE_CHECKING:
     from skin_jax.eval.inference import View
+    from skin_jax.training.run import Trained
 
 _WORKDIR = command.define_path("workdir", None, "Folder of a trained run.")
 _SPLIT = flags.DEFINE_enum("split", "test", ["train", "val", "test"], "Split of the run.")
@@ -110,12 +111,8 @@ def _compare(predictions: Path, truth: Path, out: Path) -> None:
 
 def _evaluate_split(workdir: Path, split: str, out: Path) -> None:
     from skin_jax.eval import runs
-    from skin_jax.training.checkpoints import Checkpoints
-    from skin_jax.training.run import CHECKPOINTS, reopen
 
-    experiment = reopen(workdir)
-    checkpoints = Checkpoints(workdir / CHECKPOINTS, experiment.task.score, read_only=True)
-    evaluation = runs.evaluate_split(experiment, checkpoints, split, _views())
+    evaluation = runs.evaluate_own(workdir, split, _views())
     if evaluation is not None:
         _write(out, evaluation)
 
@@ -167,10 +164,10 @@ def _measure_quality(folder: Path, out: Path | None) -> None:
     from skin_jax.report import quality as quality_report
     from skin_jax.training.run import SPLITS_FILE, reopen, trained
 
-    size = config.read(workdir).data.image_size
-    generated = audit.generated_images(folder, size, classes_lib.read(workdir))
+    run = trained(workdir)
+    generated = audit.generated_images(folder, run.config.data.image_size, run.classes)
     mesh = devices.make_mesh(None)
-    known_to = _networks_of_generators(workdir)
+    known_to = _networks_of_generators(run)
     extractors = [
         features.efficientnet_lite(weights, mesh, note=known_to.get(Path(weights).name, ""))
         for text in _WEIGHTS.value
@@ -211,12 +208,10 @@ def _measure_quality(folder: Path, out: Path | None) -> None:
     print(f"results: {out}", flush=True)
 
 
-def _networks_of_generators(workdir: Path) -> dict[str, str]:
+def _networks_of_generators(run: "Trained") -> dict[str, str]:
     """File name of weights -> what a run that generates images did with them."""
     from skin_jax.tasks import can
-    from skin_jax.training.run import trained
 
-    run = trained(workdir)
     if not can(run.task, "images_of"):
         return {}
     notes = {

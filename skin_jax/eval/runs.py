@@ -18,7 +18,7 @@ from skin_jax.eval import calibration, metrics
 from skin_jax.eval.evaluation import Calibrated, Evaluation
 from skin_jax.eval.inference import Predictor, View, make_predictor, viewed
 from skin_jax.training import checkpoints as checkpoint_lib
-from skin_jax.training.run import Experiment, Trained, best_state
+from skin_jax.training.run import CHECKPOINTS, Experiment, Trained, best_state, reopen
 
 MISTAKES_SHOWN = 12
 _SPECIFICITIES = (0.90, 0.95)
@@ -68,6 +68,14 @@ def evaluate_split(
         operating_points=points,
         calibrated=calibrated,
     )
+
+
+def evaluate_own(workdir: Path, split: str, views: Sequence[View] = _ONE_VIEW) -> Evaluation | None:
+    """`evaluate_split` of a work folder, whose images are read again."""
+    experiment = reopen(workdir)
+    folder, score = workdir / CHECKPOINTS, experiment.task.score
+    with checkpoint_lib.Checkpoints(folder, score, read_only=True) as checkpoints:
+        return evaluate_split(experiment, checkpoints, split, views)
 
 
 def labelled(run: Trained, data_dir: Path, told: Reading | None = None) -> Examples:

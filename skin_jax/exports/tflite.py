@@ -59,9 +59,9 @@ def serialized(function: Function, precision: str, images: np.ndarray | None) ->
     # It warns of its own successor, and of statistics that it then takes from the images.
     with warnings.catch_warnings(category=UserWarning, action="ignore"):
         content = bytes(converter.convert())
-        interpreter = tf.lite.Interpreter(model_content=content)
-    if calibrating is not None:
-        function.metadata[precision] = _changes(function, interpreter, calibrating)
+        if calibrating is not None:
+            interpreter = tf.lite.Interpreter(model_content=content)
+            function.metadata[precision] = _changes(function, interpreter, calibrating)
     return content
 
 

@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 from skin_jax import api, tasks
-from skin_jax import config as config_lib
 from skin_jax.base import devices
 from skin_jax.base.errors import UserError
 from skin_jax.data import demo, splits
@@ -20,7 +19,6 @@ from skin_jax.data.images import decode
 from skin_jax.eval import audit, features, quality
 from skin_jax.report import quality as quality_report
 from skin_jax.tasks.declared import sgan
-from skin_jax.training import run as run_lib
 from skin_jax.training.run import reopen, trained
 
 pytestmark = pytest.mark.xdist_group("audit")  # one worker makes the fixtures, once
@@ -367,15 +365,14 @@ def test_several_judges_each_say_what_they_find(run, folder, workdir, tmp_path, 
     assert not (tmp_path / "out" / "closest_pairs_2.png").exists()
 
 
-def test_a_judge_that_the_generators_know_is_marked(eval_program, workdir, monkeypatch):
+def test_a_judge_that_the_generators_know_is_marked(eval_program, workdir):
     command, _ = eval_program
-    config = config_lib.read(workdir)
-    assert command._networks_of_generators(workdir) == {}
-    with config.unlocked():
-        config.model.weights, config.score = "/a/lite0.safetensors", {"weights": "b/lite2"}
-    known = dataclasses.replace(trained(workdir), config=config)
-    monkeypatch.setattr(run_lib, "trained", lambda _: known)
-    notes = command._networks_of_generators(workdir)
+    opened = trained(workdir)
+    assert command._networks_of_generators(opened) == {}
+    with opened.config.unlocked():
+        opened.config.model.weights = "/a/lite0.safetensors"
+        opened.config.score = {"weights": "b/lite2"}
+    notes = command._networks_of_generators(opened)
     assert notes.keys() == {"lite0.safetensors", "lite2"}
     assert "trained against this very network" in notes["lite0.safetensors"]
     assert "chosen by this very network" in notes["lite2"]
