@@ -8,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -20,16 +19,9 @@ from skin_jax.data import images as images_lib
 from skin_jax.data.classes import Classes
 from skin_jax.data.images import AnyImage
 from skin_jax.data.splits import SPLITS
-from skin_jax.eval import (
-    calibration,
-    candidates,
-    evaluators,
-    familiarity,
-    generation,
-    inference,
-    runs,
-)
+from skin_jax.eval import candidates, evaluators, generation, inference, runs
 from skin_jax.eval.evaluation import Evaluation
+from skin_jax.eval.member import Member
 from skin_jax.eval.metrics import evaluate as metrics
 from skin_jax.report import figures, kit
 from skin_jax.report import run as run_report
@@ -161,8 +153,7 @@ class Run:
     def __init__(self, trained: run_lib.Trained):
         """Wraps an opened run; see `load`."""
         self._run = trained
-        self._mesh = devices.make_mesh(None)
-        self._compiled: dict[str, Any] = {}
+        self._member = Member(trained, devices.make_mesh(None))
 
     def __repr__(self) -> str:
         """Such as `<Run classifier of runs/mine: benign, malignant>`."""
@@ -177,7 +168,7 @@ class Run:
     @property
     def image_size(self) -> int:
         """S, the side of the images that it sees and generates, in pixels."""
-        return int(self._run.config.data.image_size)
+        return self._member.image_size
 
     def can(self, ability: str) -> bool:
         """Whether it can "predict", "explain", have "features" or "generate" images."""
@@ -202,25 +193,13 @@ class Run:
         Raises:
           UserError: also where calibrated ones are asked for, and there is no temperature.
         """
-        temperature = None
-        if calibrated:
-            known = calibration.read(self._run.workdir, self._best[1])
-            if known is None:
-                raise self._not_prepared(calibration.FILE_NAME)
-            temperature = known.temperature
-
-        def probabilities(batch: np.ndarray) -> np.ndarray:
-            views = inference.orientations(batch) if tta else [batch]
-            # All are under way before the first is waited for.
-            found = [self._call("predict", view) for view in views]
-            rows = [np.asarray(each, np.float64) for each in found]
-            if temperature is not None:
-                rows = [calibration.applied(each, temperature) for each in rows]
-            return np.mean(rows, axis=0)
-
-        return np.concatenate(
-            [probabilities(batch)[:count] for batch, count in self._batches(images, batch_size)]
-        )
+        views, member = inference.views(tta), self._member
+        found = [
+            member.probabilities(batch, views)[:count]
+            for batch, count in self._batches(images, batch_size)
+        ]
+        probabilities = np.concatenate(found)
+        return member.calibrated(probabilities, views) if calibrated else probabilities
 
     def features(
         self, images: AnyImage | Sequence[AnyImage], *, batch_size: int = 64
@@ -228,7 +207,7 @@ class Run:
         """Features before the head, float32 [N, D]; arguments as `predict`."""
         return np.concatenate(
             [
-                np.asarray(self._call("features", batch))[:count]
+                self._member.call("features", batch)[:count]
                 for batch, count in self._batches(images, batch_size)
             ]
         )
@@ -244,14 +223,9 @@ class Run:
         Raises:
           UserError: also where `skin_jax.eval.calibrate` has not prepared the run.
         """
-        folder = self._run.workdir
-        known = calibration.read(folder, self._best[1])  # of the checkpoint that both are of
-        reference = familiarity.read(folder) if known else None
-        if reference is None:
-            raise self._not_prepared(familiarity.FILE_NAME)
         return np.concatenate(
             [
-                reference.percentile(np.asarray(self._call("traits", batch)))[:count]
+                self._member.percentile(batch)[:count]
                 for batch, count in self._batches(images, batch_size)
             ]
         )
@@ -274,10 +248,11 @@ class Run:
         found, start = [], 0
         for batch, count in self._batches(images, batch_size):
             if chosen is None:
-                shown = np.asarray(self._call("predict", batch)).argmax(axis=1).astype(np.int32)
+                predicted = self._member.probabilities(batch, inference.views(tta=False))
+                shown = predicted.argmax(axis=1).astype(np.int32)
             else:
                 shown = np.resize(chosen[start : start + count], len(batch))
-            found.append(np.asarray(self._call("explain", batch, shown))[:count])
+            found.append(self._member.call("explain", batch, shown)[:count])
             start += count
         if chosen is not None and len(chosen) != start:
             raise UserError(f"{len(chosen)} labels for {start} images; give one for each")
@@ -370,17 +345,6 @@ class Run:
             pixels = np.concatenate([batch[:count] for batch, count in batches])
         return exports.write(self._run, Path(path), part=part, precision=precision, images=pixels)
 
-    def _not_prepared(self, file: str) -> UserError:
-        folder = self._run.workdir
-        return UserError(
-            f"{folder} has no {file}; skin_jax.eval.calibrate --workdir={folder} makes it, for a "
-            "classifier"
-        )
-
-    @cached_property
-    def _best(self) -> tuple[PyTree, int]:
-        return self._run.best_state(self._mesh)
-
     @cached_property
     def _sampler(self) -> candidates.Sampler:
         run, mesh = self._run, devices.make_mesh(1)
@@ -395,13 +359,6 @@ class Run:
         state = self._run.best_state(devices.make_mesh(1))[0]
         return candidates.predictor(self._run.task, state, self._run.workdir)
 
-    def _call(self, ability: str, *arrays: np.ndarray) -> jax.Array:
-        """An ability on a batch that fits the devices."""
-        if ability not in self._compiled:
-            function = self._run.ability(ability)
-            self._compiled[ability] = inference.over_devices(function, self._mesh)
-        return self._compiled[ability](self._best[0], *arrays)
-
     def _batches(
         self, images: AnyImage | Sequence[AnyImage], batch_size: int
     ) -> Iterator[tuple[np.ndarray, int]]:
@@ -410,8 +367,8 @@ class Run:
         B is a power of two times the devices, so that few sizes are compiled.
         """
         sources = images_lib.sources(images)
-        wanted = min(len(sources), max(batch_size, 1))
-        size = self._mesh.size * 2 ** max(0, math.ceil(math.log2(wanted / self._mesh.size)))
+        wanted, devices_used = min(len(sources), max(batch_size, 1)), self._member.mesh.size
+        size = devices_used * 2 ** max(0, math.ceil(math.log2(wanted / devices_used)))
 
         def decoded(place: int) -> np.ndarray:
             try:

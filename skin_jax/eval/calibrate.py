@@ -42,8 +42,9 @@ def main(argv: list[str]) -> None:
     familiarity.write(workdir, reference)
     calibration.write(workdir, found)  # last: it has the step, which `prediction` checks of both
     print(
-        f"temperature {found.temperature:.3f}, fitted on {found.images} {found.split} images at "
-        f"step {found.step}: {workdir / calibration.FILE_NAME}\n\n"
+        f"temperature {found.temperature:.3f} of single images, {found.temperature_tta:.3f} with "
+        f"--tta, fitted on {found.images} {found.split} images at step {found.step}: "
+        f"{workdir / calibration.FILE_NAME}\n\n"
         "How unlike the training images a picture is: the Mahalanobis distance of means and "
         "deviations\nof the channels half-way through the network. Flagged is what is farther than "
         f"{familiarity.FLAGGED_ABOVE:.0f}% of the\nvalidation images: {workdir}/"
@@ -65,7 +66,7 @@ def fitted(
     from skin_jax.data import non_lesions
     from skin_jax.data import pipeline as pipelines
     from skin_jax.eval import calibration, familiarity
-    from skin_jax.eval.inference import make_predictor
+    from skin_jax.eval.inference import averaged, make_predictor, views
     from skin_jax.training.checkpoints import Checkpoints
     from skin_jax.training.run import CHECKPOINTS, best_state
 
@@ -81,8 +82,11 @@ def fitted(
         state, step = best_state(task, checkpoints, experiment.mesh)
 
     examples, pipeline = experiment.examples, experiment.pipeline
-    probabilities = make_predictor(predict, pipeline)(state, val, batch_size)
-    temperature = calibration.fit(probabilities, examples.labels[val])
+    labels = examples.labels[val]
+    single, tta = (
+        calibration.fit(averaged(predict, pipeline, seen)(state, val, batch_size), labels)
+        for seen in (views(tta=False), views(tta=True))
+    )
     traits = make_predictor(describe, pipeline)
     of_val = traits(state, val, batch_size)
     reference = familiarity.fit(traits(state, train, batch_size), of_val)
@@ -104,7 +108,7 @@ def fitted(
     }
     kinds = zip(drawn, np.split(of_drawn, len(drawn)), strict=True)
     shares |= {f"  {kind}": flagged(these) for kind, these in kinds}
-    return calibration.Calibration(temperature, "val", len(val), step), reference, shares
+    return calibration.Calibration(single, tta, "val", len(val), step), reference, shares
 
 
 def run() -> None:

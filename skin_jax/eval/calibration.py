@@ -21,16 +21,22 @@ _TINY = 1e-12
 
 
 class Calibration(NamedTuple):
-    """A temperature, and what it was fitted on.
+    """Temperatures, and what they were fitted on.
 
-    split and images say on what; step is that of the checkpoint. A temperature above 1 makes
-    probabilities less extreme.
+    One for the probabilities of single images and one for means over eight orientations; above 1, a
+    temperature makes probabilities less extreme. split and images say on what they were fitted;
+    step is that of the checkpoint.
     """
 
     temperature: float
+    temperature_tta: float
     split: str
     images: int
     step: int
+
+    def temperature_of(self, views: int) -> float:
+        """That for means over so many views, of which one or eight are exact."""
+        return self.temperature if views == 1 else self.temperature_tta
 
 
 def fit(probabilities: np.ndarray, labels: np.ndarray) -> float:
@@ -85,8 +91,9 @@ def read(workdir: Path, step: int) -> Calibration | None:
     try:
         content = json.loads(path.read_text())
         found = Calibration(**{key: content[key] for key in Calibration._fields})
-        if not _RANGE[0] / 2 <= found.temperature <= _RANGE[1] * 2:
-            raise ValueError("its temperature is out of range")
+        for temperature in (found.temperature, found.temperature_tta):
+            if not _RANGE[0] / 2 <= temperature <= _RANGE[1] * 2:
+                raise ValueError(f"its temperature {temperature} is out of range")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}); {again}") from None
     if found.step != step:

@@ -106,6 +106,18 @@ def viewed(function: Callable[[PyTree, jax.Array], jax.Array]) -> Callable[..., 
     return run
 
 
+def averaged(
+    predict: Callable[[PyTree, jax.Array], jax.Array], pipeline: Pipeline, views: Sequence[View]
+) -> Predictor:
+    """As `make_predictor`, but means over the views."""
+    of_view = make_predictor(viewed(predict), pipeline)
+
+    def mean(state: PyTree, indices: np.ndarray, batch_size: int) -> np.ndarray:
+        return np.mean([of_view((state, view), indices, batch_size) for view in views], axis=0)
+
+    return mean
+
+
 def _seen(images: jax.Array, view: View) -> jax.Array:
     """The view of uint8 images [B, S, S, 3], in the same shape."""
     x = jnp.where(view.transposed, images.swapaxes(1, 2), images)

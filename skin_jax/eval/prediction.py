@@ -9,7 +9,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from jax.sharding import Mesh
 from tqdm import tqdm
 
 from skin_jax.base import csvs, devices
@@ -22,7 +21,7 @@ from skin_jax.data.classes import Classes
 from skin_jax.data.examples import check_skipped, write_skipped
 from skin_jax.data.findings import is_litter, kind_of
 from skin_jax.eval import calibration, familiarity, inference, tables
-from skin_jax.eval.inference import View
+from skin_jax.eval.member import Member
 from skin_jax.training.run import Trained, trained
 
 SUFFIXES = images.SUFFIXES | {".heic", ".heif", ".dcm"}
@@ -44,41 +43,6 @@ Overlay = Callable[[np.ndarray, Sequence[np.ndarray], str], bytes]
 
 Skipped = list[tuple[str, str]]
 Decoded = tuple[np.ndarray, ...] | images.UnreadableImage
-
-
-class _Member:
-    """A trained run that predicts images uint8 [B, S, S, 3] of its size S."""
-
-    def __init__(self, run: Trained, mesh: Mesh, *, explained: bool):
-        self.image_size = run.config.data.image_size
-        self._state, step = run.best_state(mesh)
-        predict = inference.viewed(run.ability("predict"))
-        self._call = {"predict": inference.over_devices(predict, mesh)}
-        self.calibration = calibration.read(run.workdir, step)
-        self.reference = familiarity.read(run.workdir) if self.calibration else None
-        more = ["explain"] * explained + ["traits"] * (self.reference is not None)
-        self._call |= {name: inference.over_devices(run.ability(name), mesh) for name in more}
-
-    def probabilities(self, batch: np.ndarray, views: Sequence[View]) -> np.ndarray:
-        """Probabilities float64 [V, B, n] for each view."""
-        # All are under way before the first is waited for.
-        found = [self._call["predict"]((self._state, view), batch) for view in views]
-        return np.stack([np.asarray(each, np.float64) for each in found])
-
-    def calibrated(self, probabilities: np.ndarray) -> np.ndarray:
-        """Means [B, n] of probabilities [V, B, n], each calibrated; of a run that is prepared."""
-        assert self.calibration is not None
-        temperature = self.calibration.temperature
-        return np.mean([calibration.applied(p, temperature) for p in probabilities], axis=0)
-
-    def percentile(self, batch: np.ndarray) -> np.ndarray:
-        """How unlike the training images, float64 [B] in percent; of a run that is prepared."""
-        assert self.reference is not None
-        return self.reference.percentile(np.asarray(self._call["traits"](self._state, batch)))
-
-    def heat_maps(self, batch: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """Heat maps [B, h, w] of what speaks for the classes with these labels."""
-        return np.asarray(self._call["explain"](self._state, batch, labels))
 
 
 def predict_files(
@@ -129,13 +93,15 @@ def predict_files(
     mesh = devices.make_mesh(None)
     runs = [trained(workdir) for workdir in workdirs]
     classes = _same_classes(runs)
-    members = [_Member(run, mesh, explained=bool(explain_dir)) for run in runs]
-    prepared = all(member.reference for member in members)
-    for run, member in zip(runs, members, strict=True) if details else ():
-        if member.reference is None:
+    for run, ability in itertools.product(runs, ["predict"] + ["explain"] * bool(explain_dir)):
+        run.ability(ability)  # refused before any work
+    members = [Member(run, mesh) for run in runs]
+    lacking = [run.workdir for run, m in zip(runs, members, strict=True) if m.reference is None]
+    if details:
+        for workdir in lacking:
             warn(
-                f"columns of {details} stay empty: {run.workdir} has no {calibration.FILE_NAME} or "
-                f"{familiarity.FILE_NAME}, which skin_jax.eval.calibrate --workdir={run.workdir} "
+                f"columns of {details} stay empty: {workdir} has no {calibration.FILE_NAME} or "
+                f"{familiarity.FILE_NAME}, which skin_jax.eval.calibrate --workdir={workdir} "
                 "makes for a classifier"
             )
     views = inference.views(tta, scales)
@@ -157,17 +123,17 @@ def predict_files(
                 size: np.stack([pixels[k] for _, pixels in padded]) for k, size in enumerate(sizes)
             }
             found = [m.probabilities(stacks[m.image_size], views) for m in members]
-            values = np.mean([of_views.mean(axis=0) for of_views in found], axis=0)
+            values = np.mean(found, axis=0)
             probabilities[places] = values[: len(places)]
-            if prepared:
-                pairs = list(zip(members, found, strict=True))
-                each = np.mean([m.calibrated(of_views) for m, of_views in pairs], axis=0)
+            if not lacking:
+                pairs = zip(members, found, strict=True)
+                each = np.mean([m.calibrated(own, views) for m, own in pairs], axis=0)
                 calibrated[places] = each[: len(places)]
                 unlike = np.mean([m.percentile(stacks[m.image_size]) for m in members], axis=0)
                 percentiles[places] = unlike[: len(places)]
             if explain_dir and overlay:
                 labels = values.argmax(axis=1).astype(np.int32)
-                maps = [m.heat_maps(stacks[m.image_size], labels) for m in members]
+                maps = [m.call("explain", stacks[m.image_size], labels) for m in members]
                 captions = [
                     f"{classes.titled(label)}  {share:.1%}"
                     for label, share in zip(labels, values.max(axis=1), strict=True)

@@ -12,11 +12,10 @@ from skin_jax.data import pipeline as pipelines
 from skin_jax.data import splits
 from skin_jax.data.classes import BENIGN, MALIGNANT, Classes
 from skin_jax.data.examples import Examples
-from skin_jax.data.pipeline import Pipeline
 from skin_jax.data.reading import Reading
 from skin_jax.eval import calibration, metrics
 from skin_jax.eval.evaluation import Calibrated, Evaluation
-from skin_jax.eval.inference import Predictor, View, make_predictor, viewed
+from skin_jax.eval.inference import View, averaged
 from skin_jax.training import checkpoints as checkpoint_lib
 from skin_jax.training.run import CHECKPOINTS, Experiment, Trained, best_state, reopen
 
@@ -45,7 +44,7 @@ def evaluate_split(
         return None
     state, step = best_state(experiment.task, checkpoints, experiment.mesh)
     function = tasks.require(experiment.task, "predict", "this run")
-    predict = _averaged(function, experiment.pipeline, views)
+    predict = averaged(function, experiment.pipeline, views)
     examples, batch_size = experiment.examples, experiment.config.eval_batch_size
     found = predict(state, indices, batch_size)
     shared = splits.shared_lesions(examples.records, experiment.assignment)
@@ -108,23 +107,13 @@ def evaluate_examples(
     mesh = devices.make_mesh(None)
     state, step = run.best_state(mesh)
     pipeline = pipelines.make("auto", examples.images, examples.labels, mesh)
-    predict = _averaged(run.ability("predict"), pipeline, views)
+    predict = averaged(run.ability("predict"), pipeline, views)
     indices = np.arange(len(examples.records))
     probabilities = predict(state, indices, run.config.eval_batch_size)
     kept, calibrated = calibration.read(run.workdir, step), None
     if kept is not None:
-        calibrated = _calibrated(kept.temperature, probabilities, examples.labels)
+        calibrated = _calibrated(kept.temperature_of(len(views)), probabilities, examples.labels)
     return _evaluation(examples, indices, probabilities, step=step, calibrated=calibrated)
-
-
-def _averaged(function: Any, pipeline: Pipeline, views: Sequence[View]) -> Predictor:
-    predict = make_predictor(viewed(function), pipeline)
-
-    def mean(state: Any, indices: np.ndarray, batch_size: int) -> np.ndarray:
-        found = [predict((state, view), indices, batch_size) for view in views]
-        return np.mean(found, axis=0) if len(found) > 1 else found[0]
-
-    return mean
 
 
 def _calibrated(temperature: float, probabilities: np.ndarray, labels: np.ndarray) -> Calibrated:

@@ -192,3 +192,15 @@ def test_a_scale_enlarges_the_middle():
     middle = looked_at(jax.numpy.asarray(ramp), inference.View(scale=0.5)).astype(float)
     expected = 4 * (31.5 + (np.arange(64) - 31.5) / 2)
     np.testing.assert_allclose(middle[0, :, 0, 0], expected, atol=0.51)
+
+
+def test_means_over_orientations_have_a_temperature_of_their_own(prepared):
+    experiment, run = reopen(prepared), api.load(prepared)
+    val = experiment.indices("val")
+    images, labels = experiment.examples.images[val], experiment.examples.labels[val]
+    known = json.loads((prepared / calibration.FILE_NAME).read_text())
+    for tta, name in ((False, "temperature"), (True, "temperature_tta")):
+        plain = run.predict(images, tta=tta)
+        assert known[name] == pytest.approx(calibration.fit(plain, labels), rel=1e-3)
+        after = run.predict(images, tta=tta, calibrated=True)
+        np.testing.assert_allclose(after, calibration.applied(plain, known[name]), atol=1e-9)

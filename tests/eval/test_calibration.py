@@ -45,7 +45,7 @@ def test_perfect_and_hopeless_probabilities_have_a_finite_temperature():
 
 
 def test_a_calibration_is_read_back_and_is_of_one_checkpoint(tmp_path, capsys):
-    kept = Calibration(1.25, "val", 597, 600)
+    kept = Calibration(1.25, 0.75, "val", 597, 600)
     assert calibration.read(tmp_path, 600) is None
     calibration.write(tmp_path, kept)
     assert calibration.read(tmp_path, 600) == kept
@@ -55,7 +55,7 @@ def test_a_calibration_is_read_back_and_is_of_one_checkpoint(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "content", ["{", "{}", json.dumps(Calibration(1000.0, "val", 5, 1)._asdict()), "[1]"]
+    "content", ["{", "{}", json.dumps(Calibration(1.0, 1000.0, "val", 5, 1)._asdict()), "[1]"]
 )
 def test_a_damaged_calibration_says_what_to_do(tmp_path, content):
     (tmp_path / calibration.FILE_NAME).write_text(content)

@@ -300,9 +300,7 @@ def test_nothing_to_predict_is_an_error_of_one_sentence(workdir, tmp_path):
 
 
 def test_an_output_that_cannot_be_written_is_said_before_the_work(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        prediction, "_Member", lambda *args, **kwargs: pytest.fail("work was begun")
-    )
+    monkeypatch.setattr(prediction, "Member", lambda *args, **kwargs: pytest.fail("work was begun"))
     (tmp_path / "file").write_text("")
     (tmp_path / "locked").mkdir()
     inside, image = tmp_path / "file" / "p.csv", folder / "image_00.png"
