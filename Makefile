@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-fast test-without-tensorflow lint format types settings
+.PHONY: demo docs test test-fast test-without-tensorflow lint format types settings
 
 demo: $(VENV)/.installed  ## train, evaluate and report the embedded demo into runs/demo
 	$(BIN)/python -m skin_jax.main --config=demo --workdir=runs/demo
@@ -36,6 +36,9 @@ types: $(VENV)/.installed-dev
 settings: $(VENV)/.installed  ## write the table of settings into docs/settings.md
 	$(BIN)/python .ci/settings.py
 
+docs: $(VENV)/.installed-docs  ## the documentation site, into runs/site
+	$(BIN)/python -m mkdocs build --quiet
+
 test-without-tensorflow: $(VENV)-without-tensorflow/.installed-plain
 	.ci/without_tensorflow $(VENV)-without-tensorflow/bin/python
 
@@ -46,6 +49,10 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet -e '.[dev]'
 	touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-docs: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet -e '.[docs]'
+	touch $@
 
 $(VENV)-without-tensorflow/.installed-plain: pyproject.toml | $(VENV)-without-tensorflow/bin/python
 	$(VENV)-without-tensorflow/bin/python -m pip install --quiet -e .

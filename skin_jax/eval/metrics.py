@@ -199,7 +199,8 @@ def evaluate(
       probabilities: float [N, C], finite, C > 1; rows need not sum to 1.
       labels: int [N] in 0..C-1.
       lesion_ids: N ids; images of one lesion are resampled together. None: each image alone.
-      resamples, seed: of the bootstrap; 0 resamples leave the intervals out (NaN).
+      resamples: of the bootstrap; 0 leaves the intervals out (NaN).
+      seed: of the bootstrap.
 
     Raises:
       ValueError: shapes that do not fit, no example, scores not finite, labels out of range.
