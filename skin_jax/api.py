@@ -1,18 +1,20 @@
 """The Python interface: what the commands do with runs, over all rooms."""
 
+import datetime
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from skin_jax import exports, tasks
-from skin_jax.base import devices, errors
+from skin_jax.base import command, devices, errors
 from skin_jax.base.errors import UserError
 from skin_jax.config import flatten, is_procedural, without_folders
 from skin_jax.data import images as images_lib
@@ -28,11 +30,11 @@ from skin_jax.report import run as run_report
 from skin_jax.training import checkpoints as checkpoint_lib
 from skin_jax.training import loop
 from skin_jax.training import run as run_lib
-from skin_jax.training.history import HISTORY, read_history
+from skin_jax.training.history import HISTORY, duration, read_history, read_starts
 
 __all__ = ["Run", "load", "metrics", "train"]
 
-PyTree = Any
+_RATE = "images_per_second"
 
 
 def train(config: ConfigDict, workdir: str | Path) -> None:
@@ -80,7 +82,7 @@ def _train(
     state = loop.train(experiment, checkpoints, workdir, preemption, watching)
     checkpoints.wait()
     notes = [run_report.DEMO_NOTE] * is_procedural(experiment.config.data)
-    sections = [kit.Section("The demo", [kit.Text(note)]) for note in notes]
+    lead, sections = list(notes), list[kit.Section]()
     for evaluator in watching:
         if (summary := evaluator.summary(state)) is not None:
             table = kit.Table(*summary)
@@ -92,17 +94,23 @@ def _train(
         if evaluation is not None:
             if devices.is_first():
                 sections += run_report.write_evaluation(workdir / "eval" / "test", evaluation)
+            lead.insert(0, run_report.headline(evaluation))
             score = experiment.task.score.name
             print(f"\nbest checkpoint by {score}: step {evaluation.step}; on test:\n")
             print("\n\n".join([run_report.table_one(evaluation), *notes]))
     if devices.is_first():
-        page = _write_page(experiment, sections, workdir)
+        page = _write_page(experiment, lead, sections, workdir)
         print(f"\nfull report: {page}", flush=True)
     devices.wait_for_all("the report is written")
 
 
-def _write_page(experiment: run_lib.Experiment, sections: list[kit.Section], workdir: Path) -> Path:
-    """Writes `report.html` of a run; the sections go before what is always there."""
+def _write_page(
+    experiment: run_lib.Experiment,
+    lead: Sequence[str],
+    sections: Sequence[kit.Section],
+    workdir: Path,
+) -> Path:
+    """Writes `report.html` of a run; the lead and the sections go before what is always there."""
     examples, train = experiment.examples, experiment.indices("train")
     classes, labels = examples.classes, examples.labels[train]
     counts = {split: experiment.class_counts(split) for split in SPLITS}
@@ -113,7 +121,7 @@ def _write_page(experiment: run_lib.Experiment, sections: list[kit.Section], wor
         [train[labels == c][: run_report.SAMPLES_PER_CLASS] for c in range(len(classes))]
     )
     config = experiment.config
-    settings = without_folders(flatten(config))
+    settings, history = without_folders(flatten(config)), read_history(workdir / HISTORY)
     without = len(experiment.unlabelled_indices)
     unlabelled = {"training images without a label": without} if without else {}
     lesions = ", procedural lesions" * is_procedural(config.data)
@@ -124,8 +132,23 @@ def _write_page(experiment: run_lib.Experiment, sections: list[kit.Section], wor
         facts={"steps": experiment.num_steps, **unlabelled, **settings},
         sections=sections,
         class_counts=counts,
-        history=read_history(workdir / HISTORY),
+        history=history,
+        lead=[*lead, _made(experiment, history, workdir)],
         samples=(examples.images[shown], examples.labels[shown]),
+    )
+
+
+def _made(
+    experiment: run_lib.Experiment, history: Sequence[Mapping[str, Any]], workdir: Path
+) -> str:
+    """When, with what and on what a run was made."""
+    rates = [(row["step"], row[_RATE]) for row in history if row.get(_RATE)]
+    steps = zip([0, *(step for step, _ in rates)], rates, strict=False)
+    seconds = sum((step - before) * experiment.rows / rate for before, (step, rate) in steps)
+    machines = dict.fromkeys(start.get("hardware") for start in read_starts(workdir / HISTORY))
+    return (
+        f"{datetime.date.today()}, skin_jax {command.version()}, jax {jax.__version__}, on "
+        f"{'; '.join(filter(None, machines))}. Training steps took {duration(seconds)}."
     )
 
 

@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib import resources
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 UNDEFINED = "n/a"
 _COLUMNS = 80
 _WIDE = 1100  # pixels; narrower pictures stand next to one another
+_LISTED_FROM = 4  # sections
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,10 +56,11 @@ Block = Text | Table | Picture
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A heading and what stands below it."""
+    """A heading and what stands below it, folded away in a page until it is asked for, or not."""
 
     heading: str
     blocks: Sequence[Block]
+    folded: bool = False
 
 
 def by_columns(first: str, names: Iterable[str], *columns: tuple[str, Iterable[object]]) -> Table:
@@ -85,20 +88,32 @@ def markdown(title: str, sections: Sequence[Section], folder: Path) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def html(title: str, sections: Sequence[Section]) -> str:
-    """Render sections as one HTML page that needs no other file and no network."""
+def html(title: str, sections: Sequence[Section], lead: Sequence[str] = ()) -> str:
+    """Render sections as one HTML page that needs no other file and no network.
+
+    Below the title stand the paragraphs of `lead` and, for several sections, a list of them.
+    """
     page = resources.files(__package__).joinpath("page.html").read_text("utf-8")
     page = page.replace("<!--TITLE-->", escape(title))
-    return page.replace("<!--SECTIONS-->", "\n".join(map(_html_section, sections)))
+    top = [_html_block(Text(text)) for text in lead]
+    if len(sections) >= _LISTED_FROM:
+        links = (f'<a href="#s{i}">{escape(s.heading)}</a>' for i, s in enumerate(sections))
+        top.append(f"<nav>{' '.join(links)}</nav>")
+    top += map(_html_section, count(), sections)
+    return page.replace("<!--SECTIONS-->", "\n".join(top))
 
 
-def _html_section(section: Section) -> str:
+def _html_section(place: int, section: Section) -> str:
     """Pictures come last: those that are narrow enough stand next to one another."""
-    parts = [f"<section>\n<h2>{escape(section.heading)}</h2>"]
-    parts += [_html_block(b) for b in section.blocks if not isinstance(b, Picture)]
+    parts = [_html_block(b) for b in section.blocks if not isinstance(b, Picture)]
     if pictures := [_html_block(b) for b in section.blocks if isinstance(b, Picture)]:
         parts += ['<div class="pictures">', *pictures, "</div>"]
-    return "\n".join([*parts, "</section>"])
+    heading = f"<h2>{escape(section.heading)}</h2>"
+    if section.folded:
+        parts = [f"<details><summary>{heading}</summary>", *parts, "</details>"]
+    else:
+        parts = [heading, *parts]
+    return "\n".join([f'<section id="s{place}">', *parts, "</section>"])
 
 
 def _html_block(block: Block) -> str:

@@ -68,6 +68,23 @@ def table_one(evaluation: Evaluation) -> str:
     return "\n\n".join(kit.block_text(block) for block in _table_one_blocks(evaluation))
 
 
+def headline(evaluation: Evaluation) -> str:
+    """The figures that sum an evaluation up, in one paragraph."""
+    metrics, where = evaluation.metrics, f" on {evaluation.split}" if evaluation.split else ""
+    said = [
+        f"{name} {number(value)} ({span(metrics.ci95[key])})"
+        for name, key, value in (
+            ("balanced accuracy", "balanced_accuracy", metrics.balanced_accuracy),
+            ("accuracy", "accuracy", metrics.accuracy),
+            ("mean F1", "macro_f1", metrics.macro["f1"]),
+        )
+    ]
+    return (
+        f"Of {metrics.num_examples} images{where}, with 95% intervals: {', '.join(said)}; "
+        f"the checkpoint of step {evaluation.step}."
+    )
+
+
 def write_evaluation(folder: Path, evaluation: Evaluation) -> list[Section]:
     """Write metrics.json, predictions.csv, report.md and its figures, and subgroups.csv if any.
 
@@ -102,6 +119,7 @@ def write_page(
     class_counts: Mapping[str, np.ndarray],
     history: Sequence[Mapping[str, Any]] = (),
     samples: tuple[np.ndarray, np.ndarray] | None = None,
+    lead: Sequence[str] = (),
 ) -> Path:
     """Write `report.html`, one self-contained file; its figures of the run go into `figures/`.
 
@@ -112,6 +130,7 @@ def write_page(
       class_counts: name of a split -> int [C] images.
       history: rows of `history.read_history`.
       samples: images uint8 [N, H, W, 3] and labels int [N], a few of each class.
+      lead: paragraphs that come first, such as `headline`.
 
     Raises:
       UserError: the folder cannot be written.
@@ -133,8 +152,8 @@ def write_page(
     for path in grids[-1:]:
         picture = Picture(path, "Real images before the bar, generated ones after it.")
         page.append(Section("Real and generated images", [picture]))
-    page.append(Section("What was run", [kit.facts(facts)]))
-    write_atomically(workdir / "report.html", kit.html(title, page))
+    page.append(Section("What was run", [kit.facts(facts)], folded=True))
+    write_atomically(workdir / "report.html", kit.html(title, page, lead))
     return workdir / "report.html"
 
 

@@ -180,7 +180,7 @@ class Page(html.parser.HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
-        self.sources += [v for k, v in attrs if k in ("src", "href")]
+        self.sources += [v for k, v in attrs if k in ("src", "href") and v[:1] != "#"]
         if tag not in ("img", "meta"):
             self.open.append(tag)
 
@@ -209,6 +209,7 @@ def test_the_run_report_is_one_file_with_every_part(tmp_path):
         class_counts={"train": np.arange(NUM_CLASSES)},
         history=[{"step": 1, "d_loss": 2.0}],
         samples=(pictures[:7], np.arange(7)),
+        lead=[run_report.headline(evaluation()), "Made <today>."],
     )
     text = path.read_text(encoding="utf-8")
     page = Page(text)
@@ -223,6 +224,12 @@ def test_the_run_report_is_one_file_with_every_part(tmp_path):
     assert "http" not in text
     assert 'name="viewport"' in text
     assert "A run <1>" in page.text
+    first = page.text.index("95% intervals: balanced accuracy 0.")
+    assert first < page.text.index("Made <today>.") < page.text.index("prec.")
+    places = re.findall(r'<a href="#(s\d+)">', text)
+    assert places == re.findall(r'<section id="(s\d+)">', text)
+    assert len(places) == len(sections) + 4
+    assert text.count("<details>") == 1  # the settings
     assert "configs/demo.py" in page.text
     assert "0.829 or 0.861" in page.text
     assert not re.search(r"\bnan\b", page.text)
