@@ -82,20 +82,21 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
             self._directory.mkdir(parents=True, exist_ok=True)
         self._check_scores()
         self._place = self._closing.enter_context(_without_patterns(self._directory))
-        self._manager = _Manager(
-            self._place,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=policies.PreserveAll() if keep_all else last_two_and_best,
-                best_fn=self._goodness,
-                cleanup_tmp_directories=not read_only,
-                read_only=read_only,
-                enable_background_delete=False,
-                # Among several processes a failed asynchronous save of one is heard of only when
-                # Orbax's threads have waited for each other for ten minutes.
-                enable_async_checkpointing=jax.process_count() == 1,
-            ),
-            item_names=("state", "digest"),
-        )
+        with _as_wanted():
+            self._manager = _Manager(
+                self._place,
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=policies.PreserveAll() if keep_all else last_two_and_best,
+                    best_fn=self._goodness,
+                    cleanup_tmp_directories=not read_only,
+                    read_only=read_only,
+                    enable_background_delete=False,
+                    # Among several processes a failed asynchronous save of one is heard of only
+                    # when Orbax's threads have waited for each other for ten minutes.
+                    enable_async_checkpointing=jax.process_count() == 1,
+                ),
+                item_names=("state", "digest"),
+            )
 
     def _check_scores(self) -> None:
         """Refuses damaged scores by name: the manager reads all of them, and would only fail."""
@@ -294,6 +295,18 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
                 self.wait()
             finally:
                 self._manager.close()
+
+
+@contextlib.contextmanager
+def _as_wanted() -> Iterator[None]:
+    """Keeps from the log Orbax's three warnings that what is opened read-only is read-only."""
+    log = logging.getLogger("absl")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def _be_quiet_about_the_rest() -> None:

@@ -217,6 +217,14 @@ def test_any_name_of_a_folder_keeps_its_checkpoints(tmp_path, name):
         assert checkpoints.restore_latest(template())[1] == 2
 
 
+def test_opening_to_read_warns_of_nothing(folder, caplog):
+    saved(folder, {1: 0.5}).close()
+    caplog.clear()
+    with checkpoint_lib.Checkpoints(folder, read_only=True) as checkpoints:
+        assert checkpoints.steps() == [1]
+    assert not caplog.records
+
+
 def test_a_save_that_was_cut_off_is_cleaned_up(folder):
     saved(folder, {1: 0.1}).close()
     left = folder / "2.orbax-checkpoint-tmp"
