@@ -96,8 +96,8 @@ class Costs:
         """Seconds a step, or a folder of images; None before any of the group was measured."""
         return self._per_unit.get(group)
 
-    def left(self, jobs: Sequence[Job]) -> str:
-        """Such as "2h05m", or what is known of it."""
+    def left(self, jobs: Sequence[Job], *, names: bool = True) -> str:
+        """Such as "2h05m", or what is known of it, with or without names of what is not."""
         missing = [job for job in jobs if job.missing()]
         total = sum(
             self._per_unit[job.group] * max(job.units - steps_done(job), 0)
@@ -108,6 +108,8 @@ class Costs:
         if not unknown:
             return duration(total)
         known = f"{duration(total)} and " if total else ""
+        if not names:
+            return f"{known}an unknown time of other jobs"
         return f"{known}an unknown time of {', '.join(unknown)} (not measured yet)"
 
 
@@ -281,7 +283,7 @@ class Runner:
                 return
             now = time.monotonic()
             if now - said_at > _SAY_SECONDS and (words := last_words(log)) != said:
-                left = Costs(self._plan).left(self._open)
+                left = Costs(self._plan).left(self._open, names=False)
                 self._say(job, f"{words}  ({duration(now - began)}; all jobs: {left} left)")
                 said, said_at = words, now
 

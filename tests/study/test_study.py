@@ -562,6 +562,7 @@ class TestCosts:
         mine = [job for job in studies.plan.jobs.values() if job.group != "runs/arm1"]
         assert costs.left([job for job in mine if job.group == "runs/arm0"]) == "4m00s"
         assert costs.left(mine) == "4m00s and an unknown time of steps/gan (not measured yet)"
+        assert costs.left(mine, names=False) == "4m00s and an unknown time of other jobs"
 
     def test_a_running_job_is_measured_by_its_history(self, studies, attempt):
         job = studies.plan.jobs[ALL[0]]
