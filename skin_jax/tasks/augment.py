@@ -14,6 +14,8 @@ import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 
+from skin_jax.tasks import planes
+
 # Random words that an example has for everything but the noise. Ten are used; a draw of fewer than
 # sixteen takes XLA three times as long to compile.
 _NUM_DRAWS = 16
@@ -155,7 +157,7 @@ def augment(
     shape = images.shape[1:3] if size is None else (size, size)
     if options.moves_pixels or shape != images.shape[1:3]:
         matrix, centre = _affine_map(draws[:, :7], more[:, 0], options, images.shape[1:3])
-        x = _scale(_resample(images, matrix, centre, shape))
+        x = _scale(_moved(images, matrix, centre, shape, options))
     if options.changes_colours:
         x = _recolour(x, images, more[:, 1:5], options)
     if options.blur_sigma > 0.0:
@@ -273,6 +275,25 @@ def _affine_map(
     return matrix, centre
 
 
+def _moved(
+    images: jax.Array,
+    matrix: jax.Array,
+    centre: jax.Array,
+    shape: tuple[int, ...],
+    options: Augmentation,
+) -> jax.Array:
+    """`_resample` in the form that suits the platform."""
+    if images.shape[1] != images.shape[2]:
+        return _resample(images, matrix, centre, shape)
+    turned = options.rotation > 0.0 or options.shear > 0.0
+    reach = math.hypot(1.0, 1.0 + options.shear) if turned else 1.0
+    return lax.platform_dependent(
+        *(images, matrix, centre),
+        tpu=lambda *arrays: planes.resample(*arrays, shape, reach),
+        default=lambda *arrays: _resample(*arrays, shape),
+    )
+
+
 def _resample(
     images: jax.Array, matrix: jax.Array, centre: jax.Array, shape: tuple[int, ...]
 ) -> jax.Array:
@@ -294,7 +315,7 @@ def _resample(
             values[:, None, None]
             for values in (matrix[:, axis, 0], matrix[:, axis, 1], centre[:, axis])
         )
-        mirrored = _mirror(to_row * rows + to_column * columns + middle, size)
+        mirrored = planes.mirrored(to_row * rows + to_column * columns + middle, size)
         low = jnp.floor(mirrored)
         index = low.astype(jnp.int32)
         return index, jnp.minimum(index + 1, size - 1), (mirrored - low)[..., None]
@@ -314,16 +335,6 @@ def _resample(
 
     first = along_columns(top)
     return first + (along_columns(bottom) - first) * down
-
-
-def _mirror(position: jax.Array, size: int) -> jax.Array:
-    """Fold positions at the outer edges of the first and the last pixel into [0, size - 1].
-
-    Right up to one image's length outside, which no map of `_affine_map` leaves but in images more
-    than three times as wide as high; what lies further is cut.
-    """
-    folded = size - jnp.abs(size - jnp.abs(position + 0.5)) - 0.5
-    return jnp.clip(folded, 0.0, size - 1.0)
 
 
 def _recolour(
@@ -401,7 +412,9 @@ def _blur(x: jax.Array, sigma: jax.Array, largest: float) -> jax.Array:
         # tap, in two to three times the time: a conditional is a border that it doesn't cross.
         return lax.cond(jnp.any(sigma > 0.0), blur, lambda x: x, x)
 
-    return lax.platform_dependent(x, cpu=blur_if_any, default=blur)
+    return lax.platform_dependent(
+        x, cpu=blur_if_any, tpu=lambda x: planes.blur(x, weights), default=blur
+    )
 
 
 def _convolve(x: jax.Array, weights: jax.Array, axis: int) -> jax.Array:
