@@ -180,8 +180,28 @@ class Run:
         return int(self._run.config.data.image_size)
 
     def can(self, ability: str) -> bool:
-        """Whether it can "predict", "explain", have "features" or "generate" images."""
-        return tasks.can(self._run.task, {"generate": "images_of"}.get(ability, ability))
+        """Whether it has an ability.
+
+        Args:
+          ability: "predict", "explain", "features" or "generate"; "walk" from class to class;
+            "calibrated" (`predict` takes it) or "unlikeness", which `skin_jax.eval.calibrate`
+            prepares.
+        """
+        if ability in ("calibrated", "unlikeness"):
+            if not self.can("predict") or self._calibration is None:
+                return False
+            return ability == "calibrated" or familiarity.read(self._run.workdir) is not None
+        names = {"generate": "images_of", "walk": "images_between"}
+        return tasks.can(self._run.task, names.get(ability, ability))
+
+    @property
+    def generates(self) -> tuple[str | None, ...]:
+        """The labels that `generate` takes: names of classes, and None where it needs none."""
+        if not self.can("generate"):
+            return ()
+        task, names = self._run.task, self.classes.names
+        drawn = (names[label] for label in task.classes_drawn(len(names)))
+        return (*(() if task.conditional else (None,)), *drawn)
 
     def predict(
         self,
@@ -204,8 +224,7 @@ class Run:
         """
         temperature = None
         if calibrated:
-            known = calibration.read(self._run.workdir, self._best[1])
-            if known is None:
+            if (known := self._calibration) is None:
                 raise self._not_prepared(calibration.FILE_NAME)
             temperature = known.temperature
 
@@ -245,8 +264,7 @@ class Run:
           UserError: also where `skin_jax.eval.calibrate` has not prepared the run.
         """
         folder = self._run.workdir
-        known = calibration.read(folder, self._best[1])  # of the checkpoint that both are of
-        reference = familiarity.read(folder) if known else None
+        reference = familiarity.read(folder) if self._calibration else None  # of one checkpoint
         if reference is None:
             raise self._not_prepared(familiarity.FILE_NAME)
         return np.concatenate(
@@ -298,14 +316,9 @@ class Run:
         Raises:
           UserError: no such class, or hardly an image is taken for it.
         """
-        task, names = self._run.task, self.classes.names
-        self._run.ability("images_of")
-        drawn_of = [names[k] for k in task.classes_drawn(len(names))]
-        name = names[0] if label is None else names[self._label(label)]
-        if task.conditional and (label is None or name not in drawn_of):
-            raise UserError(f"it has generators of {', '.join(drawn_of)}; give one as the label")
-        sampler = self._sampler.seeded(seed)
-        if task.conditional or label is None:
+        name, sampler = self._drawn_as(label), self._sampler.seeded(seed)
+        names = self.classes.names
+        if self._run.task.conditional or label is None:
             firsts = range(0, n, candidates.BATCH)
             return np.concatenate([sampler.batch(name, first) for first in firsts])[:n]
         drawn = candidates.judged(
@@ -321,6 +334,33 @@ class Run:
             f"only {len(found)} of the first {generation.most_tries(n)} images are taken for "
             f"{name}; ask for fewer, or leave the label out"
         )
+
+    def walk(
+        self, label: str | int | None = None, to: str | int | None = None, seed: int = 0
+    ) -> np.ndarray:
+        """Eight images uint8 [8, S, S, 3] on a straight line from one image to another.
+
+        They are those of the grids of `skin_jax.generate` with the same seed.
+
+        Args:
+          label: name or number of a class; None as in `generate`.
+          to: another class, to which the first image of this one changes, with its noise. None: the
+            line leads through the noise, to the second image of the same class.
+          seed: of the noise, below 2**32.
+
+        Raises:
+          UserError: no such class, or a generator that does not know what lies between classes.
+        """
+        name, sampler = self._drawn_as(label), self._sampler.seeded(seed)
+        if to is None:
+            return sampler.walks(name)[: candidates.WALK_COLUMNS]
+        walked = sampler.class_walks(name, [self._drawn_as(to)])
+        if walked is None:
+            raise UserError(
+                f"{self._run.workdir} does not know what lies between classes; leave `to` out to "
+                "walk within one"
+            )
+        return walked
 
     def evaluate(self, data_dir: str | Path | None = None, *, split: str = "test") -> Evaluation:
         """Evaluates it as `skin_jax.eval` does; the figures are `.metrics` of what it returns.
@@ -376,6 +416,21 @@ class Run:
             f"{folder} has no {file}; skin_jax.eval.calibrate --workdir={folder} makes it, for a "
             "classifier"
         )
+
+    def _drawn_as(self, label: str | int | None) -> str:
+        """The class to ask a generator for; any, where it is not told one."""
+        self._run.ability("images_of")
+        names = self.classes.names
+        name = names[0] if label is None else names[self._label(label)]
+        known = [known for known in self.generates if known is not None]
+        if self._run.task.conditional and (label is None or name not in known):
+            raise UserError(f"it has generators of {', '.join(known)}; give one as the label")
+        return name
+
+    @property
+    def _calibration(self) -> calibration.Calibration | None:
+        """The temperature of the best checkpoint, if there is one; it may be made at any time."""
+        return calibration.read(self._run.workdir, self._best[1])
 
     @cached_property
     def _best(self) -> tuple[PyTree, int]:
