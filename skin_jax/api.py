@@ -1,5 +1,6 @@
 """The Python interface: what the commands do with runs, over all rooms."""
 
+import contextlib
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,7 @@ from ml_collections import ConfigDict
 from skin_jax import exports, tasks
 from skin_jax.base import devices, errors
 from skin_jax.base.errors import UserError
-from skin_jax.config import flatten, is_procedural, without_folders
+from skin_jax.config import NO_TRACKER, flatten, is_procedural, without_folders
 from skin_jax.data import images as images_lib
 from skin_jax.data.classes import Classes
 from skin_jax.data.images import AnyImage
@@ -34,7 +35,7 @@ from skin_jax.eval.metrics import evaluate as metrics
 from skin_jax.report import figures, kit
 from skin_jax.report import run as run_report
 from skin_jax.training import checkpoints as checkpoint_lib
-from skin_jax.training import loop
+from skin_jax.training import loop, trackers
 from skin_jax.training import run as run_lib
 from skin_jax.training.history import HISTORY, read_history
 
@@ -62,11 +63,50 @@ def train(config: ConfigDict, workdir: str | Path) -> None:
         folder, score = workdir / run_lib.CHECKPOINTS, experiment.task.score
         with checkpoint_lib.Checkpoints(folder, score) as checkpoints:
             try:
-                _train(experiment, checkpoints, workdir, preemption)
+                with _tracked(experiment, workdir) as tracker:
+                    _train(experiment, checkpoints, workdir, preemption, tracker)
             except (OSError, checkpoint_lib.SaveError) as error:
                 if devices.several():  # the others do not know of it
                     devices.leave(f"error: {workdir}: {error}", errors.FAILURE)
                 raise
+
+
+@contextlib.contextmanager
+def _tracked(experiment: run_lib.Experiment, workdir: Path) -> Iterator[trackers.Tracker]:
+    """The tracker of a run while it trains; process 0 alone reports."""
+    tracker, completed = trackers.Tracker(), False
+    log = experiment.config.log
+    with devices.together():
+        if devices.is_first():
+            tracker = trackers.start(workdir, tensorboard=log.tensorboard, tracker=log.tracker)
+            tracker.settings(without_folders(flatten(experiment.config)))
+    try:
+        yield tracker
+        completed = True
+    finally:
+        tracker.close(completed=completed)
+
+
+def _pictures(
+    experiment: run_lib.Experiment, workdir: Path, tracker: trackers.Tracker
+) -> evaluators.Pictures:
+    """Pictures go into `samples/`, and to the tracker, which has the histograms alone."""
+
+    def drawn(step: int, draw: Callable[[Path], None]) -> None:
+        path = workdir / "samples" / f"step_{step}.png"
+        draw(path)
+        tracker.picture("samples", step, path)
+
+    log = experiment.config.log  # the same in all processes, which compute together
+    return evaluators.Pictures(
+        samples=lambda step, real, generated: drawn(
+            step, lambda path: figures.real_and_generated(path, real, generated, columns=8)
+        ),
+        by_class=lambda step, shown: drawn(
+            step, lambda path: figures.real_and_generated_by_class(path, shown)
+        ),
+        histograms=tracker.histograms if log.tensorboard or log.tracker != NO_TRACKER else None,
+    )
 
 
 def _train(
@@ -74,22 +114,16 @@ def _train(
     checkpoints: checkpoint_lib.Checkpoints,
     workdir: Path,
     preemption: checkpoint_lib.Preemption,
+    tracker: trackers.Tracker,
 ) -> None:
-    samples = workdir / "samples"
-    pictures = evaluators.Pictures(
-        samples=lambda step, real, generated: figures.real_and_generated(
-            samples / f"step_{step}.png", real, generated, columns=8
-        ),
-        by_class=lambda step, shown: figures.real_and_generated_by_class(
-            samples / f"step_{step}.png", shown
-        ),
-    )
-    watching = evaluators.make(experiment, pictures)
-    state = loop.train(experiment, checkpoints, workdir, preemption, watching)
+    watching = evaluators.make(experiment, _pictures(experiment, workdir, tracker))
+    state = loop.train(experiment, checkpoints, workdir, preemption, watching, tracker)
     checkpoints.wait()
     notes = [run_report.DEMO_NOTE] * is_procedural(experiment.config.data)
     sections = [kit.Section("The demo", [kit.Text(note)]) for note in notes]
+    results: dict[str, float] = {}
     for evaluator in watching:
+        results |= evaluator.results(state)
         if (summary := evaluator.summary(state)) is not None:
             table = kit.Table(*summary)
             sections.append(kit.Section("The best generators", [table]))
@@ -103,6 +137,13 @@ def _train(
             score = experiment.task.score.name
             print(f"\nbest checkpoint by {score}: step {evaluation.step}; on test:\n")
             print("\n\n".join([run_report.table_one(evaluation), *notes]))
+            found = evaluation.metrics
+            results |= {"test_accuracy": found.accuracy, "test_ece": found.ece}
+            results |= {"test_balanced_accuracy": found.balanced_accuracy}
+            results |= {f"test_macro_{name}": value for name, value in found.macro.items()}
+    tracker.results(
+        experiment.num_steps, {f"final/{name}": value for name, value in results.items()}
+    )
     if devices.is_first():
         page = _write_page(experiment, sections, workdir)
         print(f"\nfull report: {page}", flush=True)

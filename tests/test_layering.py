@@ -195,6 +195,11 @@ def test_only_the_page_imports_gradio_and_only_its_command_imports_the_page():
     assert importers("skin_jax.page") == {"skin_jax/serve.py": True}
 
 
+@pytest.mark.parametrize("package", ["wandb", "trackio", "mlflow"])
+def test_packages_of_trackers_are_imported_in_one_place_and_only_inside_functions(package):
+    assert importers(package) == {"skin_jax/training/trackers.py": True}
+
+
 def test_only_checkpoint_imports_orbax():
     assert set(importers("orbax")) == {"skin_jax/training/checkpoints.py"}
 
