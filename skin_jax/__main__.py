@@ -16,6 +16,7 @@ COMMANDS = (
     "eval.baselines",
     "eval.calibrate",
     "reader_study",
+    "serve",
     "study",
 )
 

@@ -1,5 +1,6 @@
 """The Python interface: what the commands do with runs, over all rooms."""
 
+import contextlib
 import datetime
 import itertools
 import math
@@ -16,7 +17,7 @@ from ml_collections import ConfigDict
 from skin_jax import exports, tasks
 from skin_jax.base import command, devices, errors
 from skin_jax.base.errors import UserError
-from skin_jax.config import flatten, is_procedural, without_folders
+from skin_jax.config import NO_TRACKER, flatten, is_procedural, without_folders
 from skin_jax.data import images as images_lib
 from skin_jax.data.classes import Classes
 from skin_jax.data.images import AnyImage
@@ -28,7 +29,7 @@ from skin_jax.eval.metrics import evaluate as metrics
 from skin_jax.report import figures, kit
 from skin_jax.report import run as run_report
 from skin_jax.training import checkpoints as checkpoint_lib
-from skin_jax.training import loop
+from skin_jax.training import loop, trackers
 from skin_jax.training import run as run_lib
 from skin_jax.training.history import HISTORY, duration, read_history, read_starts
 
@@ -56,11 +57,50 @@ def train(config: ConfigDict, workdir: str | Path) -> None:
         folder, score = workdir / run_lib.CHECKPOINTS, experiment.task.score
         with checkpoint_lib.Checkpoints(folder, score) as checkpoints:
             try:
-                _train(experiment, checkpoints, workdir, preemption)
+                with _tracked(experiment, workdir) as tracker:
+                    _train(experiment, checkpoints, workdir, preemption, tracker)
             except (OSError, checkpoint_lib.SaveError) as error:
                 if devices.several():  # the others do not know of it
                     devices.leave(f"error: {workdir}: {error}", errors.FAILURE)
                 raise
+
+
+@contextlib.contextmanager
+def _tracked(experiment: run_lib.Experiment, workdir: Path) -> Iterator[trackers.Tracker]:
+    """The tracker of a run while it trains; process 0 alone reports."""
+    tracker, completed = trackers.Tracker(), False
+    log = experiment.config.log
+    with devices.together():
+        if devices.is_first():
+            tracker = trackers.start(workdir, tensorboard=log.tensorboard, tracker=log.tracker)
+            tracker.settings(without_folders(flatten(experiment.config)))
+    try:
+        yield tracker
+        completed = True
+    finally:
+        tracker.close(completed=completed)
+
+
+def _pictures(
+    experiment: run_lib.Experiment, workdir: Path, tracker: trackers.Tracker
+) -> evaluators.Pictures:
+    """Pictures go into `samples/`, and to the tracker, which has the histograms alone."""
+
+    def drawn(step: int, draw: Callable[[Path], None]) -> None:
+        path = workdir / "samples" / f"step_{step}.png"
+        draw(path)
+        tracker.picture("samples", step, path)
+
+    log = experiment.config.log  # the same in all processes, which compute together
+    return evaluators.Pictures(
+        samples=lambda step, real, generated: drawn(
+            step, lambda path: figures.real_and_generated(path, real, generated, columns=8)
+        ),
+        by_class=lambda step, shown: drawn(
+            step, lambda path: figures.real_and_generated_by_class(path, shown)
+        ),
+        histograms=tracker.histograms if log.tensorboard or log.tracker != NO_TRACKER else None,
+    )
 
 
 def _train(
@@ -68,22 +108,16 @@ def _train(
     checkpoints: checkpoint_lib.Checkpoints,
     workdir: Path,
     preemption: checkpoint_lib.Preemption,
+    tracker: trackers.Tracker,
 ) -> None:
-    samples = workdir / "samples"
-    pictures = evaluators.Pictures(
-        samples=lambda step, real, generated: figures.real_and_generated(
-            samples / f"step_{step}.png", real, generated, columns=8
-        ),
-        by_class=lambda step, shown: figures.real_and_generated_by_class(
-            samples / f"step_{step}.png", shown
-        ),
-    )
-    watching = evaluators.make(experiment, pictures)
-    state = loop.train(experiment, checkpoints, workdir, preemption, watching)
+    watching = evaluators.make(experiment, _pictures(experiment, workdir, tracker))
+    state = loop.train(experiment, checkpoints, workdir, preemption, watching, tracker)
     checkpoints.wait()
     notes = [run_report.DEMO_NOTE] * is_procedural(experiment.config.data)
     lead, sections = list(notes), list[kit.Section]()
+    results: dict[str, float] = {}
     for evaluator in watching:
+        results |= evaluator.results(state)
         if (summary := evaluator.summary(state)) is not None:
             table = kit.Table(*summary)
             sections.append(kit.Section("The best generators", [table]))
@@ -98,6 +132,13 @@ def _train(
             score = experiment.task.score.name
             print(f"\nbest checkpoint by {score}: step {evaluation.step}; on test:\n")
             print("\n\n".join([run_report.table_one(evaluation), *notes]))
+            found = evaluation.metrics
+            results |= {"test_accuracy": found.accuracy, "test_ece": found.ece}
+            results |= {"test_balanced_accuracy": found.balanced_accuracy}
+            results |= {f"test_macro_{name}": value for name, value in found.macro.items()}
+    tracker.results(
+        experiment.num_steps, {f"final/{name}": value for name, value in results.items()}
+    )
     if devices.is_first():
         page = _write_page(experiment, lead, sections, workdir)
         print(f"\nfull report: {page}", flush=True)
@@ -194,8 +235,29 @@ class Run:
         return self._member.image_size
 
     def can(self, ability: str) -> bool:
-        """Whether it can "predict", "explain", have "features" or "generate" images."""
-        return tasks.can(self._run.task, {"generate": "images_of"}.get(ability, ability))
+        """Whether it has an ability.
+
+        Args:
+          ability: "predict", "explain", "features" or "generate"; "walk" from class to class;
+            "calibrated" (`predict` takes it) or "unlikeness", which `skin_jax.eval.calibrate`
+            prepares.
+        """
+        if ability in ("calibrated", "unlikeness"):
+            if not self.can("predict"):
+                return False
+            kept = self._member.calibration if ability == "calibrated" else self._member.reference
+            return kept is not None
+        names = {"generate": "images_of", "walk": "images_between"}
+        return tasks.can(self._run.task, names.get(ability, ability))
+
+    @property
+    def generates(self) -> tuple[str | None, ...]:
+        """The labels that `generate` takes: names of classes, and None where it needs none."""
+        if not self.can("generate"):
+            return ()
+        task, names = self._run.task, self.classes.names
+        drawn = (names[label] for label in task.classes_drawn(len(names)))
+        return (*(() if task.conditional else (None,)), *drawn)
 
     def predict(
         self,
@@ -296,14 +358,9 @@ class Run:
         Raises:
           UserError: no such class, or hardly an image is taken for it.
         """
-        task, names = self._run.task, self.classes.names
-        self._run.ability("images_of")
-        drawn_of = [names[k] for k in task.classes_drawn(len(names))]
-        name = names[0] if label is None else names[self._label(label)]
-        if task.conditional and (label is None or name not in drawn_of):
-            raise UserError(f"it has generators of {', '.join(drawn_of)}; give one as the label")
-        sampler = self._sampler.seeded(seed)
-        if task.conditional or label is None:
+        name, sampler = self._drawn_as(label), self._sampler.seeded(seed)
+        names = self.classes.names
+        if self._run.task.conditional or label is None:
             firsts = range(0, n, candidates.BATCH)
             return np.concatenate([sampler.batch(name, first) for first in firsts])[:n]
         drawn = candidates.judged(
@@ -319,6 +376,33 @@ class Run:
             f"only {len(found)} of the first {generation.most_tries(n)} images are taken for "
             f"{name}; ask for fewer, or leave the label out"
         )
+
+    def walk(
+        self, label: str | int | None = None, to: str | int | None = None, seed: int = 0
+    ) -> np.ndarray:
+        """Eight images uint8 [8, S, S, 3] on a straight line from one image to another.
+
+        They are those of the grids of `skin_jax.generate` with the same seed.
+
+        Args:
+          label: name or number of a class; None as in `generate`.
+          to: another class, to which the first image of this one changes, with its noise. None: the
+            line leads through the noise, to the second image of the same class.
+          seed: of the noise, below 2**32.
+
+        Raises:
+          UserError: no such class, or a generator that does not know what lies between classes.
+        """
+        name, sampler = self._drawn_as(label), self._sampler.seeded(seed)
+        if to is None:
+            return sampler.walks(name)[: candidates.WALK_COLUMNS]
+        walked = sampler.class_walks(name, [self._drawn_as(to)])
+        if walked is None:
+            raise UserError(
+                f"{self._run.workdir} does not know what lies between classes; leave `to` out to "
+                "walk within one"
+            )
+        return walked
 
     def evaluate(self, data_dir: str | Path | None = None, *, split: str = "test") -> Evaluation:
         """Evaluates it as `skin_jax.eval` does; the figures are `.metrics` of what it returns.
@@ -367,6 +451,16 @@ class Run:
             batches = self._batches(images, 64)
             pixels = np.concatenate([batch[:count] for batch, count in batches])
         return exports.write(self._run, Path(path), part=part, precision=precision, images=pixels)
+
+    def _drawn_as(self, label: str | int | None) -> str:
+        """The class to ask a generator for; any, where it is not told one."""
+        self._run.ability("images_of")
+        names = self.classes.names
+        name = names[0] if label is None else names[self._label(label)]
+        known = [known for known in self.generates if known is not None]
+        if self._run.task.conditional and (label is None or name not in known):
+            raise UserError(f"it has generators of {', '.join(known)}; give one as the label")
+        return name
 
     @cached_property
     def _sampler(self) -> candidates.Sampler:

@@ -28,6 +28,9 @@ NO_WEIGHTS = "none"
 HUB_PREFIX = "hf:"
 """`config.model.weights` other than a file: nothing, or a repository of huggingface.co."""
 
+NO_TRACKER = "none"
+"""`config.log.tracker` for none but TensorBoard."""
+
 FILES = Path(__file__).parent / "configs"
 """Where the package's own configurations are: in a wheel inside of it, else next to it."""
 if not FILES.is_dir():
@@ -128,6 +131,11 @@ COMMON = {
     ),
     "log.every_steps": Neutral(20, "Steps between progress lines and logged losses.", low=1),
     "log.tensorboard": Neutral(True, "Write events for TensorBoard."),
+    "log.tracker": Neutral(
+        NO_TRACKER,
+        "One more tracker; its package is an extra, and its own variables say where it reports to.",
+        choices=(NO_TRACKER, "wandb", "trackio", "mlflow"),
+    ),
     "checkpoint.every_steps": Neutral(
         500, "Steps between checkpoints, next to those of evaluations.", low=1
     ),

@@ -150,3 +150,23 @@ def test_an_evaluation_is_that_of_its_images(run, small_gan):
     assert measured.balanced_accuracy == pytest.approx(found.metrics.balanced_accuracy)
     with pytest.raises(UserError, match="nowhere"):
         run.evaluate("nowhere")
+
+
+def test_a_walk_leads_from_one_image_to_another(run):
+    found = run.walk(seed=3)
+    assert found.shape == (8, SIZE, SIZE, 3)
+    ends = run.generate(n=2, seed=3)
+    np.testing.assert_array_equal(found[[0, -1]], ends)
+    steps = np.abs(np.diff(found.astype(float), axis=0)).mean(axis=(1, 2, 3))
+    assert steps.max() < np.abs(ends[1].astype(float) - ends[0]).mean()
+    assert not run.can("walk")
+    with pytest.raises(UserError, match="does not know what lies between classes"):
+        run.walk("mel", "nv")
+
+
+def test_abilities_are_named(run):
+    can = [what for what in ("predict", "explain", "generate", "features") if run.can(what)]
+    assert can == ["predict", "explain", "generate", "features"]
+    assert not run.can("calibrated")
+    assert not run.can("unlikeness")
+    assert run.generates == (None, *run.classes.names)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import skin_jax
 from skin_jax.base import devices, errors, files
 from skin_jax.base.errors import UserError
 from skin_jax.data import demo, splits
@@ -287,3 +288,15 @@ def test_damaged_generators_are_said(run, workdir, tmp_path):
     with pytest.raises(UserError, match=r"generators/4 cannot be read \(its contents have digest"):
         run(tmp_path / "out", workdir=damaged, step=4)
     assert not (tmp_path / "out").exists()
+
+
+def test_python_draws_and_walks_within_a_class(workdir):
+    opened = skin_jax.load(workdir)
+    assert opened.generates == NAMES
+    walked = opened.walk("mel", seed=2)
+    np.testing.assert_array_equal(walked[[0, -1]], opened.generate("mel", 2, seed=2))
+    assert not opened.can("walk")
+    with pytest.raises(UserError, match="does not know what lies between classes"):
+        opened.walk("mel", "bcc")
+    with pytest.raises(UserError, match="it has generators of bcc, df, mel"):
+        opened.walk("nv")

@@ -22,6 +22,7 @@ ENTRY_POINTS = {
     "skin_jax/predict.py",
     "skin_jax/export.py",
     "skin_jax/reader_study.py",
+    "skin_jax/serve.py",
     "skin_jax/study/__main__.py",
     "skin_jax/eval/__main__.py",
     "skin_jax/eval/baselines.py",
@@ -187,6 +188,16 @@ def test_nothing_imports_an_entry_point():
     for entry_point in ENTRY_POINTS:
         module = entry_point.removesuffix(".py").replace("/", ".")
         assert importers(module) == {}
+
+
+def test_only_the_page_imports_gradio_and_only_its_command_imports_the_page():
+    assert set(importers("gradio")) == {"skin_jax/page.py"}
+    assert importers("skin_jax.page") == {"skin_jax/serve.py": True}
+
+
+@pytest.mark.parametrize("package", ["wandb", "trackio", "mlflow"])
+def test_packages_of_trackers_are_imported_in_one_place_and_only_inside_functions(package):
+    assert importers(package) == {"skin_jax/training/trackers.py": True}
 
 
 def test_only_checkpoint_imports_orbax():

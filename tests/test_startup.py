@@ -48,6 +48,7 @@ def python(*arguments, **environment):
         "generate",
         "predict",
         "export",
+        "serve",
         "study",
         "study --config=study_augmentation",
         "eval",

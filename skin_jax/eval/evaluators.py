@@ -37,6 +37,7 @@ LATE = 2.0
 _LATE_EVALUATIONS = 3  # in a row: a single one may be an outlier
 _GRID_IMAGES = 24  # real ones, and as many generated ones
 _REAL_COLUMNS, _GENERATED_COLUMNS = 4, 8
+_JUDGED = 48  # images that discriminators are asked about, of each kind
 _CHUNK = 100  # images generated at once
 _NOISE = 2**32 - 1  # a stream of noise that `skin_jax.generate` has for no seed and no class
 _POOLED = 8  # side of the pixels that stand in for features where there are no weights
@@ -46,10 +47,12 @@ class Pictures(NamedTuple):
     """Functions that draw: each takes the step and images uint8 [N, S, S, 3].
 
     samples gets real and generated images, by_class class name -> real and generated images.
+    histograms gets what discriminators make of them, name -> float32 [N]; None: it is not computed.
     """
 
     samples: Callable[[int, np.ndarray, np.ndarray], None]
     by_class: Callable[[int, Mapping[str, tuple[np.ndarray, np.ndarray]]], None]
+    histograms: Callable[[int, Mapping[str, np.ndarray]], None] | None = None
 
 
 class Evaluator:
@@ -69,6 +72,10 @@ class Evaluator:
     def summary(self, state: PyTree) -> Summary | None:
         """Header and rows about the last state, where there is anything to say."""
         return None
+
+    def results(self, state: PyTree) -> Scalars:
+        """Figures of the last state, for trackers."""
+        return {}
 
 
 class Classification(Evaluator):
@@ -105,6 +112,8 @@ class Samples(Evaluator):
         self._sample = _sampler(task, experiment.mesh)
         self._generators = task.generators
         self._draw = pictures.samples
+        self._realness = _realness(task, experiment.mesh, pictures)
+        self._report = pictures.histograms
         train = experiment.indices("train")
         chosen = np.random.default_rng(0).permutation(train)[:_GRID_IMAGES]
         self._real = experiment.examples.images[chosen]
@@ -115,6 +124,10 @@ class Samples(Evaluator):
         generated = self._sample(self._generators(state), 0, keys)
         if is_first():
             self._draw(step, self._real, np.asarray(generated))
+        if self._realness and self._report:
+            both = {"real": self._real, "generated": np.asarray(generated)}
+            found = {f"realness_{k}": self._realness(state, v, 0) for k, v in both.items()}
+            self._report(step, found)
         return state, {}
 
 
@@ -131,6 +144,8 @@ class Generators(Evaluator):
         task, config = experiment.task, experiment.config
         self._task, self._placement = task, experiment.placement
         self._draw = pictures.by_class
+        self._realness = _realness(task, experiment.mesh, pictures)
+        self._report = pictures.histograms
         self._count = config.score.images
         self._collapsed: list[str] = []
         self._worse = 0  # evaluations in a row
@@ -189,13 +204,16 @@ class Generators(Evaluator):
         generators = self._task.generators(state)
         scores: list[float] = []
         values: Scalars = {"images_seen": float(step * self._rows)}
-        shown = {}
+        shown, judged = {}, {}
         for place, (label, name) in enumerate(zip(self._labels, self._names, strict=True)):
             generated = self._generated(generators, int(label))
             shown[name] = (self._real[place][:_REAL_COLUMNS], generated[:_GENERATED_COLUMNS])
             score, diversity = self._compare(place, generated)
             scores.append(score)
             values |= {f"{self.measure}/{name}": score, f"diversity/{name}": diversity}
+            if self._realness:
+                for kind, images in (("real", self._real[place]), ("generated", generated)):
+                    judged[f"realness_{kind}/{name}"] = self._realness(state, images, int(label))
         each = "  ".join(f"{name} {score:.3f}" for name, score in zip(shown, scores, strict=True))
         print(f"step {step}  {self.measure}: {each}", flush=True)
         collapsed = [name for name in shown if values[f"diversity/{name}"] < COLLAPSED]
@@ -207,6 +225,8 @@ class Generators(Evaluator):
             )
         self._collapsed = collapsed
         self._draw(step, shown)
+        if self._report and judged:
+            self._report(step, judged)
         state = self._scored(state, jax.device_put(np.array(scores, np.float32), self._placement))
         self._warn_of_decline(step, metrics.nanmean(scores), state)
         return state, values
@@ -232,6 +252,11 @@ class Generators(Evaluator):
             rows.append((name, str(count), *best))
         measure = "sliced Wasserstein" if self._extract is None else "KID"
         return ("class", "training images", "step", measure), rows
+
+    def results(self, state: PyTree) -> Scalars:
+        """The score of each class's best generator."""
+        best = map(float, np.asarray(state.best_score))
+        return {f"best_{self.measure}/{k}": v for k, v in zip(self._names, best, strict=True)}
 
     def _generated(self, generators: PyTree, label: int) -> np.ndarray:
         # Images that a generator was chosen by would be no fair sample of what it draws.
@@ -281,6 +306,32 @@ def check(config: ConfigDict, task: tasks.Task, mesh: Mesh) -> None:
     """Refuses what the evaluators of a task could not work with: weights that do not fit."""
     for name in task.evaluators:
         EVALUATORS[name].check(config, mesh)
+
+
+def _realness(
+    task: tasks.Task, mesh: Mesh, pictures: Pictures
+) -> Callable[[PyTree, np.ndarray, int], np.ndarray] | None:
+    """The function (state, images uint8 [N, S, S, 3], label) -> float32 [N], of some of them.
+
+    None where nobody wants it, or the task has no discriminator that can say it.
+    """
+    if pictures.histograms is None or not tasks.can(task, "realness"):
+        return None
+    jitted = jax.jit(
+        task.realness,  # type: ignore[attr-defined]
+        out_shardings=replicated(mesh),
+        compiler_options=compiler_options(platform(mesh)),
+    )
+
+    def judge(state: PyTree, images: np.ndarray, label: int) -> np.ndarray:
+        count = min(len(images), _JUDGED)
+        if count == 0:
+            return np.zeros(0, np.float32)
+        # Always one size, so that it compiles once.
+        rows = np.arange(_JUDGED) % count
+        return np.asarray(jitted(state, images[rows], label))[:count]
+
+    return judge
 
 
 def _sampler(task: tasks.Task, mesh: Mesh) -> Callable[[PyTree, int, jax.Array], jax.Array]:

@@ -289,8 +289,8 @@ def _moved(
     reach = math.hypot(1.0, 1.0 + options.shear) if turned else 1.0
     return lax.platform_dependent(
         *(images, matrix, centre),
-        tpu=lambda *arrays: planes.resample(*arrays, shape, reach),
-        default=lambda *arrays: _resample(*arrays, shape),
+        tpu=lambda x, matrix, centre: planes.resample(x, matrix, centre, shape, reach),
+        default=lambda x, matrix, centre: _resample(x, matrix, centre, shape),
     )
 
 

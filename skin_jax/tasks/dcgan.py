@@ -267,11 +267,31 @@ class Dcgan(Task):
           label: of the class, one of `labels`.
           noise: float32 [B, Z].
         """
-        place = jnp.sum(jnp.asarray(self.labels) < label)  # converters know no searchsorted
-        variables = jax.tree.map(lambda leaf: leaf[place], generators)
+        variables = self._of_class(generators, label)
         images = self.generator.apply(variables, noise, train=False)
         assert isinstance(images, jax.Array)
         return images
+
+    def realness(
+        self, state: ClassGansState, images: jax.Array, label: jax.Array | int
+    ) -> jax.Array:
+        """A discriminator's probability that images are real, float32 [B], as in training.
+
+        Args:
+          state: whose discriminators judge.
+          images: uint8 [B, S, S, 3], all real or all generated.
+          label: of their class, one of `labels`.
+        """
+        judge = self._of_class(state.gans.discriminator.variables, label)
+        output, _ = in_training(
+            self.discriminator, judge["params"], judge["batch_stats"], augment.to_float(images)
+        )
+        return jax.nn.sigmoid(output.logits[:, 0])
+
+    def _of_class(self, stacked: PyTree, label: jax.Array | int) -> PyTree:
+        """The entries [...] of a class in leaves [K, ...]."""
+        place = jnp.sum(jnp.asarray(self.labels) < label)  # converters know no searchsorted
+        return jax.tree.map(lambda leaf: leaf[place], stacked)
 
     def scored(self, state: ClassGansState, scores: jax.Array) -> ClassGansState:
         """The state in which generators with a better score than ever before are the best ones.

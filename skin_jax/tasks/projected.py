@@ -242,6 +242,28 @@ class Projected(Task):
         assert isinstance(images, jax.Array)
         return images
 
+    def realness(
+        self, state: ProjectedState, images: jax.Array, label: jax.Array | int
+    ) -> jax.Array:
+        """Mean of the discriminators' logits, float32 [B], as in training: above 0 is real.
+
+        Args:
+          state: whose discriminators judge.
+          images: uint8 [B, S, S, 3], all real or all generated.
+          label: of their class.
+        """
+        gan = state.gan
+        shape = (images.shape[0], self.num_classes)
+        logits, _ = in_training(
+            self.discriminator,
+            gan.discriminator.params,
+            gan.discriminator.batch_stats,
+            self._projected(state.features, augment.to_float(images)),
+            jnp.broadcast_to(jax.nn.one_hot(jnp.reshape(label, 1), shape[1]), shape),
+            self.ramp_at(gan.step),
+        )
+        return jnp.mean(logits, axis=1)
+
     def scored(self, state: ProjectedState, scores: jax.Array) -> ProjectedState:
         """The state in which a generator with a better mean score than ever before is the best.
 

@@ -268,6 +268,21 @@ class Sgan(Task):
         assert isinstance(images, jax.Array)
         return images
 
+    def realness(self, state: GanState, images: jax.Array, label: jax.Array | int) -> jax.Array:
+        """The discriminator's probability that images are real, float32 [B], as in training.
+
+        Args:
+          state: whose discriminator judges, not averaged.
+          images: uint8 [B, S, S, 3], all real or all generated.
+          label: not used: it is not told the class.
+        """
+        del label
+        judge = state.discriminator
+        output, _ = in_training(
+            self.discriminator, judge.params, judge.batch_stats, augment.to_float(images)
+        )
+        return 1.0 - jnp.exp(losses.log_p_fake(output.logits, self.reading)[0])
+
     def _judge(self, variables: PyTree, images: jax.Array) -> DiscriminatorOutput:
         """The discriminator's output for uint8 images, with running statistics."""
         output = self.discriminator.apply(variables, augment.to_float(images), train=False)

@@ -38,7 +38,8 @@ class Task:
     """Base of all tasks: what does not apply to a task is left as it is here.
 
     The state is the task's own. Abilities (`predict`, `explain`, `features`, `traits`, `images_of`)
-    are methods that a task has or has not; `require` gives one or says that there is none.
+    are methods that a task has or has not; `require` gives one or says that there is none. Some
+    are for evaluators alone (`scored`, `realness`).
 
     Attributes:
       headline: scalars of `train_step` that the progress line shows.

@@ -1,43 +1,34 @@
-"""Where training reports to: metrics.jsonl, TensorBoard, and one progress line at a time."""
+"""Where training reports to: metrics.jsonl, trackers, and one progress line at a time."""
 
 import contextlib
 import dataclasses
 import json
 import math
 import os
-import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any
 
-from tensorboard.compat.proto import event_pb2, summary_pb2
-from tensorboard.summary.writer.record_writer import RecordWriter
+from skin_jax.training.trackers import Tracker
 
 HISTORY = "metrics.jsonl"
 
 
 class History:
-    """Appends scalars to `metrics.jsonl` of a work folder and, if asked, to TensorBoard's events.
+    """Appends scalars to `metrics.jsonl` of a work folder, and reports them to a tracker.
 
-    The event file is written with TensorBoard's own record writer, which needs no TensorFlow. Where
-    not `enabled`, nothing is written at all: of several processes one reports.
+    Where not `enabled`, nothing is written at all: of several processes one reports.
     """
 
-    def __init__(self, workdir: Path, tensorboard: bool, *, enabled: bool = True):
+    def __init__(self, workdir: Path, tracker: Tracker, *, enabled: bool = True):
         path = workdir / HISTORY if enabled else Path(os.devnull)
         cut = path.is_file() and path.read_bytes()[-1:] not in (b"", b"\n")  # by a kill
         self._history = path.open("a", encoding="utf-8")
         if cut:
             self._history.write("\n")
-        self._events: RecordWriter | None = None
-        if tensorboard and enabled:
-            folder = workdir / "tensorboard"
-            folder.mkdir(exist_ok=True)
-            name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
-            self._events = RecordWriter((folder / name).open("wb"))
-            self._event(event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"))
+        self._tracker = tracker
 
     def start(self, step: int, **facts: int | str) -> None:
         """The line that begins each start and restart."""
@@ -47,24 +38,15 @@ class History:
         """Scalars after `step` steps; values that are not finite become null in the JSON."""
         finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
         self._line({"step": step, **finite})
-        shown = [summary_pb2.Summary.Value(tag=k, simple_value=v) for k, v in values.items()]
-        summary = summary_pb2.Summary(value=shown)
-        self._event(event_pb2.Event(wall_time=time.time(), step=step, summary=summary))
+        self._tracker.scalars(step, values)
 
     def close(self) -> None:
-        """Closes the files."""
+        """Closes the file."""
         self._history.close()
-        if self._events is not None:
-            self._events.close()
 
     def _line(self, row: dict[str, Any]) -> None:
         self._history.write(json.dumps(row) + "\n")
         self._history.flush()
-
-    def _event(self, event: event_pb2.Event) -> None:
-        if self._events is not None:
-            self._events.write(event.SerializeToString())
-            self._events.flush()
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from skin_jax.training import checkpoints as checkpoint_lib
 from skin_jax.training.history import History, Progress
 from skin_jax.training.profile import Profile
 from skin_jax.training.run import Experiment
+from skin_jax.training.trackers import Tracker
 from skin_jax.training.watchdog import Watchdog
 
 PyTree = Any
@@ -41,10 +42,12 @@ def train(
     workdir: Path,
     preemption: checkpoint_lib.Preemption,
     evaluators: Sequence[Evaluator] = (),
+    tracker: Tracker | None = None,
 ) -> PyTree:
     """Runs the steps that are left and returns the last state.
 
-    Logging, evaluation, saving and stopping happen between dispatches only.
+    Logging, evaluation, saving and stopping happen between dispatches only. The tracker, which
+    stays open, is that of the process that reports.
 
     Raises:
       UserError: MAX_NONFINITE_IN_A_ROW steps in a row were not finite (status 1).
@@ -56,7 +59,7 @@ def train(
         lambda: jax.random.key(config.seed), out_shardings=devices.replicated(experiment.mesh)
     )()
     state, step = _initial_state(experiment, checkpoints, rng)
-    history = History(workdir, config.log.tensorboard, enabled=devices.is_first())
+    history = History(workdir, tracker or Tracker(), enabled=devices.is_first())
     history.start(
         step,
         processes=jax.process_count(),

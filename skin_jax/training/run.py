@@ -27,7 +27,7 @@ from skin_jax.data.classes import Classes
 from skin_jax.data.examples import Examples, Joined, hide_labels, write_skipped
 from skin_jax.data.generated import Generated
 from skin_jax.training import checkpoints as checkpoint_lib
-from skin_jax.training import shipped
+from skin_jax.training import shipped, trackers
 
 PyTree = Any
 
@@ -239,6 +239,7 @@ def start(config: ConfigDict, workdir: Path, check: Check | None = None) -> Expe
 def _check(config: ConfigDict, workdir: Path, resumed: bool, check: Check | None) -> Mesh:
     """Refuses what cannot run, before hours of decoding; makes the paths absolute."""
     config_lib.validate(config)
+    trackers.check(config.log.tracker)
     config_lib.normalize(config)
     names = _classes_of(config).names
     tasks.kind(config).settle(config, names)

@@ -59,6 +59,23 @@ def watching(experiment, path=None):
     )
 
 
+def test_each_discriminator_is_asked_about_images_of_its_class(experiment, state):
+    told = {}
+    ignore = evaluators.Pictures(samples=lambda *_: None, by_class=lambda *_: None)
+    pictures = ignore._replace(histograms=lambda step, values: told.update({step: values}))
+    watch = evaluators.Generators(experiment, pictures)
+    one, other = (experiment.task.realness(state, watch._real[0], k) for k in watch._labels)
+    assert not np.allclose(one, other)
+    state, _ = watch(state, 2)
+    found = told[2]
+    kinds = ("real", "generated")
+    assert set(found) == {f"realness_{kind}/{name}" for kind in kinds for name in ("df", "nv")}
+    for values in found.values():
+        assert values.shape == (6,)
+        assert ((values > 0) & (values < 1)).all()
+    assert set(watch.results(state)) == {"best_swd/df", "best_swd/nv"}
+
+
 def stand_in(monkeypatch, experiment, *, same: str = ""):
     """Generators whose images are the class's own training images, or one and the same."""
     train = experiment.indices("train")

@@ -211,3 +211,17 @@ def test_the_frozen_network_has_the_weights_of_the_file():
     assert own.keys() == given.keys()
     for name in own.keys() - {pretrained.HEAD}:
         assert digest(own[name]) == digest(given[name])
+
+
+def test_discriminators_judge_batches_as_in_training_and_by_class():
+    task = make()
+    state = jax.jit(task.init)(RNG)
+    images = batch(0)["image"]
+    found = jax.jit(task.realness)(state, images, 1)
+    assert found.shape == (B,)
+    of_half = jax.jit(task.realness)(state, images[:4], 1)
+    assert not np.allclose(found[:4], of_half)  # batch norm, as in training
+    np.testing.assert_allclose(found, jax.jit(task.realness)(state, images, 0), atol=1e-6)  # ramp 0
+    grown = state.replace(gan=state.gan.replace(step=jnp.int32(10**6)))
+    by_class = [jax.jit(task.realness)(grown, images, label) for label in (0, 1)]
+    assert np.abs(by_class[0] - by_class[1]).max() > 1e-4

@@ -1,10 +1,8 @@
 import json
 import math
 
-import pytest
-from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
-
 from skin_jax.training.history import HISTORY, History, Progress, read_history, read_starts
+from skin_jax.training.trackers import Tracker
 
 
 def rows(folder):
@@ -12,7 +10,7 @@ def rows(folder):
 
 
 def test_history_has_a_start_line_and_plain_json(tmp_path):
-    writer = History(tmp_path, tensorboard=False)
+    writer = History(tmp_path, Tracker())
     writer.start(3, processes=1)
     writer.scalars(4, {"loss": 0.5, "bad": math.nan})
     writer.close()
@@ -20,24 +18,11 @@ def test_history_has_a_start_line_and_plain_json(tmp_path):
         {"event": "start", "step": 3, "processes": 1},
         {"step": 4, "loss": 0.5, "bad": None},
     ]
-    assert not (tmp_path / "tensorboard").exists()
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of TensorBoard's reader
-def test_tensorboard_reads_the_events(tmp_path):
-    writer = History(tmp_path, tensorboard=True)
-    writer.scalars(7, {"loss": 0.25})
-    writer.close()
-    (path,) = (tmp_path / "tensorboard").iterdir()
-    header, event = EventFileLoader(str(path)).Load()
-    assert header.file_version == "brain.Event:2"
-    assert event.step == 7
-    assert event.summary.value[0].tag == "loss"
 
 
 def test_a_line_cut_by_a_kill_does_not_swallow_the_next(tmp_path):
     (tmp_path / HISTORY).write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "lo')
-    writer = History(tmp_path, tensorboard=False)
+    writer = History(tmp_path, Tracker())
     writer.start(1)
     writer.scalars(2, {"loss": 3.0})
     writer.close()
