@@ -284,7 +284,7 @@ def checked(content: dict[str, Any], workdir: Path) -> dict[str, Any]:
     identity = content.get(_IDENTITY)
     if identity is None:  # of an older version
         return settings
-    mend = "restore it from a copy, or train a new run in a new folder"
+    mend = "restore it from a copy, or create the run again in a new folder"
     if identity["settings"] != _settings_digest(settings, identity["free"]):
         raise UserError(f"{workdir / FILE_NAME} was edited since the run wrote it; {mend}")
     for name, digest in identity["files"].items():

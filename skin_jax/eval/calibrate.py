@@ -39,8 +39,7 @@ def main(argv: list[str]) -> None:
 
     workdir = Path(_WORKDIR.value)
     found, reference, flagged = fitted(reopen(workdir), workdir)
-    familiarity.write(workdir, reference)
-    calibration.write(workdir, found)  # last: it has the step, which `prediction` checks of both
+    calibration.write(workdir, found, reference)
     print(
         f"temperature {found.temperature:.3f} of single images, {found.temperature_tta:.3f} with "
         f"--tta, fitted on {found.images} {found.split} images at step {found.step}: "

@@ -577,7 +577,7 @@ def ship(run: Trained, out: Path, also: Iterable[str] = ()) -> shipped.Content:
             write_atomically(out / name, (run.workdir / name).read_bytes())
     portable = config_lib.base(settings.pop("task"))
     portable.update_from_flattened_dict(settings)
-    there = [name for name in (*_SHIPPED, *also) if (out / name).exists()]
+    there = [name for name in (shipped.WEIGHTS, *_SHIPPED, *also) if (out / name).exists()]
     config_lib.write(portable, out, there)  # last: it is what makes the folder a run
     return content
 
