@@ -78,7 +78,6 @@ def _train(
     )
     watching = evaluators.make(experiment, pictures)
     state = loop.train(experiment, checkpoints, workdir, preemption, watching)
-    checkpoints.wait()
     notes = [run_report.DEMO_NOTE] * is_procedural(experiment.config.data)
     sections = [kit.Section("The demo", [kit.Text(note)]) for note in notes]
     for evaluator in watching:

@@ -315,7 +315,9 @@ def test_damage_is_found(folder, tmp_path):
     weights[-1] ^= 1
     for content in (weights, weights[:-8]):
         (damaged / shipped.WEIGHTS).write_bytes(content)
-        with pytest.raises(UserError, match=r"model\.safetensors is not the file that the run wrote"):
+        with pytest.raises(
+            UserError, match=r"model\.safetensors is not the file that the run wrote"
+        ):
             trained(damaged)
         run = trained(folder)
         with pytest.raises(UserError, match=r"model\.safetensors is damaged"):

@@ -18,6 +18,8 @@ CACHE_ROOT = os.path.join(
 )
 """Where what can be made again is kept between runs; `~` is the user's home."""
 
+_unfinished: set[str] = set()  # temporary files that are being written
+
 
 def expanded(path: str | os.PathLike[str]) -> Path:
     """A path with `~` replaced by the user's home; a UserError where there is none."""
@@ -59,6 +61,7 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        _unfinished.add(temporary)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
@@ -70,8 +73,17 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None
         except BaseException:
             os.unlink(temporary)
             raise
+        finally:
+            _unfinished.discard(temporary)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def remove_unfinished() -> None:
+    """Removes what calls of `write_atomically` have begun, before the process ends at once."""
+    for temporary in [*_unfinished]:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
 
 
 def check_replaceable(path: Path) -> None:

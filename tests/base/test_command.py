@@ -199,6 +199,36 @@ def test_ctrl_c_is_one_word_and_status_130(tmp_path, body):
     assert err == "interrupted\n"
 
 
+def test_ctrl_c_ends_a_command_whose_main_thread_never_gets_to_it(tmp_path):
+    body = """
+import threading
+from skin_jax.base import interrupts
+interrupts._GRACE_SECONDS = 0.0
+
+def main(argv):
+    forever = threading.Lock()
+    forever.acquire()
+    signal.signal(signal.SIGINT, lambda *_: forever.acquire())  # as a library that compiles
+    os.kill(os.getpid(), signal.SIGINT)
+"""
+    _, err = script(tmp_path, body + RUN, status=errors.INTERRUPTED)
+    assert err == "interrupted\n"
+
+
+def test_ctrl_c_leaves_nothing_half_written(tmp_path):
+    body = f"""
+from skin_jax.base import files
+folder = {str(tmp_path / "results")!r}
+
+def main(argv):
+    os.replace = lambda *_: print(len(os.listdir(folder))) or os.kill(os.getpid(), signal.SIGINT)
+    files.write_atomically(folder + "/results.csv", "half")
+"""
+    out, _ = script(tmp_path, body + RUN, status=errors.INTERRUPTED)
+    assert out == "1\n"
+    assert not list((tmp_path / "results").iterdir())
+
+
 @pytest.mark.parametrize(
     ("flush", "unbuffered", "status"),
     [(True, "", errors.FAILURE), (True, "1", errors.FAILURE), (False, "", 0)],
