@@ -225,6 +225,8 @@ def _guarded(action: Callable[[list[Any]], _T], given: list[Any]) -> _T:
     except (errors.UserError, errors.Ended) as end:
         prefix = "error: " if isinstance(end, errors.UserError) else ""
         print(f"{prefix}{end}", file=sys.stderr)
+        if isinstance(end, errors.Ended) and not end.others:
+            interrupts.leave(end.exit_code)
         sys.exit(end.exit_code)
     except KeyboardInterrupt:  # the second one, where the first was asked to wait
         interrupts.end()

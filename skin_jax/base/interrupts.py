@@ -25,11 +25,17 @@ def end(*_: Any) -> NoReturn:
 
     An exception could come in the middle of a library, which aborts, or loses it.
     """
-    with contextlib.suppress(Exception):
-        sys.stdout.flush()
     os.write(2, b"interrupted\n")
+    leave(errors.INTERRUPTED)
+
+
+def leave(status: int) -> NoReturn:
+    """Ends the process with a status; no library gets to say farewell."""
     files.remove_unfinished()
-    os._exit(errors.INTERRUPTED)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(status)
 
 
 def watch() -> None:

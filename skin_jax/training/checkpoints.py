@@ -430,7 +430,8 @@ class Preemption:
     def ended(self, what: str) -> errors.Ended:
         """The exception that ends the process."""
         status = errors.INTERRUPTED if self._received == signal.SIGINT else errors.PREEMPTED
-        return errors.Ended(f"asked to end: {what}; run the same command again to resume", status)
+        words = f"asked to end: {what}; run the same command again to resume"
+        return errors.Ended(words, status, others=self._distributed)
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         if signum == signal.SIGINT and self._received is not None:

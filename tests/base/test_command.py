@@ -157,6 +157,21 @@ def main(argv):
     assert err.startswith("error: Unknown command line flag 'workdirs'")
 
 
+@pytest.mark.parametrize("others", [False, True])
+def test_libraries_that_were_interrupted_take_no_part_in_the_end(tmp_path, others):
+    body = f"""
+import atexit
+from skin_jax.base.errors import Ended
+def main(argv):
+    atexit.register(print, "farewell")
+    print("some words")
+    raise Ended("all is saved", 143, others={others})
+"""
+    out, err = script(tmp_path, body + RUN, status=errors.PREEMPTED)
+    assert out == "some words\n" + "farewell\n" * others
+    assert err == "all is saved\n"
+
+
 def test_the_traceback_of_an_unforeseen_error_is_kept_where_the_message_says(tmp_path):
     body = "def main(argv): return {}['what']" + RUN
     workdir = tmp_path / "run"
