@@ -90,12 +90,26 @@ def check_replaceable(path: Path) -> None:
     """Refuses a link, a folder, a device or a pipe in the place of a file that is to be written."""
     try:
         mode = path.lstat().st_mode
-    except OSError:  # there is none; where it is not allowed, writing will say so
+    except OSError:  # there is none; where it is not allowed, `check_writable` or writing says so
         return
     if not stat.S_ISREG(mode):
         names = {stat.S_IFLNK: "a link", stat.S_IFDIR: "a folder"}
         what = names.get(stat.S_IFMT(mode), "a device or a pipe")
         raise UserError(f"{path} is {what}, which is never replaced; give the name of a file")
+
+
+def check_writable(*paths: Path) -> None:
+    """Refuses files that could not be written, before the work that they are to hold."""
+    for path in paths:
+        check_replaceable(path)
+        try:
+            folder = next(parent for parent in path.absolute().parents if parent.exists())
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise UserError(
+                f"{path}: cannot be written ({error.strerror}); give another place for it"
+            ) from None
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
