@@ -1,6 +1,7 @@
 """Files among several processes: written whole or not at all, and locks."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import math
@@ -9,7 +10,7 @@ import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from skin_jax.base.errors import UserError, warn
 
@@ -51,6 +52,25 @@ def without_owners() -> None:
         )
 
     backend._OsPathBackend.stat = stat_of
+
+
+def opened(path: str | os.PathLike[str]) -> BinaryIO:
+    """Opens a regular file to be read; an OSError for others: a pipe would be waited for."""
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # of a folder, the system says it
+        raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+    return open(path, "rb")
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """The content of a regular file; an OSError where it cannot be read; see `opened`."""
+    with opened(path) as file:
+        return file.read()
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """The same as text in UTF-8; a ValueError where it is none."""
+    return read_bytes(path).decode()
 
 
 def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 
 from skin_jax.base import csvs
 from skin_jax.base.errors import UserError, listed
-from skin_jax.base.files import write_atomically
+from skin_jax.base.files import read_bytes, write_atomically
 from skin_jax.data import images
 from skin_jax.data.classes import Classes
 from skin_jax.data.examples import Examples, Record, digest_of
@@ -86,7 +86,7 @@ def read(folder: Path, classes: Classes) -> list[Generated]:
     path = folder / MANIFEST
     problems: list[str] = []
     try:
-        header, lines = csvs.parse(path.read_bytes(), problems)
+        header, lines = csvs.parse(read_bytes(path), problems)
     except FileNotFoundError:
         raise UserError(
             f"{folder} has no {MANIFEST}: it has no generated images, or not all of them yet; "

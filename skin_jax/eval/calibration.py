@@ -15,7 +15,7 @@ import numpy as np
 
 from skin_jax import config as config_lib
 from skin_jax.base.errors import UserError, warn
-from skin_jax.base.files import plain, write_json
+from skin_jax.base.files import plain, read_bytes, read_text, write_json
 from skin_jax.eval import familiarity
 from skin_jax.eval.familiarity import Reference
 from skin_jax.training import shipped
@@ -113,7 +113,7 @@ def read(workdir: Path, step: int) -> Calibration | None:
     if (workdir / shipped.WEIGHTS).exists():
         again = "restore it from a copy, or export the run again"
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(read_text(path))
         found = Calibration(**{key: content[key] for key in Calibration._fields})
         for temperature in (found.temperature, found.temperature_tta):
             if not _RANGE[0] / 2 <= temperature <= _RANGE[1] * 2:
@@ -147,7 +147,7 @@ def _digest(content: Mapping[str, Any]) -> str:
 def _reference_digest(workdir: Path) -> str | None:
     """SHA-256 of the reference in a folder; None where it cannot be read."""
     try:
-        return hashlib.sha256((workdir / familiarity.FILE_NAME).read_bytes()).hexdigest()
+        return hashlib.sha256(read_bytes(workdir / familiarity.FILE_NAME)).hexdigest()
     except OSError:
         return None
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from skin_jax import tasks
+from skin_jax.base.files import read_text
 from skin_jax.config import flatten, is_procedural
 from skin_jax.eval import calibration
 from skin_jax.report import card
@@ -48,7 +49,7 @@ def write(run: Trained, out: Path) -> None:
         facts["training images"] = "procedural lesions, no photographs"
     test = None
     if (path := out / _TEST_METRICS).exists():
-        found = json.loads(path.read_text())
+        found = json.loads(read_text(path))
         test = found if found["step"] == content.step else None  # measured before it was trained on
     commands = []
     if abilities["predict"]:

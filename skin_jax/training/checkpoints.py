@@ -101,7 +101,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         """Refuses damaged scores by name: the manager reads all of them, and would only fail."""
         for path in sorted(self._directory.glob("[0-9]*/metrics/metrics")):
             try:
-                float(self._goodness(json.loads(path.read_text())))
+                float(self._goodness(json.loads(files.read_text(path))))
             except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
                 raise errors.UserError(
                     f"the score in {path} cannot be read ({_reason(error)}); restore the folder "
@@ -234,7 +234,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
 
     def _record(self, step: int) -> dict[str, Any]:
         """What was written beside the state; a ValueError where it is of another run or step."""
-        record = json.loads((self._directory / str(step) / "digest" / "metadata").read_text())
+        record = json.loads(files.read_text(self._directory / str(step) / "digest" / "metadata"))
         if record.get("run") != self._run:
             raise ValueError("it belongs to another run than the files beside it")
         if record.get("step", step) != step:

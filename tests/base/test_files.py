@@ -59,6 +59,18 @@ def test_a_place_where_nothing_can_be_written_is_refused_before_the_work(tmp_pat
         files.check_writable(tmp_path / "not" / "there" / "p.csv")
 
 
+def test_only_regular_files_are_opened(tmp_path):
+    (tmp_path / "file").write_text("é")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    assert files.read_text(tmp_path / "link") == "é"
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/null"):
+        with pytest.raises(OSError, match="not a regular file"):
+            files.read_bytes(path)
+    with pytest.raises(IsADirectoryError):
+        files.read_bytes(tmp_path)
+
+
 def test_a_lock_keeps_others_out_until_it_is_released(tmp_path):
     with files.locked(tmp_path / "lock") as alone:
         assert alone
