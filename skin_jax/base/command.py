@@ -108,6 +108,9 @@ def run(main: Callable[..., int | None], load: Callable[[str], ConfigDict] | Non
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass  # a file that is opened later must not take the place of a stdout that is closed
     os.close(descriptor)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed; libraries write to it without asking
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # nohup has it ignored
         signal.signal(signal.SIGINT, interrupts.end)
         interrupts.watch()

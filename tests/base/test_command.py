@@ -279,6 +279,7 @@ def test_a_closed_stdout_is_no_place_for_files(tmp_path):
     body = f"""
 def main(argv):
     print("nowhere", flush=True)
+    sys.stderr.write("nor there")
     assert open({str(tmp_path / "file")!r}, "w").fileno() > 2
 """
     (tmp_path / "script.py").write_text(BEGIN + body + RUN)
