@@ -112,7 +112,6 @@ def _train(
 ) -> None:
     watching = evaluators.make(experiment, _pictures(experiment, workdir, tracker))
     state = loop.train(experiment, checkpoints, workdir, preemption, watching, tracker)
-    checkpoints.wait()
     notes = [run_report.DEMO_NOTE] * is_procedural(experiment.config.data)
     lead, sections = list(notes), list[kit.Section]()
     results: dict[str, float] = {}

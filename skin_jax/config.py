@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from skin_jax.base import code, folder, settings
 from skin_jax.base.errors import UserError, first_line
-from skin_jax.base.files import CACHE_ROOT, expanded, write_atomically
+from skin_jax.base.files import CACHE_ROOT, expanded, read_bytes, read_text, write_atomically
 from skin_jax.base.settings import MAX_SEED, Neutral, Setting, flatten, section
 from skin_jax.data import reading
 
@@ -247,7 +247,7 @@ def write(config: ConfigDict, workdir: Path, files: Sequence[str] | None = ()) -
     if files is None:
         identity = _content(workdir / FILE_NAME).get(_IDENTITY)
     else:
-        identity = {"files": {name: _sha256((workdir / name).read_bytes()) for name in files}}
+        identity = {"files": {name: _sha256(read_bytes(workdir / name)) for name in files}}
     if identity is not None:
         free = sorted(key for key in flatten(content) if is_neutral(key))
         identity |= {"free": free, "settings": _settings_digest(content, free)}
@@ -292,12 +292,12 @@ def checked(content: dict[str, Any], workdir: Path) -> dict[str, Any]:
     identity = content.get(_IDENTITY)
     if identity is None:  # of an older version
         return settings
-    mend = "restore it from a copy, or train a new run in a new folder"
+    mend = "restore it from a copy, or create the run again in a new folder"
     if identity["settings"] != _settings_digest(settings, identity["free"]):
         raise UserError(f"{workdir / FILE_NAME} was edited since the run wrote it; {mend}")
     for name, digest in identity["files"].items():
         try:
-            found = _sha256((workdir / name).read_bytes())
+            found = _sha256(read_bytes(workdir / name))
         except OSError as error:
             raise UserError(f"{workdir / name} cannot be read ({error.strerror}); {mend}") from None
         if found != digest:
@@ -317,7 +317,7 @@ def run_in(workdir: Path) -> str | None:
 
 
 def _content(path: Path) -> dict[str, Any]:
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = json.loads(read_text(path))
     if not isinstance(content, dict):
         raise ValueError("it is not an object")
     return content

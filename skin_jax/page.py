@@ -200,7 +200,11 @@ def _photo(readers: Mapping[str, _Reader]) -> None:
             )
         with gr.Column(min_width=280, scale=2):
             shown = gr.HTML(elem_id="answer")
-    together = {"concurrency_id": "photo", "concurrency_limit": 1, "show_progress": "minimal"}
+    together: dict[str, Any] = {
+        "concurrency_id": "photo",
+        "concurrency_limit": 1,
+        "show_progress": "minimal",
+    }
     # Gradio's own reading of the file has no limits, and its errors are no sentences.
     photo.input(
         look, [name, photo], [photo, seen, shown], preprocess=False, api_name="look", **together
@@ -249,7 +253,11 @@ def _generated(runs: Mapping[str, Run]) -> None:
             walk = gr.Button("Walk there in eight steps", elem_id="walk")
         with gr.Column(min_width=280, scale=2):
             shown = gr.HTML(elem_id="drawn")
-    together = {"concurrency_id": "draw", "concurrency_limit": 1, "show_progress": "minimal"}
+    together: dict[str, Any] = {
+        "concurrency_id": "draw",
+        "concurrency_limit": 1,
+        "show_progress": "minimal",
+    }
     run.input(choices, run, [label, to], api_name="choices", show_progress="hidden")
     draw.click(drawn, [run, label, count, seed], shown, api_name="draw", **together)
     walk.click(walked, [run, label, to, seed], shown, api_name="walk", **together)

@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
     # Imported here: they take seconds, and --help needs none of them.
     from skin_jax.base.errors import UserError
     from skin_jax.data import splits, store
-    from skin_jax.data.examples import write_skipped
+    from skin_jax.data.examples import check_skipped, write_skipped
 
     if argv[1:]:
         raise UserError(f"unexpected argument {argv[1]!r}; did you mean --data_dir={argv[1]}?")
@@ -52,6 +52,9 @@ def main(argv: list[str]) -> int:
         train, val, test = map(float, FLAGS.split_fractions)
     except ValueError:
         raise UserError(f"--split_fractions are three numbers: {FLAGS.split_fractions}") from None
+    skipped = Path(FLAGS.out) / "skipped.csv"
+    if FLAGS.on_bad_image == "skip":
+        check_skipped(skipped)
     examples = store.prepare(
         FLAGS.data_dir,
         image_size=FLAGS.image_size,
@@ -73,9 +76,8 @@ def main(argv: list[str]) -> int:
     if shared := splits.shared_lesions(examples.records, assignment):
         print(f"{shared} test images show a {examples.unit} that is also in train.")
     if examples.skipped:
-        path = Path(FLAGS.out) / "skipped.csv"
-        write_skipped(path, examples.skipped)
-        print(f"{len(examples.skipped)} unreadable images were left out; see {path}")
+        write_skipped(skipped, examples.skipped)
+        print(f"{len(examples.skipped)} unreadable images were left out; see {skipped}")
     return 0
 
 

@@ -53,14 +53,15 @@ def main(argv: list[str]) -> None:
 def _make(workdir: Path, folder: Path, out: Path) -> None:
     if out.suffix.lower() != ".html":
         raise UserError(f"--out={out} is the page to make: give a name that ends in .html")
-    from skin_jax.base.files import write_atomically
+    from skin_jax.base.files import check_writable, write_atomically
     from skin_jax.eval import reader_items
     from skin_jax.report import reader_page
 
+    key_file = out.with_suffix(".key.json")
+    check_writable(out, key_file)
     key, classes, images = reader_items.make(
         workdir, folder, _IMAGES.value, seed=_SEED.value, diagnosis=_DIAGNOSIS.value
     )
-    key_file = out.with_suffix(".key.json")
     key.write(key_file)  # first: a page without its key is of no use
     page = reader_page.html(key.study, list(key.items), images, classes if key.diagnosis else None)
     write_atomically(out, page)

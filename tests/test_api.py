@@ -110,7 +110,7 @@ def test_what_was_not_calibrated_is_not_made_up(run, pixels, small_gan, tmp_path
     out = tmp_path / "zoo"
     run.export(out)
     step = json.loads((small_gan / "eval" / "test" / "metrics.json").read_text())["step"]
-    calibration.write(out, calibration.Calibration(2.0, 3.0, "val", 9, step))
+    calibration.write(out, calibration.Calibration(2.0, 3.0, "val", 9, step), None)
     shipped = skin_jax.load(out)
     expected = calibration.applied(shipped.predict(pixels), 2.0)
     np.testing.assert_allclose(shipped.predict(pixels, calibrated=True), expected, atol=1e-9)

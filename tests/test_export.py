@@ -1,5 +1,6 @@
 """skin_jax.export: a folder to pass on, which commands take for a work folder."""
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -302,6 +303,14 @@ def test_an_export_that_cannot_be_is_refused(small_gan, tmp_path, out, more, sai
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["model.onnx", "folder"])
+def test_an_export_that_could_not_be_written_is_refused_before_the_work(small_gan, tmp_path, name):
+    (tmp_path / "file").touch()
+    run = dataclasses.replace(trained(small_gan), task=None)  # it cannot begin
+    with pytest.raises(UserError, match=rf"file/{name}.*: cannot be written"):
+        exports.write(run, tmp_path / "file" / name)
+
+
 def test_onnx_without_its_package_says_what_to_install(small_gan, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "jax2onnx", None)
     with pytest.raises(UserError, match=r"pip install 'skin_jax\[export\]'"):
@@ -315,5 +324,10 @@ def test_damage_is_found(folder, tmp_path):
     weights[-1] ^= 1
     for content in (weights, weights[:-8]):
         (damaged / shipped.WEIGHTS).write_bytes(content)
+        with pytest.raises(
+            UserError, match=r"model\.safetensors is not the file that the run wrote"
+        ):
+            trained(damaged)
+        run = trained(folder)
         with pytest.raises(UserError, match=r"model\.safetensors is damaged"):
-            trained(damaged).best_state(devices.make_mesh(1))
+            shipped.read(damaged, run.task, len(run.classes))

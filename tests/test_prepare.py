@@ -51,6 +51,14 @@ def test_shared_lesions_of_the_paper_split_are_said(tmp_path, data_dir):
     assert "test images show a lesion that is also in train" in result.stdout
 
 
+def test_a_list_that_could_not_be_written_is_refused_before_the_work(tmp_path, data_dir):
+    (tmp_path / "file").touch()
+    result = prepare(tmp_path, "--data_dir", data_dir, "--on_bad_image=skip", "--out=file")
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: file/skipped.csv: cannot be written (Not a directory)")
+    assert not (tmp_path / "cache" / "prepared").exists()
+
+
 def test_skipped_images_are_listed(tmp_path, data_dir):
     (data_dir / "HAM10000_images_part_1" / "ISIC_7.jpg").write_bytes(b"")
     result = prepare(tmp_path, "--data_dir", data_dir)

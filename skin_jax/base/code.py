@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from skin_jax.base.errors import UserError
+from skin_jax.base.files import read_bytes
 
 
 def name_of(own: Callable[..., Any]) -> str:
@@ -41,7 +42,7 @@ def load(recorded: dict[str, Any], where: Path) -> Any:
         return recorded
     path, name = Path(recorded["file"]), recorded["name"]
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
     except OSError as error:
         raise UserError(
             f"{where} names {name} of {path}, which cannot be read ({error.strerror}); restore "

@@ -14,24 +14,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from skin_jax.base import errors
-
-
-def _interrupted(*_: Any) -> NoReturn:
-    """Ends the process at once: what is written is whole at any moment.
-
-    An exception could come in the middle of a library, which aborts, or loses it.
-    """
-    with contextlib.suppress(Exception):
-        sys.stdout.flush()
-    os.write(2, b"interrupted\n")
-    os._exit(errors.INTERRUPTED)
+from skin_jax.base import errors, interrupts
 
 
 def _uncaught(kind: type[BaseException], error: BaseException, trace: Any) -> None:
     """Ends a command that Ctrl-C reaches before `run`, while modules are imported."""
     if issubclass(kind, KeyboardInterrupt):
-        _interrupted()
+        interrupts.end()
     sys.__excepthook__(kind, error, trace)
 
 
@@ -119,8 +108,12 @@ def run(main: Callable[..., int | None], load: Callable[[str], ConfigDict] | Non
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass  # a file that is opened later must not take the place of a stdout that is closed
     os.close(descriptor)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed; libraries write to it without asking
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # nohup has it ignored
-        signal.signal(signal.SIGINT, _interrupted)
+        signal.signal(signal.SIGINT, interrupts.end)
+        interrupts.watch()
     # TensorFlow, where it is used, only moves images: its start-up notes are about arithmetic.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
@@ -235,9 +228,11 @@ def _guarded(action: Callable[[list[Any]], _T], given: list[Any]) -> _T:
     except (errors.UserError, errors.Ended) as end:
         prefix = "error: " if isinstance(end, errors.UserError) else ""
         print(f"{prefix}{end}", file=sys.stderr)
+        if isinstance(end, errors.Ended) and not end.others:
+            interrupts.leave(end.exit_code)
         sys.exit(end.exit_code)
     except KeyboardInterrupt:  # the second one, where the first was asked to wait
-        _interrupted()
+        interrupts.end()
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():
             sys.exit(errors.FAILURE)  # `| head`

@@ -28,11 +28,15 @@ class Ended(BaseException):
 
     It may come in the middle of anything, so no handler of errors (`except Exception`) may take it
     for a failure of what it interrupts. The message says what is saved, and what to do.
+
+    A command then ends without the farewells of libraries, which crash where they were interrupted,
+    unless there are `others`: processes that wait for these.
     """
 
-    def __init__(self, message: str, exit_code: int):
+    def __init__(self, message: str, exit_code: int, *, others: bool = False):
         super().__init__(message)
         self.exit_code = exit_code
+        self.others = others
 
 
 def listed(summary: str, problems: Sequence[str], shown: int = 10) -> UserError:

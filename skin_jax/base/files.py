@@ -1,6 +1,7 @@
 """Files among several processes: written whole or not at all, and locks."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import math
@@ -9,7 +10,7 @@ import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from skin_jax.base.errors import UserError, warn
 
@@ -17,6 +18,8 @@ CACHE_ROOT = os.path.join(
     os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache"), "skin_jax"
 )
 """Where what can be made again is kept between runs; `~` is the user's home."""
+
+_unfinished: set[str] = set()  # temporary files that are being written
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
@@ -51,6 +54,25 @@ def without_owners() -> None:
     backend._OsPathBackend.stat = stat_of
 
 
+def opened(path: str | os.PathLike[str]) -> BinaryIO:
+    """Opens a regular file to be read; an OSError for others: a pipe would be waited for."""
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # of a folder, the system says it
+        raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+    return open(path, "rb")
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """The content of a regular file; an OSError where it cannot be read; see `opened`."""
+    with opened(path) as file:
+        return file.read()
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """The same as text in UTF-8; a ValueError where it is none."""
+    return read_bytes(path).decode()
+
+
 def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
     """Writes a whole file or nothing: no reader meets half of it. UserError if it cannot."""
     path = Path(path)
@@ -59,6 +81,7 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        _unfinished.add(temporary)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
@@ -70,20 +93,43 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None
         except BaseException:
             os.unlink(temporary)
             raise
+        finally:
+            _unfinished.discard(temporary)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def remove_unfinished() -> None:
+    """Removes what calls of `write_atomically` have begun, before the process ends at once."""
+    for temporary in [*_unfinished]:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
 
 
 def check_replaceable(path: Path) -> None:
     """Refuses a link, a folder, a device or a pipe in the place of a file that is to be written."""
     try:
         mode = path.lstat().st_mode
-    except OSError:  # there is none; where it is not allowed, writing will say so
+    except OSError:  # there is none; where it is not allowed, `check_writable` or writing says so
         return
     if not stat.S_ISREG(mode):
         names = {stat.S_IFLNK: "a link", stat.S_IFDIR: "a folder"}
         what = names.get(stat.S_IFMT(mode), "a device or a pipe")
         raise UserError(f"{path} is {what}, which is never replaced; give the name of a file")
+
+
+def check_writable(*paths: Path) -> None:
+    """Refuses files that could not be written, before the work that they are to hold."""
+    for path in paths:
+        check_replaceable(path)
+        try:
+            folder = next(parent for parent in path.absolute().parents if parent.exists())
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise UserError(
+                f"{path}: cannot be written ({error.strerror}); give another place for it"
+            ) from None
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:

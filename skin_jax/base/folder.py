@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from skin_jax.base.errors import UserError
-from skin_jax.base.files import locked
+from skin_jax.base.files import locked, read_text
 
 
 @contextlib.contextmanager
@@ -51,7 +51,7 @@ def read_record(path: Path, parse: Callable[[dict[str, Any]], Any], mend: str) -
     `parse` may raise a KeyError, TypeError, ValueError or AttributeError.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
         if not isinstance(content, dict):
             raise TypeError("it is not an object")
         return parse(content)

@@ -20,6 +20,7 @@ import numpy as np
 
 from skin_jax.base import csvs
 from skin_jax.base.errors import UserError
+from skin_jax.base.files import opened
 from skin_jax.data import images
 from skin_jax.data.classes import HAM10000, ISIC_2019, ISIC_2020, PAD_UFES_20, Classes
 from skin_jax.data.findings import Columns, Facts, Findings, is_litter, leads_back
@@ -62,7 +63,7 @@ def subfolders(folder: Path) -> list[Path]:
 
 def header_of(path: Path) -> tuple[str, ...]:
     """The columns of a table, without reading all of it."""
-    with path.open("rb") as file:
+    with opened(path) as file:
         return csvs.parse(file.readline(), [], strip=True)[0]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from skin_jax.base.errors import UserError
-from skin_jax.base.files import write_atomically
+from skin_jax.base.files import read_bytes, write_atomically
 from skin_jax.data import images
 
 _SETTLED_AFTER = 3 * 10**9
@@ -76,7 +76,7 @@ def digests(
 
 def _read(known: Path) -> dict[str, str]:
     try:
-        found = json.loads(known.read_bytes())
+        found = json.loads(read_bytes(known))
     except (OSError, ValueError):  # not there yet, or damaged: everything is read again
         return {}
     return found if isinstance(found, dict) else {}

@@ -15,7 +15,7 @@ import numpy as np
 
 from skin_jax.base import csvs
 from skin_jax.base.errors import UserError
-from skin_jax.base.files import check_replaceable, write_atomically
+from skin_jax.base.files import check_writable, write_atomically
 from skin_jax.data.classes import HAM10000, UNLABELLED, Classes
 
 _Node = TypeVar("_Node", bound=Hashable)
@@ -127,8 +127,8 @@ def write_skipped(path: Path, skipped: Iterable[tuple[str, str]]) -> None:
 
 
 def check_skipped(path: Path) -> None:
-    """Refuses a file of somebody else in the place of what `write_skipped` is to write."""
-    check_replaceable(path)
+    """Refuses a file of somebody else where `write_skipped` is to write, or no place to write."""
+    check_writable(path)
     if path.exists() and not path.read_bytes().startswith(b"file,reason\n"):
         raise UserError(
             f"{path} is not a list of images that were left out, which would replace it; give it "

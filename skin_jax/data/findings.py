@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from skin_jax.base import csvs
+from skin_jax.base.files import read_bytes
 from skin_jax.data.classes import Classes
 from skin_jax.data.images import SUFFIXES
 from skin_jax.data.reading import Reading
@@ -135,7 +136,7 @@ class Findings:
         if path not in self.tables:
             self.named.add(path.parent)
             problems: list[str] = []
-            self.tables[path] = csvs.parse(path.read_bytes(), problems, strip=True)
+            self.tables[path] = csvs.parse(read_bytes(path), problems, strip=True)
             self.problems += [
                 f"{self.name(path)}{', ' if problem.startswith('row ') else ': '}{problem}"
                 for problem in problems

@@ -20,10 +20,11 @@ import numpy as np
 
 from skin_jax.base import csvs
 from skin_jax.base.errors import UserError, listed
-from skin_jax.base.files import write_atomically
+from skin_jax.base.files import read_bytes, write_atomically
 from skin_jax.data import images
 from skin_jax.data.classes import Classes
 from skin_jax.data.examples import Examples, Record, digest_of
+from skin_jax.data.findings import is_litter
 from skin_jax.data.images import SUFFIXES
 
 MANIFEST = "manifest.csv"
@@ -85,7 +86,7 @@ def read(folder: Path, classes: Classes) -> list[Generated]:
     path = folder / MANIFEST
     problems: list[str] = []
     try:
-        header, lines = csvs.parse(path.read_bytes(), problems)
+        header, lines = csvs.parse(read_bytes(path), problems)
     except FileNotFoundError:
         raise UserError(
             f"{folder} has no {MANIFEST}: it has no generated images, or not all of them yet; "
@@ -202,7 +203,11 @@ _KINDS: dict[str, tuple[str, Callable[[str], Any], str]] = {
 
 
 def _image_files(folder: Path) -> set[str]:
-    """Images anywhere in the folder but in the grids, relative to it."""
+    """Images anywhere in the folder but in the grids and in litter, relative to it."""
     found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     images = (path for path in found if path.suffix.lower() in SUFFIXES)
-    return {path.as_posix() for path in images if path.parts[0] != GRIDS}
+    return {
+        path.as_posix()
+        for path in images
+        if path.parts[0] != GRIDS and not any(map(is_litter, path.parts))
+    }

@@ -18,7 +18,7 @@ import numpy as np
 
 from skin_jax.base import csvs
 from skin_jax.base.errors import UserError, listed
-from skin_jax.base.files import write_atomically
+from skin_jax.base.files import read_bytes, write_atomically
 from skin_jax.data.classes import UNLABELLED, Classes
 from skin_jax.data.examples import Record
 
@@ -188,7 +188,7 @@ def members_of(
 def _rows(path: Path) -> list[dict[str, str]]:
     problems: list[str] = []
     try:
-        _, rows = csvs.parse(path.read_bytes(), problems, columns=_COLUMNS)
+        _, rows = csvs.parse(read_bytes(path), problems, columns=_COLUMNS)
     except OSError as error:
         raise UserError(f"cannot read the splits in {path}: {error.strerror}") from None
     if problems:

@@ -27,6 +27,7 @@ from absl import flags
 from skin_jax import config
 from skin_jax.base import command
 from skin_jax.base.errors import UserError, warn
+from skin_jax.base.files import check_writable
 from skin_jax.base.folder import check_own
 from skin_jax.data import classes as classes_lib
 from skin_jax.data import reading, splits
@@ -112,6 +113,8 @@ def _compare(predictions: Path, truth: Path, out: Path) -> None:
 def _evaluate_split(workdir: Path, split: str, out: Path) -> None:
     from skin_jax.eval import runs
 
+    check_writable(out / "metrics.json")
+
     evaluation = runs.evaluate_own(workdir, split, _views())
     if evaluation is not None:
         _write(out, evaluation)
@@ -122,6 +125,7 @@ def _evaluate_elsewhere(workdir: Path, data_dir: Path, out: Path) -> None:
     from skin_jax.training.run import trained
 
     run = trained(workdir)
+    check_writable(out / "metrics.json")
     examples = runs.labelled(run, data_dir, reading.from_flags())
     if examples.skipped:
         write_skipped(out / "skipped.csv", examples.skipped)
@@ -165,6 +169,7 @@ def _measure_quality(folder: Path, out: Path | None) -> None:
     from skin_jax.training.run import SPLITS_FILE, reopen, trained
 
     run = trained(workdir)
+    check_writable(out / "quality.json")
     generated = audit.generated_images(folder, run.config.data.image_size, run.classes)
     mesh = devices.make_mesh(None)
     known_to = _networks_of_generators(run)
@@ -195,10 +200,6 @@ def _measure_quality(folder: Path, out: Path | None) -> None:
             f"the generator of the images in {folder} was trained on other images than the "
             f"training split of {workdir}: copies of those other images are not searched for"
         )
-    try:
-        out.mkdir(parents=True, exist_ok=True)  # before the work
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror})") from None
     names = {"generated": named.name, "run": workdir.resolve().name}
     judges = [
         audit.audit(real, generated, extractor, pixels=place == 0)

@@ -19,7 +19,7 @@ from PIL import Image
 from skin_jax import config as config_lib
 from skin_jax.base import command
 from skin_jax.base.errors import UserError, warn
-from skin_jax.base.files import write_json
+from skin_jax.base.files import check_writable, read_text, write_json
 from skin_jax.data.classes import UNLABELLED
 from skin_jax.data.examples import Images
 from skin_jax.eval import linear
@@ -94,7 +94,8 @@ def main(argv: list[str]) -> None:
     folder = workdir / "eval" / "test"
     if not (folder / "metrics.json").exists():
         raise UserError(f"{folder} has no metrics.json; finish the run first")
-    own = json.loads((folder / "metrics.json").read_text())["balanced_accuracy"]
+    check_writable(folder / "baselines.json")
+    own = json.loads(read_text(folder / "metrics.json"))["balanced_accuracy"]
     examples = load_examples(config)
     examples, assignment = read_split(examples, workdir)
     on_test = examples.labels[assignment == "test"]

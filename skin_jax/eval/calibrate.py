@@ -15,6 +15,7 @@ import numpy as np
 
 from skin_jax.base import command
 from skin_jax.base.errors import UserError
+from skin_jax.base.files import check_writable
 
 if TYPE_CHECKING:
     from skin_jax.eval.calibration import Calibration
@@ -38,9 +39,10 @@ def main(argv: list[str]) -> None:
     from skin_jax.training.run import reopen
 
     workdir = Path(_WORKDIR.value)
-    found, reference, flagged = fitted(reopen(workdir), workdir)
-    familiarity.write(workdir, reference)
-    calibration.write(workdir, found)  # last: it has the step, which `prediction` checks of both
+    experiment = reopen(workdir)
+    check_writable(workdir / calibration.FILE_NAME, workdir / familiarity.FILE_NAME)
+    found, reference, flagged = fitted(experiment, workdir)
+    calibration.write(workdir, found, reference)
     print(
         f"temperature {found.temperature:.3f} of single images, {found.temperature_tta:.3f} with "
         f"--tta, fitted on {found.images} {found.split} images at step {found.step}: "

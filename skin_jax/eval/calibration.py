@@ -2,17 +2,23 @@
 
 Guo, Pleiss, Sun and Weinberger, "On Calibration of Modern Neural Networks", ICML 2017, section 4.2.
 The temperature is kept with a run, next to the reference of `familiarity`; both are those of its
-best checkpoint.
+best checkpoint, and the one file names the run, the other file and its own contents.
 """
 
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from skin_jax import config as config_lib
 from skin_jax.base.errors import UserError, warn
-from skin_jax.base.files import write_json
+from skin_jax.base.files import plain, read_bytes, read_text, write_json
+from skin_jax.eval import familiarity
+from skin_jax.eval.familiarity import Reference
+from skin_jax.training import shipped
 
 FILE_NAME = "calibration.json"
 
@@ -71,9 +77,25 @@ def loss(probabilities: np.ndarray, labels: np.ndarray) -> float:
     return float(-np.log(np.maximum(own, _TINY)).mean())
 
 
-def write(workdir: Path, calibration: Calibration) -> None:
-    """Writes `calibration.json` of a run."""
-    write_json(workdir / FILE_NAME, calibration)
+def write(workdir: Path, calibration: Calibration, reference: Reference | None) -> None:
+    """Writes `reference.npz`, where there is one, and `calibration.json` of the run in a folder."""
+    if reference is not None:
+        familiarity.write(workdir, reference)
+    content = {
+        **calibration._asdict(),
+        "run": config_lib.run_in(workdir),
+        "reference": None if reference is None else _reference_digest(workdir),
+    }
+    # Last: it is what makes the other file the run's.
+    write_json(workdir / FILE_NAME, content | {"digest": _digest(content)})
+
+
+def copy(workdir: Path, out: Path, step: int) -> None:
+    """Gives an exported run what its work folder has for the checkpoint of `step`; see `read`."""
+    for name in (FILE_NAME, familiarity.FILE_NAME):
+        (out / name).unlink(missing_ok=True)  # of an earlier export
+    if (found := read(workdir, step)) is not None:
+        write(out, found, familiarity.read(workdir))
 
 
 def read(workdir: Path, step: int) -> Calibration | None:
@@ -82,27 +104,52 @@ def read(workdir: Path, step: int) -> Calibration | None:
     Says so where it is of another one, which was the best when it was fitted.
 
     Raises:
-      UserError: it is damaged.
+      UserError: it is damaged or of another run, or so is the reference beside it.
     """
     path = workdir / FILE_NAME
     if not path.is_file():
         return None
     again = f"run skin_jax.eval.calibrate --workdir={workdir} again"
+    if (workdir / shipped.WEIGHTS).exists():
+        again = "restore it from a copy, or export the run again"
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(read_text(path))
         found = Calibration(**{key: content[key] for key in Calibration._fields})
         for temperature in (found.temperature, found.temperature_tta):
             if not _RANGE[0] / 2 <= temperature <= _RANGE[1] * 2:
                 raise ValueError(f"its temperature {temperature} is out of range")
+        run, reference, digest = (content.pop(key) for key in ("run", "reference", "digest"))
+        if digest != _digest({**found._asdict(), "run": run, "reference": reference}):
+            raise ValueError("it was edited")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}); {again}") from None
+    if run != config_lib.run_in(workdir):
+        raise UserError(f"{path} is of another run than the files beside it; {again}")
     if found.step != step:
         warn(
             f"{path} is not used: it is of the checkpoint of step {found.step}, and the best one "
             f"is now that of step {step}; {again}"
         )
         return None
+    if reference is not None and reference != _reference_digest(workdir):
+        raise UserError(
+            f"{workdir / familiarity.FILE_NAME} is missing or is not the file that was written "
+            f"together with {FILE_NAME}; {again}"
+        )
     return found
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    """SHA-256 of what `calibration.json` says."""
+    return hashlib.sha256(json.dumps(plain(content), sort_keys=True).encode()).hexdigest()
+
+
+def _reference_digest(workdir: Path) -> str | None:
+    """SHA-256 of the reference in a folder; None where it cannot be read."""
+    try:
+        return hashlib.sha256(read_bytes(workdir / familiarity.FILE_NAME)).hexdigest()
+    except OSError:
+        return None
 
 
 def _softmax(values: np.ndarray) -> np.ndarray:

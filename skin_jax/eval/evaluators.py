@@ -154,7 +154,6 @@ class Generators(Evaluator):
         self._sample = _sampler(task, experiment.mesh)
         self._scored = jax.jit(
             task.scored,  # type: ignore[attr-defined]
-            donate_argnums=0,
             out_shardings=self._placement,
             compiler_options=compiler_options(platform(experiment.mesh)),
         )
@@ -198,8 +197,8 @@ class Generators(Evaluator):
         """Scores every class, prints the scores, warns of collapsed classes, draws a picture.
 
         Returns:
-          The state with the generators that are now the best of their class (the one given is
-          gone), and `images_seen`, `<measure>/<class>` and `diversity/<class>` to log.
+          The state with the generators that are now the best of their class, and `images_seen`,
+          `<measure>/<class>` and `diversity/<class>` to log.
         """
         generators = self._task.generators(state)
         scores: list[float] = []

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from skin_jax.base.errors import UserError
-from skin_jax.base.files import write_atomically
+from skin_jax.base.files import read_bytes, write_atomically
 
 FILE_NAME = "reference.npz"
 
@@ -76,7 +76,7 @@ def read(workdir: Path) -> Reference | None:
     if not path.is_file():
         return None
     try:
-        with np.load(io.BytesIO(path.read_bytes())) as arrays:
+        with np.load(io.BytesIO(read_bytes(path))) as arrays:
             return Reference(**{name: arrays[name] for name in Reference._fields})
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(

@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,7 +12,7 @@ from tqdm import tqdm
 
 from skin_jax.base import csvs, devices
 from skin_jax.base.errors import PARTIAL, UserError, listed, warn
-from skin_jax.base.files import check_replaceable, write_atomically
+from skin_jax.base.files import check_writable, write_atomically
 from skin_jax.base.folder import check_own
 from skin_jax.base.threads import workers
 from skin_jax.data import images
@@ -87,9 +86,9 @@ def predict_files(
         warn(f"not read: {kinds}")
     ids, ambiguous = image_ids(files)
     skipped_path = out.with_name(f"{out.stem}.skipped.csv")
-    check_skipped(skipped_path)
     csv_paths = [path for path in (out, skipped_path, details) if path is not None]
     _check_targets(files, ids, csv_paths, explain_dir)
+    check_skipped(skipped_path)
     mesh = devices.make_mesh(None)
     runs = [trained(workdir) for workdir in workdirs]
     classes = _same_classes(runs)
@@ -307,8 +306,7 @@ def _check_targets(
     explain_dir: Path | None,
 ) -> None:
     """Refuses results that could not be written, or would replace an image, before the work."""
-    for path in csv_paths:
-        check_replaceable(path)
+    check_writable(*csv_paths)
     if len({os.path.realpath(path) for path in csv_paths}) < len(csv_paths):
         raise UserError(
             f"--details is {csv_paths[-1]}, which --out or its list of unreadable images is "
@@ -325,13 +323,8 @@ def _check_targets(
             )
     if explain_dir:
         check_own(explain_dir, _HEAT_MAPS, "--explain", {f"{name}.png" for name in ids})
-    for folder in filter(None, (*(path.parent for path in csv_paths), explain_dir)):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=folder).close()
-        except OSError as error:
-            raise UserError(f"{folder}: cannot be written to ({error.strerror})") from None
-    if explain_dir:
+        check_writable(explain_dir / _HEAT_MAPS)
+        explain_dir.mkdir(parents=True, exist_ok=True)
         (explain_dir / _HEAT_MAPS).touch()
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from skin_jax.base import csvs
 from skin_jax.base.errors import UserError, listed, warn
-from skin_jax.base.files import write_json
+from skin_jax.base.files import read_bytes, read_text, write_json
 from skin_jax.config import is_procedural
 from skin_jax.data import generated as generated_lib
 from skin_jax.data import splits
@@ -231,7 +231,7 @@ def read_key(path: Path) -> Key:
       UserError: there is no such file, or it is not the key of a study.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
         key = Key(**{**content, "items": {k: Item(**v) for k, v in content["items"].items()}})
         labels, generated = key.labels, key.generated
         if not key.items or sorted(labels[generated]) != sorted(labels[~generated]):
@@ -303,7 +303,7 @@ def _rows(path: Path, key: Key, problems: list[str]) -> list[csvs.Row]:
     """The rows of a file that is of this study."""
     faults: list[str] = []
     try:
-        _, rows = csvs.parse(path.read_bytes(), faults, columns=COLUMNS, strip=True)
+        _, rows = csvs.parse(read_bytes(path), faults, columns=COLUMNS, strip=True)
     except OSError as error:
         problems.append(f"{path}: cannot be read ({error.strerror})")
         return []

@@ -11,7 +11,7 @@ import numpy as np
 
 from skin_jax.base import csvs
 from skin_jax.base.errors import UserError, listed
-from skin_jax.base.files import write_atomically
+from skin_jax.base.files import read_bytes, write_atomically
 from skin_jax.data.classes import HAM10000, Classes
 from skin_jax.data.findings import without_ending
 
@@ -155,7 +155,7 @@ def _parsed(path: Path, *columns: str) -> tuple[tuple[str, ...], list[csvs.Row],
     """The header, the rows and the problems."""
     problems: list[str] = []
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     needed = (IMAGE, *columns)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from skin_jax.base.errors import UserError
-from skin_jax.base.files import write_atomically
+from skin_jax.base.files import check_writable, write_atomically
 from skin_jax.exports import folder, functions, onnx, stablehlo, tflite, timm
 from skin_jax.training.run import Trained
 
@@ -58,6 +58,7 @@ def write(
         raise UserError(f"only functions ({', '.join(_FUNCTIONS)}) are exported in parts")
     if precision != "float32" and suffix != ".tflite":
         raise UserError(f"{out}: only a .tflite can have another precision than float32")
+    check_writable(out if suffix else out / "README.md")
     if not suffix:
         folder.write(run, out)
         return {}

@@ -4,15 +4,15 @@ import json
 from pathlib import Path
 
 from skin_jax import tasks
+from skin_jax.base.files import read_text
 from skin_jax.config import flatten, is_procedural
-from skin_jax.eval import calibration, familiarity
+from skin_jax.eval import calibration
 from skin_jax.report import card
 from skin_jax.training import run as run_lib
 from skin_jax.training import shipped
 from skin_jax.training.run import Trained
 
 _TEST_METRICS = "eval/test/metrics.json"
-_ALSO = (_TEST_METRICS, calibration.FILE_NAME, familiarity.FILE_NAME)
 
 
 def write(run: Trained, out: Path) -> None:
@@ -28,8 +28,8 @@ def write(run: Trained, out: Path) -> None:
     Raises:
       UserError: no checkpoint, code of the user's own, or other files in `out`.
     """
-    content = run_lib.ship(run, out, _ALSO)
-    calibration.read(run.workdir, content.step)  # refuses that of another checkpoint
+    content = run_lib.ship(run, out, (_TEST_METRICS,))
+    calibration.copy(run.workdir, out, content.step)
     abilities = {name: tasks.can(run.task, name) for name in ("predict", "images_of")}
     settings = flatten(run.config)
     facts: dict[str, object] = {"task": settings["task"]}
@@ -49,7 +49,7 @@ def write(run: Trained, out: Path) -> None:
         facts["training images"] = "procedural lesions, no photographs"
     test = None
     if (path := out / _TEST_METRICS).exists():
-        found = json.loads(path.read_text())
+        found = json.loads(read_text(path))
         test = found if found["step"] == content.step else None  # measured before it was trained on
     commands = []
     if abilities["predict"]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
-from skin_jax.base import errors
+from skin_jax.base import errors, interrupts
 from skin_jax.base.files import locked
 from skin_jax.study.plan import Job, Plan
 from skin_jax.training.history import HISTORY, duration, json_lines, read_history
@@ -177,6 +177,8 @@ class Runner:
             flush=True,
         )
         with contextlib.ExitStack() as stack:
+            interrupts.UNSAVED.set()  # the end of a job is waited for, and written down
+            stack.callback(interrupts.UNSAVED.clear)
             for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:  # nohup
                     stack.callback(signal.signal, signum, signal.signal(signum, self._receive))

@@ -7,6 +7,7 @@ import numpy as np
 
 from skin_jax import config as config_lib
 from skin_jax.base.errors import UserError
+from skin_jax.base.files import read_text
 from skin_jax.base.folder import read_record
 from skin_jax.data import classes as classes_lib
 from skin_jax.data import splits
@@ -35,7 +36,7 @@ def read(workdir: Path, record: Record) -> tuple[Classes, list[Outcome]]:
     classes: dict[Classes, Path] = {}
     for arm, fold, seed, folder in _finished(workdir, record):
         _check_settings(folder, record["arms"][arm]["settings"], fold, seed)
-        digests.setdefault((folder / DIGEST_FILE).read_text(), folder)
+        digests.setdefault(read_text(folder / DIGEST_FILE), folder)
         own = classes_lib.read(folder)
         classes.setdefault(own, folder)
         for what, seen in (("images", digests), ("classes", classes)):

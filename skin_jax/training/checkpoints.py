@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from skin_jax import config as config_lib
-from skin_jax.base import devices, errors, files
+from skin_jax.base import devices, errors, files, interrupts
 from skin_jax.tasks import state as state_lib
 from skin_jax.tasks.task import Score, Task
 
@@ -102,26 +102,33 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         """Refuses damaged scores by name: the manager reads all of them, and would only fail."""
         for path in sorted(self._directory.glob("[0-9]*/metrics/metrics")):
             try:
-                float(self._goodness(json.loads(path.read_text())))
+                float(self._goodness(json.loads(files.read_text(path))))
             except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
                 raise errors.UserError(
                     f"the score in {path} cannot be read ({_reason(error)}); restore the folder "
                     f"{path.parents[1]} from a copy, or delete it to use the other checkpoints"
                 ) from None
 
-    def save(self, step: int, state: PyTree, score: float | None) -> None:
+    def save(
+        self, step: int, state: PyTree, score: float | None, *, evaluated: bool = True
+    ) -> None:
         """Starts to save a state after `step` steps; does nothing if that step is saved already.
 
-        Where the task's score at this step is None or NaN, it never counts as the best.
+        Where the task's score at this step is None or NaN, it never counts as the best. A state
+        that is not `evaluated`, though it should be, is replaced when it is.
 
         Raises:
           SaveError: this save could not start, or the one before it failed.
         """
-        if step in self.steps():
+        if again := step in self.steps():
+            self.wait()  # it may be half-saved
+        if again and (self.is_evaluated(step) or not evaluated):
             return
         goodness = self._as_goodness(score)
-        record = {"run": self._run, "step": step, "score": goodness}
+        record = {"run": self._run, "step": step, "score": goodness, "evaluated": evaluated}
         with self._saving():
+            if again:
+                self._manager.delete(step)
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -130,6 +137,10 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
                 ),
                 metrics={self._score.name: goodness},
             )
+
+    def is_evaluated(self, step: int) -> bool:
+        """Whether nothing is left to do for a step that can be restored."""
+        return bool(self._record(step).get("evaluated", True))
 
     def _as_goodness(self, score: float | None) -> float:
         """The score, its sign such that more is better."""
@@ -224,7 +235,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
 
     def _record(self, step: int) -> dict[str, Any]:
         """What was written beside the state; a ValueError where it is of another run or step."""
-        record = json.loads((self._directory / str(step) / "digest" / "metadata").read_text())
+        record = json.loads(files.read_text(self._directory / str(step) / "digest" / "metadata"))
         if record.get("run") != self._run:
             raise ValueError("it belongs to another run than the files beside it")
         if record.get("step", step) != step:
@@ -362,6 +373,9 @@ class Preemption:
     Within `deferred` the signal is only remembered, for the loop to look at between dispatches;
     elsewhere it raises at once, because everything is saved. So does a second Ctrl-C everywhere.
 
+    Where the main thread does not get to it, Ctrl-C ends a command even so (`base.interrupts`), but
+    for work that is `unsaved`.
+
     Among several processes SIGTERM is JAX's own: a signal to any of them ends all of them at the
     same dispatch, and outside the loop it is kept until there is one.
     """
@@ -376,9 +390,12 @@ class Preemption:
         # A handler of SIGTERM here would take the place of JAX's.
         for signum in (signal.SIGINT,) if self._distributed else (signal.SIGINT, signal.SIGTERM):
             self._previous[signum] = signal.signal(signum, self._receive)
+        if self._distributed:
+            self.unsaved()  # none ends without the others
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        interrupts.UNSAVED.clear()
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
 
@@ -390,19 +407,44 @@ class Preemption:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Within it, a signal is only remembered."""
+        """Within it, a signal is only remembered; at its end, everything is saved."""
         self._deferred = True
         try:
             yield
         finally:
             self._deferred = False
+            self.saved()
         if self._received is not None and not self._distributed:
             raise self.ended("everything so far is saved")
+
+    def unsaved(self) -> None:
+        """Says that there is something to save before the process may end."""
+        interrupts.UNSAVED.set()
+
+    def saved(self) -> None:
+        """Says that there is nothing to save any more."""
+        if not self._distributed:
+            interrupts.UNSAVED.clear()
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within it, a signal raises at once again, in spite of `deferred`.
+
+        Among several processes it does not: the others would wait for what this one was to do.
+        """
+        before, self._deferred = self._deferred, False
+        try:
+            if self._received is not None and not self._distributed:
+                raise self.ended("everything so far is saved")
+            yield
+        finally:
+            self._deferred = before
 
     def ended(self, what: str) -> errors.Ended:
         """The exception that ends the process."""
         status = errors.INTERRUPTED if self._received == signal.SIGINT else errors.PREEMPTED
-        return errors.Ended(f"asked to end: {what}; run the same command again to resume", status)
+        words = f"asked to end: {what}; run the same command again to resume"
+        return errors.Ended(words, status, others=self._distributed)
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         if signum == signal.SIGINT and self._received is not None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any
 
+from skin_jax.base.files import check_replaceable, read_bytes
 from skin_jax.training.trackers import Tracker
 
 HISTORY = "metrics.jsonl"
@@ -24,6 +25,8 @@ class History:
 
     def __init__(self, workdir: Path, tracker: Tracker, *, enabled: bool = True):
         path = workdir / HISTORY if enabled else Path(os.devnull)
+        if enabled:
+            check_replaceable(path)
         cut = path.is_file() and path.read_bytes()[-1:] not in (b"", b"\n")  # by a kill
         self._history = path.open("a", encoding="utf-8")
         if cut:
@@ -78,7 +81,7 @@ def json_lines(path: Path, needed: Mapping[str, type | UnionType]) -> Iterator[d
     What else is there, such as a line that a kill has cut, is passed over: what lines report must
     not keep a run from going on. Of an object, values of some kinds are `needed`.
     """
-    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    text = read_bytes(path).decode(errors="replace") if path.exists() else ""
     for line in text.splitlines():
         # A line that a kill has cut has no end: what was appended afterwards is glued to it.
         start = line.rfind('{"event"')

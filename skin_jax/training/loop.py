@@ -58,7 +58,7 @@ def train(
     rng = jax.jit(
         lambda: jax.random.key(config.seed), out_shardings=devices.replicated(experiment.mesh)
     )()
-    state, step = _initial_state(experiment, checkpoints, rng)
+    state, step, evaluated = _initial_state(experiment, checkpoints, rng)
     history = History(workdir, tracker or Tracker(), enabled=devices.is_first())
     history.start(
         step,
@@ -87,20 +87,49 @@ def train(
     pending: list[PyTree] = []
     frozen: set[str] = set()
     size = None
+
+    def evaluate(state: PyTree, step: int, *, keep: bool) -> PyTree:
+        """Evaluates and saves a state, or saves it for the next start to do both."""
+        before, scores = state, Scalars()
+        try:
+            with preemption.at_once():
+                for evaluator in evaluators:
+                    state, found = evaluator(state, step)
+                    scores |= found
+        except errors.Ended:
+            checkpoints.save(step, before, None, evaluated=False)
+            checkpoints.wait()
+            raise
+        if scores:
+            history.scalars(step, scores)
+        if keep:
+            _keep_generators(task.generators(state), step, workdir)
+        checkpoints.save(step, state, scores.get(task.score.name))
+        return state
+
     with (
         preemption.deferred(),
         contextlib.closing(history),
         contextlib.closing(watchdog),
         contextlib.closing(profile),
     ):
+        if not evaluated:
+            due = _due(experiment, step - config.steps_per_dispatch, step)
+            state = evaluate(state, step, keep=due.keep)
         for dispatches, feed in enumerate(feeds(experiment, step), start=1):
             profile.before(dispatches, state)
             if (wanted := task.train_size(step)) != size:
+                if size is not None:  # or Ctrl-C, which saves, would wait for the compilation
+                    with watchdog.paused():
+                        checkpoints.save(step, state, None)
+                        checkpoints.wait()
+                    preemption.saved()
                 size = wanted
                 print(f"step {step}: compiling the program for images of {size}x{size}", flush=True)
             # Nothing crosses here unasked: what a dispatch needs was sent by the pipeline.
             with jax.transfer_guard("disallow"):
                 state, values = dispatch(state, experiment.pipeline.resident, feed, rng, size)
+            preemption.unsaved()
             pending.append(values)
             profile.after(dispatches, state)
             jax.block_until_ready(pending[-_IN_FLIGHT:][0])
@@ -117,20 +146,17 @@ def train(
                 pending = []
             if due.evaluate or due.save or stop:
                 with watchdog.paused():
-                    scores: Scalars = {}
-                    for evaluator in evaluators if due.evaluate else ():
-                        state, found = evaluator(state, step)
-                        scores |= found
-                    if scores:
-                        history.scalars(step, scores)
-                    if due.keep:
-                        _keep_generators(task.generators(state), step, workdir)
-                    checkpoints.save(step, state, scores.get(task.score.name))
-                    if stop:
+                    if stop:  # an evaluation is left to the next start
+                        checkpoints.save(step, state, None, evaluated=not due.evaluate)
                         checkpoints.wait()
                         raise preemption.ended(f"saved at step {step} of {experiment.num_steps}")
+                    if due.evaluate:
+                        state = evaluate(state, step, keep=due.keep)
+                    else:
+                        checkpoints.save(step, state, None)
                     devices.wait_for_all(f"step {step} is evaluated and saved")
                 progress.resume_clock()
+        checkpoints.wait()
     return state
 
 
@@ -176,8 +202,8 @@ def make_dispatch(
 
 def _initial_state(
     experiment: Experiment, checkpoints: checkpoint_lib.Checkpoints, rng: jax.Array
-) -> tuple[PyTree, int]:
-    """The newest good checkpoint and its step, or the state before step 0."""
+) -> tuple[PyTree, int, bool]:
+    """The newest good checkpoint, its step and whether its evaluation is done; or a new state."""
     task, placement = experiment.task, experiment.placement
     shapes = jax.eval_shape(task.init, rng)
     restored = checkpoints.restore_latest(checkpoint_lib.template_of(shapes, placement))
@@ -185,13 +211,13 @@ def _initial_state(
         checkpoints.set_aside_after(restored[1])
         done = "  (nothing left to train)" if restored[1] >= experiment.num_steps else ""
         print(f"resuming at step {restored[1]} of {experiment.num_steps}{done}", flush=True)
-        return restored
+        return *restored, checkpoints.is_evaluated(restored[1])
     state = jax.jit(task.init, out_shardings=placement)(rng)
     if (loaded := task.pretrained(state)) is not state:
         state = devices.to_global(loaded, placement)
     values = int(parameter_overview.count_parameters(serialization.to_state_dict(state)))
     print(f"starting a run of {experiment.num_steps} steps; the state has {values:,} values")
-    return state, 0
+    return state, 0, True
 
 
 def feeds(experiment: Experiment, first_step: int) -> Iterator[dict[str, jax.Array]]:

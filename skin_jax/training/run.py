@@ -18,7 +18,7 @@ from skin_jax import config as config_lib
 from skin_jax import tasks
 from skin_jax.base import devices, errors, folder
 from skin_jax.base.errors import UserError, warn
-from skin_jax.base.files import write_atomically
+from skin_jax.base.files import read_bytes, read_text, write_atomically
 from skin_jax.data import classes as classes_lib
 from skin_jax.data import demo, layouts, reading, splits
 from skin_jax.data import generated as generated_lib
@@ -333,7 +333,7 @@ def fitted_on(workdir: Path) -> str:
     members = splits.members(workdir / SPLITS_FILE, "train")
     data = config_lib.read(workdir).data
     if data.synthetic is not None and data.synthetic_allow_foreign:
-        members = [*members, ((workdir / _SYNTHETIC_DIGEST_FILE).read_text().strip(), "foreign")]
+        members = [*members, (read_text(workdir / _SYNTHETIC_DIGEST_FILE).strip(), "foreign")]
     return generated_lib.train_split_digest(members)
 
 
@@ -353,7 +353,7 @@ def read_split(examples: Examples, workdir: Path) -> tuple[Examples, np.ndarray]
 
 def _check_digest(path: Path, found: str, what: str, key: str) -> None:
     try:
-        digest = path.read_text().strip()
+        digest = read_text(path).strip()
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); restore it") from None
     if digest != found:
@@ -575,10 +575,10 @@ def ship(run: Trained, out: Path, also: Iterable[str] = ()) -> shipped.Content:
     for name in (*_SHIPPED, *also):
         (out / name).unlink(missing_ok=True)  # of an earlier export
         with contextlib.suppress(FileNotFoundError):
-            write_atomically(out / name, (run.workdir / name).read_bytes())
+            write_atomically(out / name, read_bytes(run.workdir / name))
     portable = config_lib.base(settings.pop("task"))
     portable.update_from_flattened_dict(settings)
-    there = [name for name in (*_SHIPPED, *also) if (out / name).exists()]
+    there = [name for name in (shipped.WEIGHTS, *_SHIPPED, *also) if (out / name).exists()]
     config_lib.write(portable, out, there)  # last: it is what makes the folder a run
     return content
 

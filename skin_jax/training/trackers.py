@@ -229,16 +229,15 @@ def _open_mlflow(opening: Opening) -> tuple[Tracker, str | None]:
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Param
 
-    client = MlflowClient()
-    run_id = opening.id
-    fresh = run_id is None
-    if run_id is None:
+    client, fresh = MlflowClient(), opening.id is None
+    if opening.id is None:
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", _PROJECT)
         known = client.get_experiment_by_name(name)
         experiment = known.experiment_id if known else client.create_experiment(name)
         run_name = opening.workdir.absolute().name
         run_id = str(client.create_run(experiment, run_name=run_name).info.run_id)
     else:
+        run_id = opening.id
         client.update_run(run_id, status="RUNNING")
 
     class Mlflow(Tracker):

@@ -157,6 +157,21 @@ def main(argv):
     assert err.startswith("error: Unknown command line flag 'workdirs'")
 
 
+@pytest.mark.parametrize("others", [False, True])
+def test_libraries_that_were_interrupted_take_no_part_in_the_end(tmp_path, others):
+    body = f"""
+import atexit
+from skin_jax.base.errors import Ended
+def main(argv):
+    atexit.register(print, "farewell")
+    print("some words")
+    raise Ended("all is saved", 143, others={others})
+"""
+    out, err = script(tmp_path, body + RUN, status=errors.PREEMPTED)
+    assert out == "some words\n" + "farewell\n" * others
+    assert err == "all is saved\n"
+
+
 def test_the_traceback_of_an_unforeseen_error_is_kept_where_the_message_says(tmp_path):
     body = "def main(argv): return {}['what']" + RUN
     workdir = tmp_path / "run"
@@ -199,6 +214,36 @@ def test_ctrl_c_is_one_word_and_status_130(tmp_path, body):
     assert err == "interrupted\n"
 
 
+def test_ctrl_c_ends_a_command_whose_main_thread_never_gets_to_it(tmp_path):
+    body = """
+import threading
+from skin_jax.base import interrupts
+interrupts._GRACE_SECONDS = 0.0
+
+def main(argv):
+    forever = threading.Lock()
+    forever.acquire()
+    signal.signal(signal.SIGINT, lambda *_: forever.acquire())  # as a library that compiles
+    os.kill(os.getpid(), signal.SIGINT)
+"""
+    _, err = script(tmp_path, body + RUN, status=errors.INTERRUPTED)
+    assert err == "interrupted\n"
+
+
+def test_ctrl_c_leaves_nothing_half_written(tmp_path):
+    body = f"""
+from skin_jax.base import files
+folder = {str(tmp_path / "results")!r}
+
+def main(argv):
+    os.replace = lambda *_: print(len(os.listdir(folder))) or os.kill(os.getpid(), signal.SIGINT)
+    files.write_atomically(folder + "/results.csv", "half")
+"""
+    out, _ = script(tmp_path, body + RUN, status=errors.INTERRUPTED)
+    assert out == "1\n"
+    assert not list((tmp_path / "results").iterdir())
+
+
 @pytest.mark.parametrize(
     ("flush", "unbuffered", "status"),
     [(True, "", errors.FAILURE), (True, "1", errors.FAILURE), (False, "", 0)],
@@ -234,6 +279,7 @@ def test_a_closed_stdout_is_no_place_for_files(tmp_path):
     body = f"""
 def main(argv):
     print("nowhere", flush=True)
+    sys.stderr.write("nor there")
     assert open({str(tmp_path / "file")!r}, "w").fileno() > 2
 """
     (tmp_path / "script.py").write_text(BEGIN + body + RUN)

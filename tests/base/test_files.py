@@ -41,6 +41,36 @@ def test_a_folder_that_cannot_be_made_is_a_user_error(tmp_path):
         write_atomically(tmp_path / "file" / "p.csv", "x")
 
 
+def test_a_place_where_nothing_can_be_written_is_refused_before_the_work(tmp_path, monkeypatch):
+    files.check_writable(tmp_path / "not" / "there" / "yet.csv", tmp_path / "here.csv")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file/p\.csv: cannot be written \(Not a directory\)"):
+        files.check_writable(tmp_path / "p.csv", tmp_path / "file" / "p.csv")
+    with pytest.raises(UserError, match="is a folder"):
+        files.check_writable(tmp_path)
+
+    def refused(*args, dir, **kwargs):
+        assert dir == tmp_path
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(files.tempfile, "TemporaryFile", refused)
+    with pytest.raises(UserError, match=r"cannot be written \(Permission denied\); give another"):
+        files.check_writable(tmp_path / "not" / "there" / "p.csv")
+
+
+def test_only_regular_files_are_opened(tmp_path):
+    (tmp_path / "file").write_text("é")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    assert files.read_text(tmp_path / "link") == "é"
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/null"):
+        with pytest.raises(OSError, match="not a regular file"):
+            files.read_bytes(path)
+    with pytest.raises(IsADirectoryError):
+        files.read_bytes(tmp_path)
+
+
 def test_a_lock_keeps_others_out_until_it_is_released(tmp_path):
     with files.locked(tmp_path / "lock") as alone:
         assert alone

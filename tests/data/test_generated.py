@@ -111,6 +111,15 @@ def test_all_problems_are_told_at_once(folder):
         assert problem in message
 
 
+def test_hidden_files_and_litter_are_passed_over(folder):
+    rows = generated_lib.read(folder, HAM10000)
+    image = next(folder.glob("mel/*.png"))
+    for litter in (f"mel/._{image.name}", f"mel/.ipynb_checkpoints/{image.name}", "__MACOSX/a.png"):
+        (folder / litter).parent.mkdir(exist_ok=True)
+        (folder / litter).write_bytes(image.read_bytes())
+    assert generated_lib.read(folder, HAM10000) == rows
+
+
 def test_a_manifest_without_rows_or_not_in_utf_8_is_refused(tmp_path):
     generated_lib.write(tmp_path, [])
     with pytest.raises(UserError, match="no rows below the header"):

@@ -50,8 +50,7 @@ def prepared(calibrate, trained, tmp_path_factory):
     """The same with its calibration and its reference."""
     folder = shutil.copytree(trained, tmp_path_factory.mktemp("prepared") / "cnn")
     found, reference, _ = calibrate.fitted(reopen(folder), folder)
-    calibration.write(folder, found)
-    familiarity.write(folder, reference)
+    calibration.write(folder, found, reference)
     return folder
 
 
@@ -131,8 +130,8 @@ def test_pictures_unlike_the_training_images_are_named_without_details_too(
 
 def test_what_another_checkpoint_was_prepared_for_is_not_used(prepared, pictures, tmp_path, capsys):
     stale = shutil.copytree(prepared, tmp_path / "stale")
-    content = json.loads((stale / calibration.FILE_NAME).read_text())
-    (stale / calibration.FILE_NAME).write_text(json.dumps(content | {"step": 10**6}))
+    found = calibration.read(stale, json.loads((stale / calibration.FILE_NAME).read_text())["step"])
+    calibration.write(stale, found._replace(step=10**6), familiarity.read(stale))
     rows, _ = detailed([stale], pictures, tmp_path / "p.csv")
     assert {row["calibrated_probability"] + row["flagged"] for row in rows} == {""}
     assert "is not used: it is of the checkpoint of step 1000000" in capsys.readouterr().err

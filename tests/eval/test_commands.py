@@ -9,7 +9,7 @@ from PIL import Image
 
 from skin_jax.base.errors import UserError
 from skin_jax.data.classes import Classes
-from skin_jax.eval import tables
+from skin_jax.eval import runs, tables
 
 THREE = Classes.of(("benign-nevus", "malignant", "other"))
 
@@ -63,6 +63,19 @@ def test_another_folder_has_the_classes_of_the_run(eval_with, small_gan, tmp_pat
     shutil.copytree(other / "nv", other / "unheard of")
     with pytest.raises(UserError, match="unheard of"):
         eval_with(workdir=workdir, data_dir=other, out=tmp_path / "again")
+
+
+@pytest.mark.parametrize("what", ["split", "elsewhere"])
+@pytest.mark.xdist_group("small_gan")
+def test_results_that_could_not_be_written_are_refused_before_the_work(
+    eval_with, small_gan, tmp_path, monkeypatch, what
+):
+    for name in ("evaluate_own", "labelled"):
+        monkeypatch.setattr(runs, name, lambda *_: pytest.fail("work was begun"))
+    (tmp_path / "file").touch()
+    more = {"data_dir": tmp_path} if what == "elsewhere" else {}
+    with pytest.raises(UserError, match=r"file/out/metrics\.json: cannot be written"):
+        eval_with(workdir=small_gan, out=tmp_path / "file" / "out", **more)
 
 
 def test_results_replace_neither_an_input_nor_the_files_of_others(eval_with, tmp_path):

@@ -112,7 +112,7 @@ def test_another_labelled_folder_is_evaluated_whole(workdir, experiment, checkpo
     )
     state, step = best_state(experiment.task, checkpoints, experiment.mesh)
     run = trained(shutil.copytree(workdir, tmp_path / "run"))
-    calibration.write(run.workdir, calibration.Calibration(2.0, 3.0, "val", 5, step))
+    calibration.write(run.workdir, calibration.Calibration(2.0, 3.0, "val", 5, step), None)
     evaluation = runs.evaluate_examples(run, examples)
     assert evaluation.metrics.num_examples == 14
     assert evaluation.calibrated.temperature == 2.0

@@ -79,3 +79,13 @@ def test_the_image_runs_the_trainer_as_an_ordinary_user():
     assert names[-2:] == ["USER", "ENTRYPOINT"]
     assert int(rest["USER"]) > 0
     assert rest["ENTRYPOINT"] == '["python", "-m", "skin_jax.main"]'
+
+
+def test_the_image_has_a_home_for_users_of_any_id():
+    """tests/launch/test_container.py runs commands as such a user."""
+    (home,) = (rest for name, rest in instructions() if name == "ENV")
+    folder = home.removeprefix("HOME=")
+    assert folder == "/home/skin_jax"  # that of `useradd --create-home`
+    (made,) = (rest for name, rest in instructions() if name == "RUN" and "useradd" in rest)
+    for step in ("useradd --create-home", f"chmod 1777 {folder}", "chmod -R a+rX /app"):
+        assert step in made

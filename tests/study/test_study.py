@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from skin_jax.base import errors
+from skin_jax.base import errors, interrupts
 from skin_jax.base.errors import UserError
 from skin_jax.report import study as study_report
 from skin_jax.study import jobs, outcomes
@@ -458,6 +458,18 @@ class TestRunner:
         studies.hold(False)
         assert studies.run() == jobs.Result()
         assert studies.ran() == [ALL[0], *ALL]
+
+    def test_ctrl_c_waits_for_the_end_of_the_job_that_runs(self, studies, monkeypatch):
+        unsaved, original = [], jobs.Runner._attempt
+
+        def looking(*args):
+            unsaved.append(interrupts.UNSAVED.is_set())
+            return original(*args)
+
+        monkeypatch.setattr(jobs.Runner, "_attempt", looking)
+        studies.run()
+        assert unsaved == [True] * len(ALL)
+        assert not interrupts.UNSAVED.is_set()
 
     def test_kill_9_of_the_study_leaves_the_job_which_the_next_call_waits_for(self, studies):
         studies.hold(True)

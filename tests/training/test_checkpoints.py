@@ -10,7 +10,7 @@ import pytest
 from jax.experimental import multihost_utils
 
 from skin_jax import config as config_lib
-from skin_jax.base import devices
+from skin_jax.base import devices, interrupts
 from skin_jax.base.errors import INTERRUPTED, PREEMPTED, Ended, UserError
 from skin_jax.tasks import state as state_lib
 from skin_jax.training import checkpoints as checkpoint_lib
@@ -262,6 +262,24 @@ def test_a_signal_is_only_remembered_where_it_is_deferred(signum, status):
     with checkpoint_lib.Preemption(), pytest.raises(Ended, match="asked to end"):
         os.kill(os.getpid(), signum)
     assert signal.getsignal(signum) == before
+
+
+def test_ctrl_c_waits_for_what_is_unsaved_and_for_other_processes(monkeypatch):
+    unsaved = interrupts.UNSAVED.is_set
+    with checkpoint_lib.Preemption() as preemption:
+        with preemption.deferred():
+            assert not unsaved()
+            preemption.unsaved()
+            assert unsaved()
+            preemption.saved()
+            assert not unsaved()
+            preemption.unsaved()
+        assert not unsaved()
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    with checkpoint_lib.Preemption() as preemption:
+        preemption.saved()
+        assert unsaved()
+    assert not unsaved()
 
 
 def test_a_second_ctrl_c_interrupts_at_once():

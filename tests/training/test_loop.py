@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from skin_jax import api
-from skin_jax.base import devices, errors
+from skin_jax.base import devices, errors, interrupts
 from skin_jax.base.files import locked
 from skin_jax.data import demo
 from skin_jax.eval import evaluators, inference, runs
@@ -115,6 +115,26 @@ def test_a_restart_at_a_growing_image_size_changes_no_bit(tmp_path, capsys, monk
     run(tmp_path / "parts", growing(begun))
     resumed, _ = run(tmp_path / "parts", growing(6))
     assert resumed == whole
+
+
+def test_ctrl_c_need_not_wait_for_a_compilation(tmp_path, monkeypatch):
+    """Nothing is unsaved when the first program is compiled, nor that of another image size."""
+    unsaved, original = [], loop.make_dispatch
+
+    def looking(experiment):
+        dispatch = original(experiment)
+
+        def wrapped(*args):
+            unsaved.append(interrupts.UNSAVED.is_set())
+            return dispatch(*args)
+
+        return wrapped
+
+    monkeypatch.setattr(loop, "make_dispatch", looking)
+    monkeypatch.setattr(sgan.Sgan, "train_size", lambda self, step: 32 if step < 3 else 16)
+    monkeypatch.setattr(sgan.Sgan, "step_on", lambda self, mesh, size: self.train_step)
+    run(tmp_path / "run", num_steps=5, eval_every_steps=5)
+    assert unsaved == [False, True, True, False, True]
 
 
 @pytest.mark.as_compiled
@@ -560,6 +580,72 @@ def test_sigterm_saves_and_the_next_run_goes_on(tmp_path, monkeypatch):
     assert error.value.exit_code == errors.PREEMPTED
     resumed, _ = run(tmp_path / "parts", num_steps=6)
     assert resumed == whole
+
+
+def scored(workdir):
+    """The best step of a run and the scores of all evaluations, whichever start made them."""
+    rows = {row["step"]: row for row in history(workdir) if "val_macro_auc" in row}
+    experiment = start(tiny(num_steps=6, eval_every_steps=2), workdir)
+    template = checkpoint_lib.template_of(
+        jax.eval_shape(experiment.task.init, jax.random.key(0)),
+        devices.replicated(experiment.mesh),
+    )
+    with checkpoint_lib.Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
+        return checkpoints.restore_best(template)[1], rows
+
+
+@pytest.mark.parametrize("moment", ["before", "within"])
+def test_ctrl_c_leaves_an_evaluation_to_the_next_start(tmp_path, monkeypatch, moment):
+    settings = {"num_steps": 6, "eval_every_steps": 2}
+    whole, _ = run(tmp_path / "whole", **settings)
+    target, name = {
+        "before": (checkpoint_lib.Preemption, "requested"),
+        "within": (evaluators.Classification, "__call__"),
+    }[moment]
+    original, evaluated = getattr(target, name), []
+
+    def interrupted(self, *args):
+        evaluated.append(args[-1])
+        if args[-1] == 4:  # the step
+            os.kill(os.getpid(), signal.SIGINT)
+            assert moment == "before", "the evaluation was not ended"
+        return original(self, *args)
+
+    parts = tmp_path / "parts"
+    with monkeypatch.context() as patch:
+        patch.setattr(target, name, interrupted)
+        with pytest.raises(errors.Ended, match="saved") as error:
+            run(parts, **settings)
+    assert error.value.exit_code == errors.INTERRUPTED
+    assert 4 in scored(tmp_path / "whole")[1]
+    assert 4 not in scored(parts)[1]
+    resumed, _ = run(parts, **settings)
+    assert resumed == whole
+    assert scored(parts) == scored(tmp_path / "whole")
+
+
+def test_generators_that_became_the_best_in_an_interrupted_evaluation_are_found_again(
+    tmp_path, monkeypatch
+):
+    """The evaluator of GANs of each class changes the state."""
+    config = class_gans(num_steps=4)
+    whole, state = run(tmp_path / "whole", config)
+    assert int(state.best_step.max()) > 0
+
+    def interrupted(*_):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluators.Generators, "_warn_of_decline", interrupted)
+        with pytest.raises(errors.Ended, match="saved"):
+            run(tmp_path / "parts", config)
+    resumed, _ = run(tmp_path / "parts", config)
+    assert resumed == whole
+    kept = [
+        sorted(p.name for p in (tmp_path / run / "generators").iterdir())
+        for run in ("whole", "parts")
+    ]
+    assert kept[0] == kept[1]
 
 
 def test_a_whole_run_leaves_what_the_work_folder_promises(tmp_path, capsys):
