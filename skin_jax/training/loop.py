@@ -12,7 +12,7 @@ from clu import parameter_overview
 from flax import serialization
 
 from skin_jax.base import devices, errors
-from skin_jax.data.order import Order, Stream, side_by_side
+from skin_jax.data.order import Order, Stream, repeated, side_by_side
 from skin_jax.tasks.state import MAX_NONFINITE_IN_A_ROW
 from skin_jax.training import checkpoints as checkpoint_lib
 from skin_jax.training.history import History, Progress
@@ -31,8 +31,8 @@ loop knows how far they are."""
 
 
 Evaluator = Callable[[PyTree, int], tuple[PyTree, Scalars]]
-"""Looks at the state between dispatches: (state, step) -> the state, in which it may keep what
-scored best, and scalars to log."""
+"""Looks at the state, whole on every device, between dispatches: (state, step) -> the state, in
+which it may keep what scored best, and scalars to log."""
 
 
 def train(
@@ -42,7 +42,7 @@ def train(
     preemption: checkpoint_lib.Preemption,
     evaluators: Sequence[Evaluator] = (),
 ) -> PyTree:
-    """Runs the steps that are left and returns the last state.
+    """Runs the steps that are left and returns the last state, whole on every device.
 
     Logging, evaluation, saving and stopping happen between dispatches only.
 
@@ -55,7 +55,9 @@ def train(
     rng = jax.jit(
         lambda: jax.random.key(config.seed), out_shardings=devices.replicated(experiment.mesh)
     )()
-    state, step = _initial_state(experiment, checkpoints, rng)
+    whole, step = _initial_state(experiment, checkpoints, rng)
+    if said := task.shares(experiment.mesh):
+        print(said, flush=True)
     history = History(workdir, config.log.tensorboard, enabled=devices.is_first())
     history.start(
         step,
@@ -72,7 +74,8 @@ def train(
     )
     classes = experiment.classes
     names = [classes.names[label] for label in task.classes_drawn(len(classes))]
-    dispatch = make_dispatch(experiment)
+    dispatch, (spread, gathered) = make_dispatch(experiment), make_layout(experiment)
+    state = spread(whole)
     watchdog = Watchdog(config.watchdog_seconds)
     profile = Profile(
         workdir / "profile",
@@ -115,20 +118,39 @@ def train(
             if due.evaluate or due.save or stop:
                 with watchdog.paused():
                     scores: Scalars = {}
+                    whole = gathered(state)
                     for evaluator in evaluators if due.evaluate else ():
-                        state, found = evaluator(state, step)
+                        whole, found = evaluator(whole, step)
                         scores |= found
                     if scores:
                         history.scalars(step, scores)
                     if due.keep:
-                        _keep_generators(task.generators(state), step, workdir)
-                    checkpoints.save(step, state, scores.get(task.score.name))
+                        _keep_generators(task.generators(whole), step, workdir)
+                    checkpoints.save(step, whole, scores.get(task.score.name))
+                    if due.evaluate:
+                        state = spread(whole)
                     if stop:
                         checkpoints.wait()
                         raise preemption.ended(f"saved at step {step} of {experiment.num_steps}")
                     devices.wait_for_all(f"step {step} is evaluated and saved")
                 progress.resume_clock()
-    return state
+    return gathered(state)
+
+
+def make_layout(
+    experiment: Experiment,
+) -> tuple[Callable[[PyTree], PyTree], Callable[[PyTree], PyTree]]:
+    """The task's `spread` and `gathered`, jitted; what they are given stays as it is.
+
+    Where training, too, has the state whole on every device, they do nothing.
+    """
+    task, mesh, placement = experiment.task, experiment.mesh, experiment.placement
+    if placement.is_fully_replicated:
+        return (lambda state: state), (lambda state: state)
+    return (
+        jax.jit(lambda state: task.spread(state, mesh), out_shardings=placement),
+        jax.jit(task.gathered, out_shardings=devices.replicated(mesh)),
+    )
 
 
 def make_dispatch(
@@ -174,8 +196,8 @@ def make_dispatch(
 def _initial_state(
     experiment: Experiment, checkpoints: checkpoint_lib.Checkpoints, rng: jax.Array
 ) -> tuple[PyTree, int]:
-    """The newest good checkpoint and its step, or the state before step 0."""
-    task, placement = experiment.task, experiment.placement
+    """The newest good checkpoint and its step, or the state before step 0, whole everywhere."""
+    task, placement = experiment.task, devices.replicated(experiment.mesh)
     shapes = jax.eval_shape(task.init, rng)
     restored = checkpoints.restore_latest(checkpoint_lib.template_of(shapes, placement))
     if restored is not None:
@@ -204,8 +226,11 @@ def feeds(experiment: Experiment, first_step: int) -> Iterator[dict[str, jax.Arr
         others = experiment.unlabelled_indices
         without = Order(others, np.zeros(len(others)), seed=config.seed, sampling="natural")
         order = side_by_side(order, task.labelled_rows, without, experiment.rows)
+    rows = experiment.fed_rows
+    if rows > experiment.rows:
+        order = repeated(order, experiment.rows, rows)
     return experiment.pipeline.train_feeds(
-        order, experiment.rows, first_step, experiment.num_steps, config.steps_per_dispatch
+        order, rows, first_step, experiment.num_steps, config.steps_per_dispatch
     )
 
 

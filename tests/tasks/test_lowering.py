@@ -51,9 +51,10 @@ def test_what_a_task_does_lowers_for_accelerators(name, platform, precision):
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placement), tree
         )
 
-    batch = arrays(devices.over_batch(mesh), task.rows(B))
+    batch = arrays(devices.over_batch(mesh), task.fed_rows(B, mesh))
     step = task.step_on(mesh, task.train_size(0))
-    text = lowered(step, placed(shapes, task.placement(mesh)), batch, rng)
+    spread = jax.eval_shape(lambda state: task.spread(state, mesh), shapes)
+    text = lowered(step, placed(spread, task.placement(mesh)), batch, rng)
     # Precisions that a configuration asks for reach the convolutions.
     assert ("bf16" in text) == (precision == "bf16")
     assert "stablehlo.convolution" in text
