@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import augmentation, feeding, inference, startup, steps, timing
+from benchmarks import augmentation, feeding, inference, startup, steps, tables, timing
 from skin_jax.base.files import write_atomically
 
 Row = dict[str, Any]
@@ -54,25 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(json.dumps(row), file=sys.stderr, flush=True)
         if options.json:  # after every row: what comes later may fail
             write_atomically(options.json, json.dumps({**facts, "rows": rows}, indent=1) + "\n")
-    print(table(rows))
-
-
-def table(rows: Sequence[Row]) -> str:
-    """The rows as a Markdown table of their numbers and names."""
-    columns = [
-        key
-        for key in dict.fromkeys(key for row in rows for key in row)
-        if not any(isinstance(row.get(key), list | dict) for row in rows)
-    ]
-    cells = [[_cell(row.get(key)) for key in columns] for row in rows]
-    lines = [columns, ["---"] * len(columns), *cells]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
-    return "-" if value is None else str(value)
+    print(tables.table(rows))
 
 
 if __name__ == "__main__":

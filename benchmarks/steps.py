@@ -78,6 +78,8 @@ def config_of(name: str, precision: str) -> ConfigDict:
 class OurStep:
     """The training step of a configuration's task, as the training loop runs it on one device.
 
+    It is the first device where none is given.
+
     Attributes:
       task: of the configuration.
       state: after the last step; before the first, with random weights.
@@ -85,9 +87,11 @@ class OurStep:
       rng: the run's key.
     """
 
-    def __init__(self, config: ConfigDict):
+    def __init__(self, config: ConfigDict, device: jax.Device | None = None):
+        device = device or jax.devices()[0]
         self.task = tasks.build(config, HAM10000.names, np.full(len(HAM10000), 10**6), 10_000, 1.0)
-        self.rng = jax.random.key(0)
+        # All of it committed to the device, as what a step returns is: or it would compile twice.
+        self.rng = jax.device_put(jax.random.key(0), device)
         self.state: Any = jax.jit(self.task.init)(self.rng)
         size = config.data.image_size
         draw = np.random.default_rng(0)
@@ -100,11 +104,11 @@ class OurStep:
             "label": labels.astype(np.int32),
             "position": np.arange(len(labels), dtype=np.uint32),
         }
-        self._on_device = jax.device_put(self.batch)
+        self._on_device = jax.device_put(self.batch, device)
         self._step = jax.jit(
             self.task.train_step,
             donate_argnums=0,
-            compiler_options=devices.compiler_options(jax.default_backend()),
+            compiler_options=devices.compiler_options(device.platform),
         )
 
     def once(self) -> dict[str, jax.Array]:
@@ -136,6 +140,15 @@ class OurStep:
             keys = augment.keys_of(self.rng, jnp.asarray(self.task.labels))
             return [np.asarray(self.task.training_noise(key, 0)) for key in keys]
         return None
+
+    def memory_mb(self) -> dict[str, float]:
+        """Memory of the compiled step: what it is given, and what it needs meanwhile."""
+        lowered = self._step.lower(self.state, self._on_device, self.rng)
+        found: Any = lowered.compile().memory_analysis()
+        return {
+            "arguments_mb": found.argument_size_in_bytes / 1e6,
+            "temporaries_mb": found.temp_size_in_bytes / 1e6,
+        }
 
     def work(self) -> counting.Work:
         """Operations and bytes of a step."""
@@ -214,12 +227,14 @@ def check_equal(ours: OurStep, losses: PyTree, theirs: Any, name: str, tolerance
             raise MismatchError(f"{name}: {key} is {expected} in the first step, ours {found}")
 
 
-def rows(rounds: int, only: Sequence[str], precision: str) -> Iterator[Row]:
-    """A row for each of the named steps."""
+def rows(
+    rounds: int, only: Sequence[str], precision: str, variants: Sequence[str] = tuple(_VARIANTS)
+) -> Iterator[Row]:
+    """A row for each of the named steps, beside some variants of PyTorch's."""
     dtype = jnp.bfloat16 if precision == "bf16" else jnp.float32
     peak, bandwidth = timing.peak_gflops(dtype), timing.peak_gbytes()
     for name in only:
-        found = _row(name, rounds, precision)
+        found = _row(name, rounds, precision, variants)
         # The machine may have had less to give at the first measurement.
         peak = max(peak, timing.peak_gflops(dtype))
         bandwidth = max(bandwidth, timing.peak_gbytes())
@@ -233,19 +248,19 @@ def rows(rounds: int, only: Sequence[str], precision: str) -> Iterator[Row]:
         gc.collect()
 
 
-def _row(name: str, rounds: int, precision: str) -> Row:
+def _row(name: str, rounds: int, precision: str, asked: Sequence[str]) -> Row:
     config = config_of(name, precision)
     ours = OurStep(config)
     work = ours.work()
     variants: dict[str, Callable[[int], Any]] = {}
     failures: dict[str, str] = {}
     if importlib.util.find_spec("torch") is None:
-        failures = dict.fromkeys(_VARIANTS, "PyTorch is not installed")
-    else:
+        failures = dict.fromkeys(asked, "PyTorch is not installed")
+    elif asked:
         from benchmarks import torch_steps as theirs
 
         theirs.prepare(timing.num_threads())
-        steps = dict(torch_steps(config, ours, precision, tuple(_VARIANTS)))
+        steps = dict(torch_steps(config, ours, precision, asked))
         losses = jax.device_get(ours.once())
         for variant, step in steps.items():
             with contextlib.ExitStack() as stack:
@@ -260,7 +275,8 @@ def _row(name: str, rounds: int, precision: str) -> Row:
     return {
         "name": name,
         "ours_ms": medians["ours"],
-        **{f"torch_{key}_ms": medians.get(key) for key in _VARIANTS},
+        "images_per_second": timing.rate(len(ours.batch["label"]), seconds["ours"]),
+        **{f"torch_{key}_ms": medians.get(key) for key in asked},
         "best_torch": best,
         "ratio_to_best_torch": best and float(np.median(seconds["ours"] / seconds[best])),
         "ratios": best and list(map(float, seconds["ours"] / seconds[best])),

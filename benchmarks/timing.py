@@ -17,6 +17,8 @@ _ROUND_SECONDS = 1.0
 """What one variant's share of a round lasts at least, unless one call is longer."""
 
 _PEAK_REPEATS = 5
+_SIDE, _SIDE_ON_CPU = 8192, 2048  # of the matrices
+_COPIED = 2**26  # numbers
 
 
 def num_threads() -> int:
@@ -64,7 +66,7 @@ def rate(count: int, seconds: np.ndarray) -> float:
 
 def peak_gflops(dtype: Any) -> float:
     """The best rate of a large square matrix product of the dtype, in GFLOP/s."""
-    size = 2048 if jax.default_backend() == "cpu" else 8192
+    size = _SIDE_ON_CPU if jax.default_backend() == "cpu" else _SIDE
     # Of norm 1, so that its powers neither vanish nor overflow.
     x = jnp.full((size, size), 1.0 / size, dtype)
     return 2e-9 * size**3 / _fastest(jax.jit(lambda x: x @ x), x)
@@ -74,7 +76,7 @@ def peak_gbytes() -> float:
     """The best rate of reading and writing a large array in its place, in GB/s, both counted."""
     # Donated: a new array would be paid for by the page.
     function = jax.jit(lambda x: x + 1.0, donate_argnums=0)
-    x = function(jnp.zeros(2**26))
+    x = function(jnp.zeros(_COPIED))
     size = x.nbytes
     return 2e-9 * size / _fastest(function, x)
 

@@ -6,6 +6,14 @@
 # MAX_RESTARTS  how often a job requeues itself (20)
 set -uo pipefail
 
+refuse() {
+  echo "error: $1" >&2
+  exit 2
+}
+
+[[ -n ${SLURM_JOB_ID:-} ]] ||
+  refuse "this script is for Slurm: submit it with sbatch $0 ...; without Slurm, launch/local_multiprocess.sh starts several processes here"
+
 PYTHON=${PYTHON:-.venv/bin/python}
 CONTAINER=${CONTAINER:-}
 MAX_RESTARTS=${MAX_RESTARTS:-20}

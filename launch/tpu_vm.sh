@@ -3,12 +3,14 @@
 #
 #   launch/tpu_vm.sh create                             makes the slice
 #   launch/tpu_vm.sh run --config=configs/X.py --workdir=/mnt/skin_jax/runs/X [--config.key=value ...]
+#   launch/tpu_vm.sh stop                               asks the run to save and end
 #   launch/tpu_vm.sh fetch /mnt/skin_jax/runs/X DIR     copies a work folder here
 #   launch/tpu_vm.sh delete                             ends the slice, and what it costs
 #
-# --dry-run as the first argument prints the commands of gcloud and runs nothing. After a preemption or
-# a failure `run` with the same arguments goes on from the last checkpoint; a preempted slice has to be
-# deleted and created again first.
+# --dry-run as the first argument prints the commands of gcloud and runs nothing. The run needs no
+# connection: after one is lost, or after Ctrl-C, `run` with the same arguments shows what the run prints,
+# and ends as it does. After a preemption or a failure it goes on from the last checkpoint; a preempted
+# slice has to be deleted and created again first.
 #
 # NAME     of the slice                                  (skin-jax)
 # ZONE     such as us-east1-d                            (must be given)
@@ -50,11 +52,23 @@ tpu() {
   fi
 }
 
-# What every worker runs: mounts the store, then the image, as root: the TPU's devices are root's.
+# What every worker runs: mounts the store, then the image, as root: the TPU's devices are root's. The
+# container is left alone by the end of the connection; who comes again follows it.
 on_worker() {
-  local arguments
+  local arguments call
   printf -v arguments ' %q' "$@"
+  printf -v call %q "$IMAGE$arguments"
   echo 'set -eu'
+  cat <<END
+state=\$(sudo docker inspect --format '{{.State.Running}} {{index .Config.Labels "call"}}' skin_jax 2> /dev/null || true)
+call=$call
+if [ "\$state" = "true \$call" ]; then
+echo "this run is training already: here is what it prints" >&2
+elif [ "\${state%% *}" = true ]; then
+echo "error: another run is training on this slice; end it with launch/tpu_vm.sh stop, or wait for it" >&2
+exit 2
+else
+END
   echo "if ! mountpoint -q $MOUNT; then"
   echo "sudo mkdir -p $MOUNT"
   if [[ $STORE == gs://* ]]; then
@@ -70,8 +84,14 @@ END
     echo "sudo mount -t nfs $STORE $MOUNT"
   fi
   echo 'fi'
-  echo "gcloud auth print-access-token | sudo docker login -u oauth2accesstoken --password-stdin https://${IMAGE%%/*}"
-  echo "sudo docker run --rm --name skin_jax --privileged --net=host --user root --stop-timeout 120 -v $MOUNT:$MOUNT $IMAGE$arguments"
+  cat <<END
+gcloud auth print-access-token | sudo docker login -u oauth2accesstoken --password-stdin https://${IMAGE%%/*}
+sudo docker rm skin_jax > /dev/null 2>&1 || true
+sudo docker run --detach --name skin_jax --label call="\$call" --privileged --net=host --user root --stop-timeout 120 -v $MOUNT:$MOUNT $IMAGE$arguments > /dev/null
+fi
+sudo docker logs --follow skin_jax
+exit "\$(sudo docker wait skin_jax)"
+END
 }
 
 action=${1:-}
@@ -85,7 +105,15 @@ case $action in
   run)
     needs ZONE IMAGE STORE
     [[ $* == *--workdir=$MOUNT/* ]] || refuse "give --workdir=$MOUNT/...: what lies elsewhere is lost with the slice"
-    tpu ssh "$NAME" --worker=all --command="$(on_worker "$@")"
+    tpu ssh "$NAME" --worker=all --command="$(on_worker "$@")" || {
+      status=$?
+      echo "status $status; where the connection was lost, the run continues: the same command follows it again, launch/tpu_vm.sh stop ends it" >&2
+      exit "$status"
+    }
+    ;;
+  stop)
+    needs ZONE
+    tpu ssh "$NAME" --worker=all --command='sudo docker stop skin_jax'
     ;;
   fetch)
     needs ZONE
@@ -97,6 +125,6 @@ case $action in
     tpu delete "$NAME" --quiet
     ;;
   *)
-    refuse "say what to do: launch/tpu_vm.sh [--dry-run] create|run|fetch|delete"
+    refuse "say what to do: launch/tpu_vm.sh [--dry-run] create|run|stop|fetch|delete"
     ;;
 esac

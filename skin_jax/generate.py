@@ -2,6 +2,7 @@
 
 python -m skin_jax.generate --workdir W --out DIR [--classes a,b] [--seed S] [--step N]
     [--per_class N | --balance_to N | --ratio R] [--truncation T] [--filter CLASSIFIER]
+    [--shard i/n]
 
 A generator that takes a class draws images of that class: the generator with the best score or,
 with --step, the one that was kept at that step. With --filter, only images are kept to whose class
@@ -13,9 +14,11 @@ particular. Each is stored as 8 bits, judged by the run's own discriminator and 
 that it finds most likely, if its confidence is at least --min_confidence and the class is not full.
 
 The same seed gives the same images, however many are asked for and of whatever classes. The same
-command resumes a folder that is not full. The exit status is 0, 1 (failure), 2 (usage or bad input)
-or 3 (some classes are not full after --max_tries images; the images so far are
-kept).
+command resumes a folder that is not full. All devices of the machine draw; for several machines,
+start the command on each with another --shard, 0/4 to 3/4, and at last without it.
+
+The exit status is 0, 1 (failure), 2 (usage or bad input) or 3 (some classes are not full after
+--max_tries images; the images so far are kept).
 """
 
 import math
@@ -66,6 +69,12 @@ flags.DEFINE_integer(
     "it; else of all together, by default 50 per image of the largest class, at least 10,000.",
     lower_bound=1,
 )
+flags.DEFINE_string(
+    "shard",
+    None,
+    "Draw a share of the images, i/n with i from 0; the same command without it, when all are "
+    "done, puts them together.",
+)
 
 
 def main(argv: list[str]) -> None:
@@ -81,7 +90,9 @@ def main(argv: list[str]) -> None:
         value = FLAGS[name].value
         if value is not None and not math.isfinite(value):
             raise UserError(f"--{name} must be a finite number")
+    share = None if FLAGS.shard is None else command.shard_in(FLAGS.shard)
     from skin_jax.eval import generation  # JAX takes its time to import: not for --help
+    from skin_jax.eval.parts import Share
     from skin_jax.report import figures
 
     generation.generate(
@@ -96,6 +107,7 @@ def main(argv: list[str]) -> None:
         filter_by=Path(FLAGS.filter) if FLAGS.filter else None,
         min_confidence=FLAGS.min_confidence,
         max_tries=FLAGS.max_tries,
+        share=Share(*share) if share else None,
     )
 
 

@@ -78,3 +78,101 @@ def test_the_first_step_has_the_losses_of_pytorchs(name):
     other = {key: np.asarray(value) * 1.5 for key, value in losses.items()}
     with pytest.raises(steps.MismatchError, match="in the first step"):
         steps.check_equal(ours, other, variants["eager"], "eager", 1e-3)
+
+
+# What the process that measures is to do; `json` is what its lines are.
+SECTIONS = """
+import os, sys, time
+sys.path.insert(0, os.getcwd())
+from benchmarks import first_light as light
+
+def good(settings):
+    yield {"name": "a", "value": 1.5}
+    yield {"name": "b", "value": None}
+
+def failing(settings):
+    yield {"name": "before", "value": 1}
+    raise ValueError("no such thing\\nand more")
+
+def dying(settings):
+    yield {"name": "before", "value": 2}
+    os._exit(7)
+
+def hanging(settings):
+    yield {"name": "before", "value": 3}
+    time.sleep(60)
+
+def wrong(settings):
+    yield {"name": "right", "ok": True}
+    yield {"name": "not right", "ok": False}
+
+def late(settings):
+    for name in light._in_time(["first", "second"], settings._replace(deadline=time.time() + 0.2)):
+        yield {"name": name}
+        time.sleep(0.3)
+
+for function in (good, failing, dying, hanging, wrong, late):
+    weight = 1 if function is not hanging else 0.02
+    light.SECTIONS[function.__name__] = light.Section(function, weight)
+sys.exit(light.main())
+"""
+
+
+def test_first_light_writes_down_what_fails_and_goes_on(tmp_path, monkeypatch, capsys):
+    from benchmarks import first_light
+
+    order = ("failing", "dying", "hanging", "wrong", "late", "good")
+    for name in order:
+        monkeypatch.setitem(first_light.SECTIONS, name, first_light.Section(None, 1))
+    monkeypatch.setattr(first_light, "_PROGRAM", ("-c", SECTIONS))
+    monkeypatch.setattr(first_light, "_GRACE_SECONDS", 0.5)
+    # Of four minutes, the section that hangs has a share of a second or two.
+    out = tmp_path / "light"
+    asked = ["--tiny=no", "--seconds=240", f"--only={','.join(order)}", f"--out={out}"]
+    assert first_light.main(asked) == 1
+    found = json.loads((out / "results.json").read_text())["sections"]
+    assert tuple(found) == order
+    assert {name: section["status"] for name, section in found.items()} == {
+        **dict.fromkeys(order, "failed"),
+        "good": "ok",
+    }
+    failures = {name: section["failure"] for name, section in found.items()}
+    assert failures["failing"] == "ValueError: no such thing"
+    assert failures["dying"] == "the process ended with status 7; see log.txt"
+    assert failures["hanging"].startswith("cut off: it took longer than its share")
+    assert failures["wrong"] == "not as it should be: not right"
+    assert failures["late"] == "TimeoutError: no time was left for second"
+    values = [found[name]["rows"] for name in ("failing", "dying", "hanging")]
+    assert values == [[{"name": "before", "value": number}] for number in (1, 2, 3)]
+    assert "no such thing" in (out / "log.txt").read_text()
+    page = (out / "results.md").read_text()
+    assert "| a | 1.5 |" in page
+    assert "failed (" in page
+    assert "good: ok" in capsys.readouterr().out
+
+
+def test_first_light_keeps_out_of_folders_of_others(tmp_path, capsys):
+    from benchmarks import first_light
+
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(SystemExit):
+        first_light.main([f"--out={tmp_path}"])
+    assert "holds other files, such as runs, and no results.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["dcgan_64_b64_seven", "efficientnet_lite0_224_b16"])
+def test_the_rehearsal_has_the_same_steps_at_tiny_sizes(name):
+    from benchmarks import first_light, steps
+
+    config = first_light._shrunk(steps.CONFIGS[name])
+    ours = steps.OurStep(config)
+    assert ours.batch["image"].shape[1:] == (32, 32, 3)
+    assert ours.num_parameters < 100_000
+    losses = first_light._losses(ours)
+    assert {len(values) for values in losses.values()} == {10}
+    other = {key: [*values[:-1], 1.5 * values[-1]] for key, values in losses.items()}
+    assert first_light._difference(losses, losses) == 0
+    assert 0.1 < first_light._difference(other, losses) <= 0.5
+    other = {key: [*values[:-1], float("nan")] for key, values in losses.items()}
+    assert not first_light._difference(other, losses) <= 1e-3
+    assert ours.memory_mb()["arguments_mb"] > 0

@@ -355,3 +355,30 @@ def test_help_imports_nothing_heavy():
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("done", [("1/2", "0/2"), ("2/3",)], ids=["all shares", "one of them"])
+def test_shares_that_are_put_together_give_the_folder_of_one_run(run, favourite, tmp_path, done):
+    whole, together = tmp_path / "whole", tmp_path / "together"
+    run(whole, per_class=150, classes=favourite)
+    for share in done:
+        run(together, per_class=150, classes=favourite, shard=share)
+        assert not (together / "manifest.csv").exists()
+    with pytest.raises(UserError, match=r"parts of images with other settings.*seed: 0 there, 1"):
+        run(together, per_class=150, classes=favourite, shard=done[0], seed=1)
+    run(together, per_class=150, classes=favourite)
+    assert contents(together) == contents(whole)
+
+
+def test_every_image_of_a_share_is_drawn_once(run, favourite, tmp_path, monkeypatch):
+    drawn = []
+    batches = candidates.Sampler.batches
+    monkeypatch.setattr(
+        candidates.Sampler, "batches", lambda self, jobs: drawn.append(jobs) or batches(self, jobs)
+    )
+    for share in ("0/2", "0/2", "1/2"):
+        run(tmp_path / "out", per_class=400, classes=favourite, shard=share)
+    run(tmp_path / "out", per_class=400, classes=favourite)
+    firsts = [job.first for jobs in drawn for job in jobs]
+    assert len(firsts) == len(set(firsts)) >= 400 / 64
+    assert max(map(len, drawn)) == jax.local_device_count()  # side by side

@@ -300,3 +300,18 @@ def test_python_draws_and_walks_within_a_class(workdir):
         opened.walk("mel", "bcc")
     with pytest.raises(UserError, match="it has generators of bcc, df, mel"):
         opened.walk("nv")
+
+
+@pytest.mark.parametrize("done", [("0/4", "1/4", "2/4", "3/4"), ("1/2",)], ids=len)
+def test_shares_that_are_put_together_give_the_folder_of_one_run(run, seventy, tmp_path, done):
+    out = tmp_path / "out"
+    for share in done:
+        run(out, per_class=70, shard=share)
+    run(out, per_class=70)
+    assert contents(out) == contents(seventy)
+
+
+def test_one_device_draws_what_four_draw_side_by_side(run, seventy, tmp_path, monkeypatch):
+    monkeypatch.setattr(generation.devices, "make_mesh", lambda _, make=devices.make_mesh: make(1))
+    run(tmp_path / "out", per_class=70)
+    assert contents(tmp_path / "out") == contents(seventy)

@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import os
+import re
 import select
 import signal
 import sys
@@ -79,6 +80,17 @@ def shares_in(texts: Sequence[str], flag: str) -> list[float]:
             "1,0.8"
         ) from None
     return found
+
+
+def shard_in(text: str) -> tuple[int, int]:
+    """Reads i/n, a share and how many there are; UserError for anything else."""
+    found = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
+    if found is None or not int(found[1]) < int(found[2]):
+        raise errors.UserError(
+            f"--shard is {text!r}; it takes i/n, the number of a share from 0 and how many there "
+            "are, such as 0/4 to 3/4"
+        )
+    return int(found[1]), int(found[2])
 
 
 def version() -> str:

@@ -112,6 +112,11 @@ def first_lists(values: Sequence[int]) -> list[int]:
     return multihost_utils.broadcast_one_to_all(mine).tolist()
 
 
+def as_first(values: np.ndarray) -> np.ndarray:
+    """The numbers that process 0 found, in all processes, which have as many."""
+    return np.asarray(multihost_utils.broadcast_one_to_all(values)) if several() else values
+
+
 def everywhere(value: bool) -> bool:
     """Whether it holds in all processes."""
     if not several():

@@ -96,6 +96,16 @@ class Order:
         return kept[epoch]
 
 
+def repeated(stream: Stream, rows: int, batch_size: int) -> Stream:
+    """A stream of batches of `batch_size`: the `rows` of a stream's batch, over and over."""
+
+    def longer(positions: np.ndarray) -> np.ndarray:
+        step, row = np.divmod(positions, batch_size)
+        return stream(step * rows + row % rows)
+
+    return longer
+
+
 def side_by_side(first: Stream, rows: int, second: Stream, batch_size: int) -> Stream:
     """A stream of batches whose first rows come from one stream and whose others from another.
 

@@ -14,7 +14,14 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from skin_jax import tasks
-from skin_jax.base.devices import compiler_options, is_first, platform, replicated
+from skin_jax.base.devices import (
+    as_first,
+    compiler_options,
+    is_first,
+    platform,
+    replicated,
+    to_global,
+)
 from skin_jax.base.errors import warn
 from skin_jax.config import NO_WEIGHTS
 from skin_jax.eval import features, metrics, quality
@@ -142,7 +149,7 @@ class Generators(Evaluator):
     def __init__(self, experiment: Experiment, pictures: Pictures):
         """Reads the network that describes images, if any; refuses weights that do not fit it."""
         task, config = experiment.task, experiment.config
-        self._task, self._placement = task, experiment.placement
+        self._task, self._placement = task, replicated(experiment.mesh)
         self._draw = pictures.by_class
         self._realness = _realness(task, experiment.mesh, pictures)
         self._report = pictures.histograms
@@ -216,17 +223,21 @@ class Generators(Evaluator):
         each = "  ".join(f"{name} {score:.3f}" for name, score in zip(shown, scores, strict=True))
         print(f"step {step}  {self.measure}: {each}", flush=True)
         collapsed = [name for name in shown if values[f"diversity/{name}"] < COLLAPSED]
-        if fresh := [name for name in collapsed if name not in self._collapsed]:
+        fresh = [name for name in collapsed if name not in self._collapsed]
+        if fresh and is_first():
             warn(
                 f"step {step}: the images of {', '.join(fresh)} are nearly identical (they "
                 f"differ by less than {COLLAPSED:.0%} of what real ones differ by): unless the run "
                 "has just begun, the GAN has collapsed"
             )
         self._collapsed = collapsed
-        self._draw(step, shown)
-        if self._report and judged:
-            self._report(step, judged)
-        state = self._scored(state, jax.device_put(np.array(scores, np.float32), self._placement))
+        if is_first():
+            self._draw(step, shown)
+            if self._report and judged:
+                self._report(step, judged)
+        # Another kind of processor may have found others in the last bit, and the states be two.
+        decisive = as_first(np.array(scores, np.float32))
+        state = self._scored(state, to_global(decisive, self._placement))
         self._warn_of_decline(step, metrics.nanmean(scores), state)
         return state, values
 
@@ -234,7 +245,7 @@ class Generators(Evaluator):
         """Says once that images have got worse for good."""
         best_steps, best = np.asarray(state.best_step), metrics.nanmean(state.best_score)
         self._worse = self._worse + 1 if mean > LATE * best > 0 else 0
-        if self._worse == _LATE_EVALUATIONS:
+        if self._worse == _LATE_EVALUATIONS and is_first():
             warn(
                 f"step {step}: the mean {self.measure} was more than {LATE:g} times the best one, "
                 f"{best:.3f} (steps {best_steps.min()} to {best_steps.max()}), in "

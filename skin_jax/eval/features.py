@@ -108,7 +108,7 @@ def efficientnet_lite(
 
     return Extractor(
         features,
-        jax.device_put(variables, devices.replicated(mesh)),
+        devices.to_global(variables, devices.replicated(mesh)),
         image_size=JUDGE_SIZE,
         mesh=mesh,
         network=f"{pretrained.title(network)} with {Path(weights).name}",

@@ -8,7 +8,7 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,13 @@ from skin_jax.config import flatten
 from skin_jax.data import generated as generated_lib
 from skin_jax.data.generated import GRIDS, MANIFEST, Generated
 from skin_jax.eval import candidates, selection
+from skin_jax.eval.candidates import Batch, Job
+from skin_jax.eval.parts import Parts, Share
 from skin_jax.tasks.state import digest
 from skin_jax.training.run import Trained, fitted_on, trained
 
 PROGRESS = "generation.json"
+_PARTS = ".parts"
 
 _PER_CLASS = 100
 MIN_CONFIDENCE = 0.5
@@ -78,7 +81,7 @@ class Source:
       class_walks: a class -> walks from it to others, see `Sampler.class_walks`.
     """
 
-    stream: candidates.Candidates
+    stream: candidates.Stream
     settings: Mapping[str, Any]
     max_tries: int
     walks: Callable[[str], np.ndarray] | None = None
@@ -98,8 +101,13 @@ def generate(
     filter_by: Path | None = None,
     min_confidence: float | None = None,
     max_tries: int | None = None,
+    share: Share | None = None,
 ) -> None:
     """Generates images of a run into a folder, or resumes a folder that is not full.
+
+    Several processes may draw them, each with another `share`, in any order and on any machines
+    that see the folder; a call without takes what they drew, and draws what they did not. The
+    folder is the same as without them.
 
     Args:
       workdir: of the run.
@@ -114,6 +122,7 @@ def generate(
       min_confidence: of the run's own judgement, where its generator is not told a class.
       max_tries: images to draw at most: of all classes together where the generator is not told
         one, else of each class, for `filter_by`.
+      share: of the batches; the images are kept for a call without a share.
 
     Raises:
       UserError: anything that does not fit; classes that are not full at the end (PARTIAL).
@@ -157,8 +166,88 @@ def generate(
         least = MIN_CONFIDENCE if min_confidence is None else min_confidence
         most = max_tries or most_tries(max(wanted.values()))
         source = _judged(run, seed, step, truncation, least, most)
+    parts = Parts(
+        out / _PARTS,
+        # How many are tried changes none of them.
+        lambda: {key: value for key, value in source.settings.items() if key != "tries"},
+        "images",
+        make=share is not None,
+    )
+    if share is not None:
+        count = draw_share(source, wanted, share, parts)
+        print(
+            f"{out}: share {share.number}/{share.of} is done, {count} batches; when all are, the "
+            "same command without --shard puts the images together",
+            flush=True,
+        )
+        return
     with folder.claimed(out, f"another process is generating into {out}"):
-        fill(out, source, wanted, draw_grid)
+        draw = _draw_with(parts, source.stream.draw)
+        source = dataclasses.replace(source, stream=dataclasses.replace(source.stream, draw=draw))
+        try:
+            fill(out, source, wanted, draw_grid)
+        finally:
+            if (out / MANIFEST).exists():  # nothing is left to draw
+                parts.remove()
+
+
+def draw_share(source: Source, wanted: Mapping[str, int], share: Share, parts: Parts) -> int:
+    """Draws a share of the batches of a stream, and keeps them.
+
+    It ends when the share has its part of the images of each class, or of the tries: how many
+    others have found, it does not know.
+
+    Args:
+      source: of the images.
+      wanted: images of each class, of all shares together.
+      share: which batches.
+      parts: where they are kept; those that are there are not drawn again.
+
+    Returns:
+      The number of batches of the share that are there.
+    """
+    stream, counts, done = source.stream, Counter[str](), 0
+
+    def full(name: str) -> bool:
+        return counts[name] * share.of >= wanted.get(name, 0)
+
+    def own() -> Iterator[tuple[Job, range]]:
+        for number, (job, indices) in enumerate(stream.jobs()):
+            if job.first >= source.max_tries or all(full(name) for name in wanted):
+                return
+            if number in share and not (stream.told and full(job.name)):
+                yield job, indices
+
+    draw, jobs = _draw_with(parts, stream.draw, keep=True), own()
+    with tqdm(desc="Drawing", unit=" batches") as bar:
+        while group := [*itertools.islice(jobs, stream.at_once)]:
+            drawn = draw([job for job, _ in group])
+            for (job, indices), batch in zip(group, drawn, strict=True):
+                found = [batch[index - job.first] for index in indices]
+                counts.update(candidate.label for candidate in found if candidate)
+            done += len(group)
+            bar.update(len(group))
+    return done
+
+
+def _draw_with(
+    parts: Parts, draw: Callable[[Sequence[Job]], list[Batch]], *, keep: bool = False
+) -> Callable[[Sequence[Job]], list[Batch]]:
+    """`draw` that takes batches from parts where they are there; `keep` adds the others to them."""
+
+    def run(jobs: Sequence[Job]) -> list[Batch]:
+        keys = {job: f"{job.name}_{job.first}" for job in jobs}
+        kept = {job: parts.load(key) for job, key in keys.items()}
+        missing = [job for job, arrays in kept.items() if arrays is None]
+        drawn = dict(zip(missing, draw(missing), strict=True)) if missing else {}
+        for job, batch in drawn.items() if keep else ():
+            parts.save(keys[job], candidates.to_arrays(batch))
+        return [
+            drawn[job] if arrays is None else candidates.from_arrays(job, arrays)
+            for job, arrays in kept.items()
+        ]
+
+    return run
 
 
 def most_tries(images: int) -> int:
@@ -175,15 +264,15 @@ def _judged(
     max_tries: int,
 ) -> Source:
     """Images that the run draws and judges with one and the same state."""
-    mesh, names = devices.make_mesh(1), run.classes.names
+    mesh, names = devices.make_mesh(None), run.classes.names
     if step is None:
         state, step = run.best_state(mesh)
     else:
         state = run.state_at(mesh, step)
     sampler = candidates.Sampler(
-        run.task, run.task.generators(state), names, seed, run.workdir, truncation
+        run.task, run.task.generators(state), names, seed, run.workdir, truncation, mesh
     )
-    predict = candidates.predictor(run.task, state, run.workdir)
+    predict = candidates.predictor(run.task, state, run.workdir, mesh=mesh)
     return Source(
         candidates.judged(sampler, predict, names, step=step, min_confidence=min_confidence),
         {
@@ -206,7 +295,8 @@ def _conditional(
     max_tries: int | None,
 ) -> Source:
     """Images of each class by a generator that is told it, all of them or those of a judgement."""
-    drawn = run.drawn_from(devices.make_mesh(1), step)
+    mesh = devices.make_mesh(None)
+    drawn = run.drawn_from(mesh, step)
     labels = {name: run.classes.index(name) for name in wanted}
     steps = {name: int(drawn.steps[label]) for name, label in labels.items()}
     if unscored := [name for name, label in labels.items() if not drawn.scored[label]]:
@@ -215,7 +305,7 @@ def _conditional(
             "newest ones are used"
         )
     sampler = candidates.Sampler(
-        run.task, drawn.generators, run.classes.names, seed, run.workdir, truncation
+        run.task, drawn.generators, run.classes.names, seed, run.workdir, truncation, mesh
     )
     settings = {**_provenance(run, drawn.generators, seed), "step": steps, "truncation": truncation}
     if filter_by is None:

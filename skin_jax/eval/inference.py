@@ -54,12 +54,20 @@ def make_predictor(
 def over_devices(function: Callable[..., jax.Array], mesh: Mesh) -> Callable[..., jax.Array]:
     """`function(state, *arrays)`, jitted, the leading axis of each array split over the devices.
 
-    The size of the mesh divides the leading axes; the state lies on it already.
+    The size of the mesh divides the leading axes; the state lies on it already. Several processes
+    are all given the same arrays, and all have the whole result.
     """
-    options = devices.compiler_options(devices.platform(mesh))
-    jitted, placement = jax.jit(function, compiler_options=options), devices.over_batch(mesh)
+    placement = devices.over_batch(mesh)
+    jitted = jax.jit(
+        function,
+        compiler_options=devices.compiler_options(devices.platform(mesh)),
+        out_shardings=devices.replicated(mesh) if devices.several() else None,
+    )
 
     def run(state: PyTree, *arrays: np.ndarray) -> jax.Array:
+        if devices.several():
+            own = [rows[devices.local_rows(mesh, len(rows))] for rows in arrays]
+            return jitted(state, *devices.to_global(own, placement))
         return jitted(state, *jax.device_put(arrays, placement))
 
     return run

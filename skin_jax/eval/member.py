@@ -13,6 +13,7 @@ from skin_jax.eval import calibration, familiarity, inference
 from skin_jax.eval.calibration import Calibration
 from skin_jax.eval.familiarity import Reference
 from skin_jax.eval.inference import View
+from skin_jax.tasks.state import digest
 from skin_jax.training.run import Trained
 
 PyTree = Any
@@ -40,6 +41,13 @@ class Member:
     def best(self) -> tuple[PyTree, int]:
         """The state of its best checkpoint, on the devices, and the step."""
         return self.run.best_state(self.mesh)
+
+    @property
+    def identity(self) -> str:
+        """Which run it is, by its name and its weights, and by what is known of its figures."""
+        state, step = self.best
+        weights = digest((state, self.reference))
+        return f"{self.run.name}, step {step}, weights {weights}, {self.calibration}"
 
     @cached_property
     def calibration(self) -> Calibration | None:

@@ -6,6 +6,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -20,7 +21,9 @@ from skin_jax.data.classes import Classes
 from skin_jax.data.examples import check_skipped, write_skipped
 from skin_jax.data.findings import is_litter, kind_of
 from skin_jax.eval import calibration, familiarity, inference, tables
+from skin_jax.eval.inference import View
 from skin_jax.eval.member import Member
+from skin_jax.eval.parts import Parts, Share, digest
 from skin_jax.training.run import Trained, trained
 
 SUFFIXES = images.SUFFIXES | {".heic", ".heif", ".dcm"}
@@ -36,6 +39,23 @@ _DETAILS = (
     *("image", "predicted", "confidence", "second"),
     *("calibrated_probability", "distance_percentile", "flagged"),
 )
+
+
+class _Found(NamedTuple):
+    """What is known of a batch of files: of those that can be read, and of the others.
+
+    places and unreadable are the places among all files, int64; probabilities and calibrated are
+    float64 [b, n] and percentiles float64 [b], in the order of places, and reasons say why the
+    others cannot be read.
+    """
+
+    places: np.ndarray
+    probabilities: np.ndarray
+    calibrated: np.ndarray
+    percentiles: np.ndarray
+    unreadable: np.ndarray
+    reasons: np.ndarray
+
 
 Overlay = Callable[[np.ndarray, Sequence[np.ndarray], str], bytes]
 """An image uint8 [S, S, 3], heat maps of it and a caption -> a PNG."""
@@ -56,8 +76,13 @@ def predict_files(
     overlay: Overlay | None = None,
     batch_size: int = 64,
     progress: bool = True,
+    share: Share | None = None,
 ) -> int:
     """Predicts images with the best checkpoint of each run and writes the challenge's CSV.
+
+    Several processes may predict them, each with another `share`, in any order and on any machines
+    that see the images and the folder of `out`; a call without takes what they found, and predicts
+    what they did not. Its files are the same as without them.
 
     Args:
       workdirs: of the runs, whose probabilities are averaged; their image sizes may differ.
@@ -72,9 +97,11 @@ def predict_files(
         class of each image.
       batch_size: images at a time, rounded up to a multiple of the devices.
       progress: shows a progress bar on stderr.
+      share: of the batches, whose results are kept in `<stem>.parts` for a call without a share.
 
     Returns:
-      The exit status: 0, or PARTIAL where images were left out or files share a name.
+      The exit status: 0, or PARTIAL where images were left out or files share a name, which only a
+      call without a share tells.
 
     Raises:
       UserError: no images or no readable one; results that could not be written; a folder that is
@@ -105,59 +132,88 @@ def predict_files(
             )
     views = inference.views(tta, scales)
     batch_size = -(-min(batch_size, len(files)) // mesh.size) * mesh.size
+    parts = Parts(
+        out.with_name(f"{out.stem}.parts"),
+        lambda: {
+            "runs": [member.identity for member in members],
+            "images": digest([*map(_identity, files, ids)]),
+            "batch_size": batch_size,
+            "tta": tta,
+            "scales": [*scales],
+            "explain": explain_dir is not None,
+        },
+        "predictions",
+        make=share is not None,
+    )
+    batches = [
+        range(first, min(first + batch_size, len(files)))
+        for first in range(0, len(files), batch_size)
+    ]
+    own = [batch for k, batch in enumerate(batches) if share is None or k in share]
+    kept = {batch: parts.load(str(batch.start)) for batch in own}
+    found = {batch: _Found(**arrays) for batch, arrays in kept.items() if arrays is not None}
+    left = [batch for batch in own if batch not in found]
     sizes = list(dict.fromkeys(member.image_size for member in members))
-    probabilities = np.empty((len(files), len(classes)))
-    calibrated = np.full_like(probabilities, np.nan)
-    percentiles = np.full(len(files), np.nan)
-    good: list[int] = []
 
-    bar = tqdm(total=len(files), unit=" images", desc="Predicting", disable=not progress)
+    def pictured(
+        places: Sequence[int], shown: np.ndarray, values: np.ndarray, maps: Sequence[np.ndarray]
+    ) -> None:
+        assert explain_dir
+        assert overlay
+        captions = [
+            f"{classes.titled(label)}  {largest:.1%}"
+            for label, largest in zip(values.argmax(axis=1), values.max(axis=1), strict=True)
+        ]
+        pictures = pool.map(overlay, shown, zip(*maps, strict=True), captions)
+        for place, picture in zip(places, pictures, strict=True):
+            write_atomically(explain_dir / f"{ids[place]}.png", picture)
+
+    picture = pictured if explain_dir and overlay else None
+    bar = tqdm(total=sum(map(len, own)), unit=" images", desc="Predicting", disable=not progress)
     with bar, ThreadPoolExecutor(workers(_MAX_WORKERS)) as pool:
+        bar.update(sum(map(len, found)))
         # A batch is decoded while the one before is predicted.
-        readable = _readable(_decoded(pool, files, sizes, batch_size), files, skipped)
-        for batch in iter(lambda: [*itertools.islice(readable, batch_size)], []):
-            places = [place for place, _ in batch]
-            padded = [*batch, *batch[-1:] * (batch_size - len(batch))]  # one size compiles once
-            stacks = {
-                size: np.stack([pixels[k] for _, pixels in padded]) for k, size in enumerate(sizes)
-            }
-            found = [m.probabilities(stacks[m.image_size], views) for m in members]
-            values = np.mean(found, axis=0)
-            probabilities[places] = values[: len(places)]
-            if not lacking:
-                pairs = zip(members, found, strict=True)
-                each = np.mean([m.calibrated(own, views) for m, own in pairs], axis=0)
-                calibrated[places] = each[: len(places)]
-                unlike = np.mean([m.percentile(stacks[m.image_size]) for m in members], axis=0)
-                percentiles[places] = unlike[: len(places)]
-            if explain_dir and overlay:
-                labels = values.argmax(axis=1).astype(np.int32)
-                maps = [m.call("explain", stacks[m.image_size], labels) for m in members]
-                captions = [
-                    f"{classes.titled(label)}  {share:.1%}"
-                    for label, share in zip(labels, values.max(axis=1), strict=True)
-                ]
-                shown = stacks[max(sizes)][: len(places)]
-                pictures = pool.map(overlay, shown, zip(*maps, strict=True), captions)
-                for place, picture in zip(places, pictures, strict=True):
-                    write_atomically(explain_dir / f"{ids[place]}.png", picture)
-            good += places
-            bar.update(places[-1] + 1 - bar.n)
-        bar.update(len(files) - bar.n)
+        chosen = [files[place] for batch in left for place in batch]
+        decoded = _decoded(pool, chosen, sizes, batch_size)
+        for batch in left:
+            found[batch] = _predicted(
+                members, views, batch, decoded, batch_size, len(classes), picture
+            )
+            if share is not None:
+                parts.save(str(batch.start), found[batch]._asdict())
+            bar.update(len(batch))
+    if share is not None:
+        print(
+            f"share {share.number}/{share.of} is done, {sum(map(len, own))} of {len(files)} "
+            f"images; when all are, the same command without --shard writes {out}",
+            flush=True,
+        )
+        return 0
 
+    in_order = [found[batch] for batch in batches]
+    skipped += [
+        (files[place], str(reason))
+        for each in in_order
+        for place, reason in zip(each.unreadable, each.reasons, strict=True)
+    ]
     problems = [f"{file}: {reason}" for file, reason in skipped]
+    good = [ids[place] for each in in_order for place in each.places]
     if not good:
         write_skipped(skipped_path, skipped)
         raise listed("none of the images can be read", problems)
-    tables.write_predictions(out, [ids[i] for i in good], probabilities[good], classes)
+    probabilities, calibrated, percentiles = (
+        np.concatenate([getattr(each, name) for each in in_order])
+        for name in ("probabilities", "calibrated", "percentiles")
+    )
+    tables.write_predictions(out, good, probabilities, classes)
     if details:
         rows = _detailed(probabilities, calibrated, percentiles, classes)
-        text = csvs.text([_DETAILS, *([ids[i], *rows[i]] for i in good)])
-        write_atomically(details, text)
-    if unlike_any := [ids[i] for i in good if percentiles[i] > familiarity.FLAGGED_ABOVE]:
-        some = ", ".join(unlike_any[:_NAMED]) + ", ..." * (len(unlike_any) > _NAMED)
+        pairs = zip(good, rows, strict=True)
+        write_atomically(details, csvs.text([_DETAILS, *([name, *row] for name, row in pairs)]))
+    if unlike := [good[i] for i in np.flatnonzero(percentiles > familiarity.FLAGGED_ABOVE)]:
+        some = ", ".join(unlike[:_NAMED]) + ", ..." * (len(unlike) > _NAMED)
         warn(
-            f"{len(unlike_any)} of {len(good)} images are less like the training images than "
+            f"{len(unlike)} of {len(good)} images are less like the training images than "
             f"{familiarity.FLAGGED_ABOVE:.0f}% of the validation images, so that what is predicted "
             f"for them may mean nothing: {some}"
         )
@@ -171,8 +227,69 @@ def predict_files(
             f"{ambiguous} files share their name with another file: for these, the column image "
             "has the extension, too"
         )
+    parts.remove()
     print(f"predicted {len(good)} images: {out}", flush=True)
     return PARTIAL if skipped or ambiguous else 0
+
+
+def _predicted(
+    members: Sequence[Member],
+    views: Sequence[View],
+    batch: Sequence[int],
+    decoded: Iterator[Decoded],
+    batch_size: int,
+    num_classes: int,
+    picture: Callable[[Sequence[int], np.ndarray, np.ndarray, Sequence[np.ndarray]], None] | None,
+) -> _Found:
+    """Predicts the next files that are decoded, whose places these are.
+
+    `picture` is given the places, the pixels, the probabilities and the heat maps of each member.
+    """
+    places, sources, unreadable = [], [], []
+    for place, pixels in zip(batch, decoded, strict=False):
+        if isinstance(pixels, images.UnreadableImage):
+            unreadable.append((place, str(pixels)))
+        else:
+            places.append(place)
+            sources.append(pixels)
+    count, shape = len(places), (len(places), num_classes)
+    values, calibrated = np.empty(shape), np.full(shape, np.nan)
+    percentiles = np.full(count, np.nan)
+    if count:
+        padded = [*sources, *sources[-1:] * (batch_size - count)]  # one size compiles once
+        stacks = {pixels.shape[1]: pixels for pixels in map(np.stack, zip(*padded, strict=True))}
+        seen = [stacks[member.image_size] for member in members]
+        found = [m.probabilities(pixels, views) for m, pixels in zip(members, seen, strict=True)]
+        whole = np.mean(found, axis=0)
+        values = whole[:count]
+        if all(member.reference for member in members):
+            each = [m.calibrated(own, views) for m, own in zip(members, found, strict=True)]
+            calibrated = np.mean(each, axis=0)[:count]
+            unlike = [m.percentile(pixels) for m, pixels in zip(members, seen, strict=True)]
+            percentiles = np.mean(unlike, axis=0)[:count]
+        if picture:
+            labels = whole.argmax(axis=1).astype(np.int32)
+            maps = [
+                m.call("explain", pixels, labels) for m, pixels in zip(members, seen, strict=True)
+            ]
+            picture(places, stacks[max(stacks)][:count], values, maps)
+    return _Found(
+        np.array(places, np.int64),
+        values,
+        calibrated,
+        percentiles,
+        np.array([place for place, _ in unreadable], np.int64),
+        np.array([reason for _, reason in unreadable], np.str_),
+    )
+
+
+def _identity(file: str, name: str) -> str:
+    """An image's id, and what changes with the contents of its file."""
+    try:
+        found = os.stat(file)
+    except OSError:  # gone: reading it will say so
+        return name
+    return f"{name} {found.st_size} {found.st_mtime_ns}"
 
 
 def _detailed(
@@ -238,7 +355,7 @@ def find_images(inputs: Sequence[str]) -> tuple[list[str], Skipped, Counter[str]
 
 
 def _walk(root: str, failures: list[OSError], passed_over: Counter[str]) -> Iterator[str]:
-    seen = {_identity(root)}
+    seen = {_inode(root)}
     top = os.path.realpath(root)
 
     def leads_on(folder: str, name: str) -> bool:
@@ -248,7 +365,7 @@ def _walk(root: str, failures: list[OSError], passed_over: Counter[str]) -> Iter
             around = (top, os.path.realpath(folder))
             if any(os.path.commonpath([target, inner]) == target for inner in around):
                 return False
-        identity = _identity(path)
+        identity = _inode(path)
         if is_litter(name) or identity in seen:
             return False
         seen.add(identity)
@@ -266,7 +383,7 @@ def _walk(root: str, failures: list[OSError], passed_over: Counter[str]) -> Iter
                 passed_over[kind_of(path)] += 1
 
 
-def _identity(folder: str) -> tuple[int, int] | str:
+def _inode(folder: str) -> tuple[int, int] | str:
     try:
         found = os.stat(folder)
     except OSError:  # gone, or not to be looked into: the walk says so
@@ -360,14 +477,3 @@ def _decoded(
         if not waiting:
             return
         yield waiting.popleft().result()
-
-
-def _readable(
-    stream: Iterator[Decoded], files: Sequence[str], skipped: Skipped
-) -> Iterator[tuple[int, tuple[np.ndarray, ...]]]:
-    """Images that can be read, by their place among the files; the others go to `skipped`."""
-    for place, decoded in enumerate(stream):
-        if isinstance(decoded, images.UnreadableImage):
-            skipped.append((files[place], str(decoded)))
-        else:
-            yield place, decoded

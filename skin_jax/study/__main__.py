@@ -17,7 +17,6 @@ The exit status is 0, 1 (failure), 2 (usage or bad input), 3 (some jobs failed; 
 or 130 (Ctrl-C) and 143 (SIGTERM): asked to end, everything is saved.
 """
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,7 +54,7 @@ def main(argv: list[str], config: "ConfigDict | None") -> int:
         raise UserError("this configuration is one run, not a study: run it with skin_jax.main")
     if _DRY_RUN.value and _REPORT_ONLY.value:
         raise UserError("--dry_run and --report_only exclude each other; give one of them")
-    shard, shards = _shard(_SHARD.value)
+    shard, shards = command.shard_in(_SHARD.value)
     workdir = Path(_WORKDIR.value)
 
     from skin_jax.study import plan as plan_lib  # they take their time to import: not for --help
@@ -81,16 +80,6 @@ def main(argv: list[str], config: "ConfigDict | None") -> int:
             f"{workdir}: {error}; mend that and run the same command again", errors.FAILURE
         ) from error
     return _ended(plan, result)
-
-
-def _shard(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
-    if found is None or not int(found[1]) < int(found[2]):
-        raise UserError(
-            f"--shard is {text!r}; it takes i/n, the number of a share from 0 and how many there "
-            "are, such as 0/4 to 3/4"
-        )
-    return int(found[1]), int(found[2])
 
 
 def _described(plan: "Plan", runs: list[str]) -> str:

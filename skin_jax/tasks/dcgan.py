@@ -71,39 +71,71 @@ class Dcgan(Task):
     noise_law = "uniform in [-1, 1]"
 
     def mesh(self, num_devices: int | None, batch_size: int) -> Mesh:
-        """Devices among which the classes can be shared out evenly, as many as there are."""
+        """The devices; where their number is not given, no more than shorten a step."""
         del batch_size  # of each class: a device has all images of its classes
-        classes = len(self.labels)
-        if jax.process_count() > 1:
-            raise UserError(
-                "GANs of several classes train in one process: instead of several processes in one "
-                "run, start a run for each share of the classes, with --config.classes and its own "
-                "--workdir (a class trains the same in any of them)"
-            )
-        if num_devices is None:
-            num_devices = max(n for n in range(1, len(jax.devices()) + 1) if classes % n == 0)
-        mesh = devices.make_mesh(num_devices)
-        if classes % mesh.size:
-            raise UserError(
-                f"config.sharding.num_devices is {num_devices}, among which {classes} classes "
-                "cannot be shared out evenly; leave it out, or give a divisor"
-            )
-        return mesh
+        if num_devices is None and not devices.several():
+            num_devices = self._used(len(jax.devices()))
+        return devices.make_mesh(num_devices)
 
     def placement(self, mesh: Mesh) -> NamedSharding:
-        """Where the state lives: each class on one device."""
+        """Where the state lives in training: each class on one device."""
         return devices.over_batch(mesh)
+
+    def _most(self, num_devices: int) -> int:
+        """Classes of the device that has most of them."""
+        return -(-len(self.labels) // num_devices)
+
+    def _used(self, num_devices: int) -> int:
+        """Devices that have classes, where each has as many as there is room for."""
+        return -(-len(self.labels) // self._most(num_devices))
+
+    def shares(self, mesh: Mesh) -> str:
+        """How many GANs a device trains; "" where there is only one device."""
+        classes, most, here = len(self.labels), self._most(mesh.size), len(jax.devices())
+        used = self._used(mesh.size)
+        if here == 1:
+            return ""
+        number = f"{used} of {here}" if used < here else f"{here}"
+        enough = "; more would not help: each GAN trains on one device"
+        return (
+            f"{classes} {'GAN' if classes == 1 else 'GANs'} on {number} "
+            f"{devices.platform(mesh)} devices, at most {most} each"
+        ) + enough * (used < here and most == self._most(here))
+
+    def spread(self, state: ClassGansState, mesh: Mesh) -> ClassGansState:
+        """The state with so many classes that each device has as many: the first ones once more.
+
+        What becomes of these copies is never looked at.
+        """
+        places = jnp.arange(self._most(mesh.size) * mesh.size) % len(self.labels)
+        return jax.tree.map(lambda leaf: leaf[places], state)
+
+    def gathered(self, state: ClassGansState) -> ClassGansState:
+        """The state without the copies that `spread` added."""
+        return jax.tree.map(lambda leaf: leaf[: len(self.labels)], state)
+
+    def fed_rows(self, batch_size: int, mesh: Mesh) -> int:
+        """Rows for all classes that `spread` gives the devices."""
+        return self._most(mesh.size) * mesh.size * batch_size
 
     def step_on(self, mesh: Mesh, size: int | None = None) -> TrainStep:
         """`train_step` in which each device trains its own classes, as if there were no others."""
         del size
-        return jax.shard_map(
+        on_each = jax.shard_map(
             self.train_step,
             mesh=mesh,
             in_specs=(PartitionSpec("data"), PartitionSpec("data"), PartitionSpec()),
             out_specs=PartitionSpec("data"),
             check_vma=False,
         )
+
+        def step(
+            state: ClassGansState, batch: dict[str, jax.Array], rng: jax.Array
+        ) -> tuple[ClassGansState, Metrics]:
+            state, metrics = on_each(state, batch, rng)
+            return state, {key: each[: len(self.labels)] for key, each in metrics.items()}
+
+        return step
 
     def rows(self, batch_size: int) -> int:
         """Examples in a training batch: `batch_size` of each class."""

@@ -95,8 +95,31 @@ class Task:
         return mesh
 
     def placement(self, mesh: Mesh) -> NamedSharding:
-        """Where the state lives: whole on every device."""
+        """Where the state lives in training: whole on every device.
+
+        Checkpoints and evaluators always have it whole on every device; where a task lays it out
+        otherwise, `spread` and `gathered` lead from the one to the other.
+        """
         return devices.replicated(mesh)
+
+    def spread(self, state: Any, mesh: Mesh) -> Any:
+        """The state as `step_on` takes it, of one as `init` makes it; traced."""
+        del mesh
+        return state
+
+    def gathered(self, state: Any) -> Any:
+        """The state as `init` makes it, of one that `spread` has laid out; traced."""
+        return state
+
+    def fed_rows(self, batch_size: int, mesh: Mesh) -> int:
+        """Rows of a batch as `step_on` takes it: `rows`, or more, which repeat the first ones."""
+        del mesh
+        return self.rows(batch_size)
+
+    def shares(self, mesh: Mesh) -> str:
+        """Says who works on what, where that is no matter of course; else ""."""
+        del mesh
+        return ""
 
     def train_size(self, step: int) -> int | None:
         """Side of the images that a step trains on, as an argument of `step_on`; None: as they are.
@@ -107,6 +130,8 @@ class Task:
 
     def step_on(self, mesh: Mesh, size: int | None = None) -> TrainStep:
         """`train_step` on global batches that are split over the devices.
+
+        Its state is laid out by `spread`, its batch has `fed_rows`.
 
         Args:
           mesh: the devices.

@@ -12,7 +12,7 @@ from clu import parameter_overview
 from flax import serialization
 
 from skin_jax.base import devices, errors
-from skin_jax.data.order import Order, Stream, side_by_side
+from skin_jax.data.order import Order, Stream, repeated, side_by_side
 from skin_jax.tasks.state import MAX_NONFINITE_IN_A_ROW
 from skin_jax.training import checkpoints as checkpoint_lib
 from skin_jax.training.history import History, Progress
@@ -32,8 +32,8 @@ loop knows how far they are."""
 
 
 Evaluator = Callable[[PyTree, int], tuple[PyTree, Scalars]]
-"""Looks at the state between dispatches: (state, step) -> the state, in which it may keep what
-scored best, and scalars to log."""
+"""Looks at the state, whole on every device, between dispatches: (state, step) -> the state, in
+which it may keep what scored best, and scalars to log."""
 
 
 def train(
@@ -44,7 +44,7 @@ def train(
     evaluators: Sequence[Evaluator] = (),
     tracker: Tracker | None = None,
 ) -> PyTree:
-    """Runs the steps that are left and returns the last state.
+    """Runs the steps that are left and returns the last state, whole on every device.
 
     Logging, evaluation, saving and stopping happen between dispatches only. The tracker, which
     stays open, is that of the process that reports.
@@ -58,7 +58,9 @@ def train(
     rng = jax.jit(
         lambda: jax.random.key(config.seed), out_shardings=devices.replicated(experiment.mesh)
     )()
-    state, step, evaluated = _initial_state(experiment, checkpoints, rng)
+    whole, step, evaluated = _initial_state(experiment, checkpoints, rng)
+    if said := task.shares(experiment.mesh):
+        print(said, flush=True)
     history = History(workdir, tracker or Tracker(), enabled=devices.is_first())
     history.start(
         step,
@@ -75,7 +77,7 @@ def train(
     )
     classes = experiment.classes
     names = [classes.names[label] for label in task.classes_drawn(len(classes))]
-    dispatch = make_dispatch(experiment)
+    dispatch, (spread, gathered) = make_dispatch(experiment), make_layout(experiment)
     watchdog = Watchdog(config.watchdog_seconds)
     profile = Profile(
         workdir / "profile",
@@ -89,7 +91,7 @@ def train(
     size = None
 
     def evaluate(state: PyTree, step: int, *, keep: bool) -> PyTree:
-        """Evaluates and saves a state, or saves it for the next start to do both."""
+        """Evaluates and saves a whole state, or saves it for the next start to do both."""
         before, scores = state, Scalars()
         try:
             with preemption.at_once():
@@ -115,13 +117,14 @@ def train(
     ):
         if not evaluated:
             due = _due(experiment, step - config.steps_per_dispatch, step)
-            state = evaluate(state, step, keep=due.keep)
+            whole = evaluate(whole, step, keep=due.keep)
+        state = spread(whole)
         for dispatches, feed in enumerate(feeds(experiment, step), start=1):
             profile.before(dispatches, state)
             if (wanted := task.train_size(step)) != size:
                 if size is not None:  # or Ctrl-C, which saves, would wait for the compilation
                     with watchdog.paused():
-                        checkpoints.save(step, state, None)
+                        checkpoints.save(step, gathered(state), None)
                         checkpoints.wait()
                     preemption.saved()
                 size = wanted
@@ -146,18 +149,35 @@ def train(
                 pending = []
             if due.evaluate or due.save or stop:
                 with watchdog.paused():
+                    whole = gathered(state)
                     if stop:  # an evaluation is left to the next start
-                        checkpoints.save(step, state, None, evaluated=not due.evaluate)
+                        checkpoints.save(step, whole, None, evaluated=not due.evaluate)
                         checkpoints.wait()
                         raise preemption.ended(f"saved at step {step} of {experiment.num_steps}")
                     if due.evaluate:
-                        state = evaluate(state, step, keep=due.keep)
+                        state = spread(evaluate(whole, step, keep=due.keep))
                     else:
-                        checkpoints.save(step, state, None)
+                        checkpoints.save(step, whole, None)
                     devices.wait_for_all(f"step {step} is evaluated and saved")
                 progress.resume_clock()
         checkpoints.wait()
-    return state
+    return gathered(state)
+
+
+def make_layout(
+    experiment: Experiment,
+) -> tuple[Callable[[PyTree], PyTree], Callable[[PyTree], PyTree]]:
+    """The task's `spread` and `gathered`, jitted; what they are given stays as it is.
+
+    Where training, too, has the state whole on every device, they do nothing.
+    """
+    task, mesh, placement = experiment.task, experiment.mesh, experiment.placement
+    if placement.is_fully_replicated:
+        return (lambda state: state), (lambda state: state)
+    return (
+        jax.jit(lambda state: task.spread(state, mesh), out_shardings=placement),
+        jax.jit(task.gathered, out_shardings=devices.replicated(mesh)),
+    )
 
 
 def make_dispatch(
@@ -203,8 +223,11 @@ def make_dispatch(
 def _initial_state(
     experiment: Experiment, checkpoints: checkpoint_lib.Checkpoints, rng: jax.Array
 ) -> tuple[PyTree, int, bool]:
-    """The newest good checkpoint, its step and whether its evaluation is done; or a new state."""
-    task, placement = experiment.task, experiment.placement
+    """The newest good checkpoint, whole everywhere, its step and whether its evaluation is done.
+
+    Or a new state.
+    """
+    task, placement = experiment.task, devices.replicated(experiment.mesh)
     shapes = jax.eval_shape(task.init, rng)
     restored = checkpoints.restore_latest(checkpoint_lib.template_of(shapes, placement))
     if restored is not None:
@@ -233,8 +256,11 @@ def feeds(experiment: Experiment, first_step: int) -> Iterator[dict[str, jax.Arr
         others = experiment.unlabelled_indices
         without = Order(others, np.zeros(len(others)), seed=config.seed, sampling="natural")
         order = side_by_side(order, task.labelled_rows, without, experiment.rows)
+    rows = experiment.fed_rows
+    if rows > experiment.rows:
+        order = repeated(order, experiment.rows, rows)
     return experiment.pipeline.train_feeds(
-        order, experiment.rows, first_step, experiment.num_steps, config.steps_per_dispatch
+        order, rows, first_step, experiment.num_steps, config.steps_per_dispatch
     )
 
 

@@ -71,13 +71,18 @@ class Experiment:
 
     @property
     def placement(self) -> NamedSharding:
-        """Where the state lives."""
+        """Where the state lives in training."""
         return self.task.placement(self.mesh)
 
     @property
     def rows(self) -> int:
         """Examples in a training batch."""
         return self.task.rows(self.config.batch_size)
+
+    @property
+    def fed_rows(self) -> int:
+        """Rows of a training batch as the devices get it; those after the first `rows` repeat."""
+        return self.task.fed_rows(self.config.batch_size, self.mesh)
 
     def indices(self, split: str) -> np.ndarray:
         """Indices of the labelled examples of a split, int64 [n]."""

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from skin_jax.base.errors import UserError
+from skin_jax.data import order
 from skin_jax.data.order import Order
 
 LABELS = np.array([0] * 12 + [2] * 7 + [5] * 3 + [6], np.int32)
@@ -117,3 +118,10 @@ def test_an_order_of_nothing_is_refused():
     for sampling in ("natural", "balanced"):
         with pytest.raises(UserError, match="training split is empty"):
             Order(nothing, nothing, seed=0, sampling=sampling)
+
+
+def test_a_repeated_batch_is_the_same_over_and_over():
+    stream = order.repeated(lambda positions: positions, rows=3, batch_size=7)
+    np.testing.assert_array_equal(
+        stream(np.arange(14).reshape(2, 7)), [[0, 1, 2, 0, 1, 2, 0], [3, 4, 5, 3, 4, 5, 3]]
+    )

@@ -144,8 +144,8 @@ def test_a_task_without_an_ability_is_named(ability, words):
 def test_classes_come_one_after_another_from_any_position(sampler, monkeypatch):
     wanted, steps = {"bcc": 70, "mel": 3}, {"bcc": 10, "mel": 20}
     drawn = []
-    batch = sampler.batch
-    monkeypatch.setattr(sampler, "batch", lambda *args: drawn.append(args) or batch(*args))
+    batch, batches = sampler.batch, sampler.batches
+    monkeypatch.setattr(sampler, "batches", lambda jobs: drawn.extend(jobs) or batches(jobs))
     stream = candidates.by_class(sampler, steps, wanted)
     whole = list(stream(0, none_full))
     assert drawn == [("bcc", 0), ("bcc", 64), ("mel", 0)]
@@ -166,8 +166,8 @@ def test_classes_come_one_after_another_from_any_position(sampler, monkeypatch):
 
 def test_what_is_passed_over_and_what_is_full_is_not_drawn_for_others(sampler, monkeypatch):
     drawn, taken = [], []
-    batch = sampler.batch
-    monkeypatch.setattr(sampler, "batch", lambda *args: drawn.append(args) or batch(*args))
+    batches = sampler.batches
+    monkeypatch.setattr(sampler, "batches", lambda jobs: drawn.extend(jobs) or batches(jobs))
 
     def odd(name, images):
         assert images.shape == (64, SIZE, SIZE, 3)

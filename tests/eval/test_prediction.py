@@ -17,10 +17,10 @@ from PIL import Image
 from skin_jax import config as config_lib
 from skin_jax import tasks
 from skin_jax.base import devices, files
-from skin_jax.base.errors import UserError
+from skin_jax.base.errors import PARTIAL, UserError
 from skin_jax.data import images
 from skin_jax.data.classes import HAM10000
-from skin_jax.eval import prediction, tables
+from skin_jax.eval import parts, prediction, tables
 from skin_jax.report import heatmap
 from skin_jax.tasks.declared import sgan
 from skin_jax.training import checkpoints as checkpoint_lib
@@ -515,3 +515,43 @@ def test_tasks_that_do_not_classify_or_explain_are_refused(workdir, folder, tmp_
     opened_as(Nothing)
     with pytest.raises(UserError, match="does not classify"):
         predict([workdir], [folder], tmp_path / "p.csv")
+
+
+def files_in(place: Path) -> dict[str, bytes]:
+    found = (path for path in place.rglob("*") if path.is_file())
+    return {path.relative_to(place).as_posix(): path.read_bytes() for path in found}
+
+
+def shared(workdir, folder, out: Path, share, **options) -> int:
+    options = {"batch_size": 2, "details": out / "d.csv", "progress": False} | options
+    chosen = {"explain_dir": out / "maps", "overlay": heatmap.overlay} | options
+    return prediction.predict_files(
+        [workdir], [str(folder)], out / "p.csv", share=share and parts.Share(*share), **chosen
+    )
+
+
+@pytest.mark.parametrize("done", [(2, 0, 1), (1,)], ids=["all shares", "one of them"])
+def test_shares_that_are_put_together_give_the_files_of_one_run(
+    workdir, folder, tmp_path, monkeypatch, done
+):
+    (folder / "image_03b.png").write_bytes(b"no image")
+    whole, together = tmp_path / "whole", tmp_path / "together"
+    assert shared(workdir, folder, whole, None) == PARTIAL
+    for number in done:
+        assert shared(workdir, folder, together, (number, 3)) == 0
+        assert not (together / "p.csv").exists()
+    if len(done) == 3:  # nothing is left to decode
+        monkeypatch.setattr(prediction.images, "decode", None)
+    assert shared(workdir, folder, together, None) == PARTIAL
+    assert files_in(together).keys() == files_in(whole).keys()
+    said = {name: text.replace(b"together", b"whole") for name, text in files_in(together).items()}
+    assert said == files_in(whole)
+
+
+def test_shares_of_other_predictions_are_not_put_together(workdir, folder, tmp_path):
+    shared(workdir, folder, tmp_path / "out", (0, 2))
+    Image.fromarray(noise(20, 20)).save(folder / "image_00.png")
+    with pytest.raises(UserError, match=r"p\.parts holds parts of predictions with .*images: "):
+        shared(workdir, folder, tmp_path / "out", None)
+    with pytest.raises(UserError, match="tta: False there, True now"):
+        shared(workdir, folder, tmp_path / "out", (1, 2), tta=True)

@@ -181,6 +181,54 @@ sys.exit(143)
     assert cluster.requeued() == []
 
 
+@pytest.mark.parametrize("script", [TRAINING, STUDY], ids=["training", "study"])
+def test_outside_slurm_a_sentence_says_what_to_do(cluster, script):
+    job = cluster.sbatch(script, SLURM_JOB_ID="")
+    out, err = job.communicate(timeout=60)
+    assert (job.returncode, out) == (2, "")
+    assert err.startswith(f"error: this script is for Slurm: submit it with sbatch {script}")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"SLURM_NTASKS_PER_NODE": "4", "SLURM_GPUS_ON_NODE": "4"}, None),
+        ({"SLURM_TASKS_PER_NODE": "2(x3)", "SLURM_GPUS_PER_NODE": "a100:2"}, None),
+        ({"SLURM_TASKS_PER_NODE": "3"}, None),  # on CPUs
+        (
+            {
+                "SLURM_NTASKS_PER_NODE": "1",
+                "SLURM_GPUS_ON_NODE": "4",
+                "JAX_LOCAL_DEVICE_IDS": "0,1,2,3",
+            },
+            None,
+        ),
+        (
+            {"SLURM_NTASKS_PER_NODE": "8", "SLURM_GPUS_ON_NODE": "4"},
+            "8 tasks on each node, but 4 GPUs, and JAX gives a task one GPU; ask for "
+            "--ntasks-per-node=4, or for one task with all GPUs: JAX_LOCAL_DEVICE_IDS=0,1,2,3 "
+            "sbatch --ntasks-per-node=1 ...",
+        ),
+        ({"SLURM_TASKS_PER_NODE": "1", "SLURM_GPUS_PER_NODE": "4"}, "1 tasks on each node"),
+        (
+            {"SLURM_NTASKS_PER_NODE": "4", "JAX_LOCAL_DEVICE_IDS": "0,1"},
+            "JAX_LOCAL_DEVICE_IDS=0,1 gives the 4 tasks of a node the same GPUs",
+        ),
+        ({"SLURM_GPUS_PER_TASK": "1"}, "--gpus-per-task hides"),
+    ],
+)
+def test_tasks_that_do_not_fit_the_gpus_are_refused(cluster, environment, words):
+    cluster.srun("echo started")
+    job = cluster.sbatch(TRAINING, SLURM_JOB_ID="44", **environment)
+    out, err = job.communicate(timeout=60)
+    if words is None:
+        assert (job.returncode, out) == (0, "started\n"), err
+    else:
+        assert (job.returncode, out) == (2, "")
+        assert err.startswith(f"error: {words}")
+
+
 def test_the_study_takes_its_shard(cluster, tmp_path):
     study = ["--config=configs/study_augmentation.py", f"--workdir={tmp_path / 'study'}"]
     job = cluster.sbatch(STUDY, *study, "--dry_run", **ARRAY_TASK, SLURM_NTASKS="1")

@@ -18,6 +18,7 @@ from skin_jax import api
 from skin_jax.base import devices, errors, interrupts
 from skin_jax.base.files import locked
 from skin_jax.data import demo
+from skin_jax.data.classes import HAM10000
 from skin_jax.eval import evaluators, inference, runs
 from skin_jax.models.efficientnet_lite import LITE, EfficientNetLite
 from skin_jax.tasks import classifier, dcgan, sgan
@@ -280,18 +281,25 @@ def test_classes_on_a_device_each_train_as_on_one_and_go_on_there(tmp_path):
     np.testing.assert_array_equal(state.gans.step, [6, 6])
 
 
-def test_classes_are_shared_out_evenly_over_the_devices(tmp_path, monkeypatch):
-    config = class_gans(sharding__num_devices=None)
-    config.classes = ("bcc", "df", "nv")
+ENOUGH = "; more would not help: each GAN trains on one device"
+
+
+@pytest.mark.parametrize(
+    ("count", "num_devices", "size", "said"),
+    [
+        (7, None, 4, "7 GANs on 4 cpu devices, at most 2 each"),
+        (5, None, 3, f"5 GANs on 3 of 4 cpu devices, at most 2 each{ENOUGH}"),
+        (1, None, 1, f"1 GAN on 1 of 4 cpu devices, at most 1 each{ENOUGH}"),
+        (3, 4, 4, f"3 GANs on 3 of 4 cpu devices, at most 1 each{ENOUGH}"),
+        (7, 3, 3, "7 GANs on 3 of 4 cpu devices, at most 3 each"),
+    ],
+)
+def test_classes_are_shared_out_over_the_devices(tmp_path, count, num_devices, size, said):
+    config = class_gans(sharding__num_devices=num_devices)
+    config.classes = HAM10000.names[:count]
     experiment = start(config, tmp_path / "run")
-    assert experiment.mesh.size == 3  # of the four here
-    config.sharding.num_devices = 4
-    with pytest.raises(errors.UserError, match="num_devices is 4, among which 3 classes cannot"):
-        start(config, tmp_path / "other")
-    task = experiment.task
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(errors.UserError, match="start a run for each share of the classes"):
-        task.mesh(None, 4)
+    assert experiment.mesh.size == size
+    assert experiment.task.shares(experiment.mesh) == said
 
 
 def test_one_class_that_is_never_finite_is_named_once_and_the_others_go_on(
