@@ -102,7 +102,7 @@ def page(small_gan, run, tmp_path_factory):
     shipped = tmp_path_factory.mktemp("zoo") / "shipped"
     run.export(shipped)
     step = json.loads((small_gan / "eval" / "test" / "metrics.json").read_text())["step"]
-    calibration.write(shipped, calibration.Calibration(3.0, "val", 9, step))
+    calibration.write(shipped, calibration.Calibration(3.0, 3.0, "val", 9, step), None)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
