@@ -74,14 +74,15 @@ def compiled(config: ConfigDict, mesh: Mesh) -> Any:
     counts = np.full(len(HAM10000), 10**6)
     task = tasks.build(config, HAM10000.names, counts, 10_000, 1.0)
     placement, over_batch = task.placement(mesh), devices.over_batch(mesh)
-    rows, size = task.rows(config.batch_size), config.data.image_size
+    rows, size = task.fed_rows(config.batch_size, mesh), config.data.image_size
     batch = {
         "image": jax.ShapeDtypeStruct((rows, size, size, 3), jnp.uint8, sharding=over_batch),
         "label": jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=over_batch),
         "position": jax.ShapeDtypeStruct((rows,), jnp.uint32, sharding=over_batch),
     }
     rng = jax.eval_shape(jax.random.key, 0)
-    state = template_of(jax.eval_shape(task.init, rng), placement)
+    state = jax.eval_shape(lambda rng: task.spread(task.init(rng), mesh), rng)
+    state = template_of(state, placement)
     # The largest images of a run that grows.
     step = jax.jit(
         task.step_on(mesh, task.train_size(10**9)),

@@ -1,3 +1,5 @@
+import functools
+import importlib
 import os
 from importlib.metadata import version
 
@@ -39,20 +41,31 @@ def strict_dtypes():
 
 
 @pytest.fixture(scope="session")
-def generate():
-    """The entry point, with a registry of its own for flags: other entry points have the same."""
-    own = flags.FlagValues()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flags, "FLAGS", own)
-        for kind in ("string", "integer", "float", "list"):
-            define = getattr(flags, f"DEFINE_{kind}")
-            patch.setattr(
-                flags,
-                f"DEFINE_{kind}",
-                lambda *args, define=define, **kwargs: define(*args, flag_values=own, **kwargs),
-            )
-        from skin_jax import generate
-    return generate
+def program():
+    """Imports an entry point with a registry of its own for flags: others have the same ones."""
+
+    @functools.cache  # a module defines its flags once
+    def imported(name):
+        own = flags.FlagValues()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(flags, "FLAGS", own)
+            for kind in ("string", "enum", "list", "bool", "integer", "float"):
+                define = getattr(flags, f"DEFINE_{kind}")
+                patch.setattr(
+                    flags,
+                    f"DEFINE_{kind}",
+                    lambda *args, define=define, **kwargs: define(*args, flag_values=own, **kwargs),
+                )
+            module = importlib.import_module(name)
+        return module, own
+
+    return imported
+
+
+@pytest.fixture(scope="session")
+def generate(program):
+    """The entry point of skin_jax.generate."""
+    return program("skin_jax.generate")[0]
 
 
 @pytest.fixture(scope="session")

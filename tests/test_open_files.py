@@ -12,6 +12,7 @@ from skin_jax.data.classes import HAM10000
 from skin_jax.eval import reader_items, tables
 from skin_jax.training.history import History
 from skin_jax.training.run import trained
+from skin_jax.training.trackers import Tracker
 
 
 def read_metadata(path):
@@ -28,7 +29,7 @@ def read_metadata(path):
         ("study.key.json", reader_items.read_key),
         ("HAM10000_metadata.csv", read_metadata),
         ("config.json", lambda path: config_lib.read(path.parent)),
-        ("metrics.jsonl", lambda path: History(path.parent, tensorboard=False)),
+        ("metrics.jsonl", lambda path: History(path.parent, Tracker())),
     ],
 )
 def test_a_pipe_is_refused_by_name(tmp_path, name, read):

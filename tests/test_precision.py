@@ -87,11 +87,13 @@ def gradients(state):
 
 
 def equations(jaxpr):
+    """All of them; of what depends on the platform, those of the default."""
     for equation in jaxpr.eqns:
         yield equation
-        inner = jax.tree.leaves(
-            list(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "jaxpr")
-        )
+        values = list(equation.params.values())
+        if equation.params.get("branches_platforms") is not None:
+            values = [equation.params["branches"][-1]]
+        inner = jax.tree.leaves(values, is_leaf=lambda leaf: hasattr(leaf, "jaxpr"))
         for leaf in inner:
             if hasattr(leaf, "eqns") or hasattr(leaf, "jaxpr"):
                 yield from equations(getattr(leaf, "jaxpr", leaf))

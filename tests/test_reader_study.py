@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from absl import flags
 from PIL import Image
 
 from skin_jax.base.errors import UserError
@@ -32,27 +31,10 @@ N = 4
 pytestmark = pytest.mark.xdist_group("small_gan")  # one worker trains it, once
 
 
-@pytest.fixture(scope="session")
-def program():
-    """The entry point, with a registry of its own for flags: other entry points have the same."""
-    own = flags.FlagValues()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flags, "FLAGS", own)
-        for kind in ("bool", "integer"):
-            define = getattr(flags, f"DEFINE_{kind}")
-            patch.setattr(
-                flags,
-                f"DEFINE_{kind}",
-                lambda *args, define=define, **kwargs: define(*args, flag_values=own, **kwargs),
-            )
-        from skin_jax import reader_study
-    return reader_study, own
-
-
 @pytest.fixture
 def study_with(program):
     """skin_jax.reader_study's main() with flags."""
-    module, own = program
+    module, own = program("skin_jax.reader_study")
 
     def main(*words: str, **chosen: object) -> None:
         own.unparse_flags()

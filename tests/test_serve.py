@@ -73,9 +73,8 @@ def test_a_folder_has_to_be_given():
     assert done.stderr.startswith("error: give --workdir=DIR")
 
 
-def test_runs_have_the_names_of_their_folders_where_these_differ():
-    from skin_jax import serve
-
+def test_runs_have_the_names_of_their_folders_where_these_differ(program):
+    serve, _ = program("skin_jax.serve")
     given = ["runs/a", "runs/b", "runs/a", "other/b"]
     assert list(serve._named(given)) == ["a", "runs/b", "other/b"]
 

@@ -109,7 +109,8 @@ def read(folder: Path, classes: Classes) -> list[Generated]:
         if row is not None:
             rows.append(row)
     files = _image_files(folder)
-    problems += [f"{image}: in the manifest, but not in the folder" for image in named - files]
+    missing = [image for image in named - files if not (folder / image).is_file()]  # if hidden
+    problems += [f"{image}: in the manifest, but not in the folder" for image in missing]
     problems += [f"{image}: in the folder, but not in the manifest" for image in files - named]
     if problems:
         raise listed(f"{folder} and its {MANIFEST} do not match", problems)

@@ -83,7 +83,7 @@ case $1 in
   run) echo started >> calls
     while [ "$1" != --label ]; do shift; done
     echo "${2#call=}" > label ;;
-  logs) echo "what it prints"; if [ ! -e status ]; then kill -HUP $PPID; fi ;;
+  logs) echo "what it prints"; if [ ! -e status ]; then kill -KILL $PPID; fi ;;
   wait) cat status ;;
   stop) echo 143 > status ;;
 esac
