@@ -31,7 +31,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from benchmarks.run import table
+from benchmarks.tables import table
 from skin_jax import config as config_lib
 from skin_jax import tasks
 from skin_jax.base import devices

@@ -176,3 +176,14 @@ def test_the_rehearsal_has_the_same_steps_at_tiny_sizes(name):
     other = {key: [*values[:-1], float("nan")] for key, values in losses.items()}
     assert not first_light._difference(other, losses) <= 1e-3
     assert ours.memory_mb()["arguments_mb"] > 0
+
+
+def test_what_is_compiled_for_tpus_are_the_steps_of_configurations():
+    from benchmarks import compile_for
+
+    for name in compile_for.ROWS:
+        augmented, plain = (compile_for.config_of(name, augmented=a) for a in (True, False))
+        assert augmented.precision == "bf16"
+        assert f"_{augmented.data.image_size}_b{augmented.batch_size}" in name
+        turned_off = set(plain.augment.items()) - set(augmented.augment.items())
+        assert turned_off, name
