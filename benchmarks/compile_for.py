@@ -31,6 +31,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from benchmarks import steps
 from benchmarks.tables import table
 from skin_jax import config as config_lib
 from skin_jax import tasks
@@ -63,9 +64,7 @@ def config_of(name: str, *, augmented: bool) -> ConfigDict:
     config.precision = "bf16"
     config.data.image_size, config.batch_size = size, batch_size
     if not augmented:
-        config.augment.update(crop=1.0, flip=False, rotate90=False, rotation=0.0)
-        config.augment.update(blur_sigma=0.0, salt_and_pepper=0.0, shear=0.0, erase=0.0)
-        config.augment.update(brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0)
+        steps.leave_images_alone(config)
     return config
 
 
@@ -84,13 +83,13 @@ def compiled(config: ConfigDict, mesh: Mesh) -> Any:
     state = jax.eval_shape(lambda rng: task.spread(task.init(rng), mesh), rng)
     state = template_of(state, placement)
     # The largest images of a run that grows.
-    step = jax.jit(
+    train_step = jax.jit(
         task.step_on(mesh, task.train_size(10**9)),
         donate_argnums=0,
         out_shardings=(placement, devices.replicated(mesh)),
     )
     rng = jax.ShapeDtypeStruct(rng.shape, rng.dtype, sharding=devices.replicated(mesh))
-    return step.trace(state, batch, rng).lower(lowering_platforms=("tpu",)).compile()
+    return train_step.trace(state, batch, rng).lower(lowering_platforms=("tpu",)).compile()
 
 
 def row(name: str, topology: str, mesh: Mesh) -> dict[str, Any]:

@@ -8,6 +8,7 @@ running statistics on generated images, which nothing in a step reads.
 """
 
 import contextlib
+import dataclasses
 import gc
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
@@ -70,9 +71,13 @@ def config_of(name: str, precision: str) -> ConfigDict:
     config = CONFIGS[name]()
     config.precision = precision
     config.ema_decay = 0.0
-    config.augment.update(crop=1.0, flip=False, rotate90=False, rotation=0.0)
-    config.augment.update(blur_sigma=0.0, salt_and_pepper=0.0)
+    leave_images_alone(config)
     return config
+
+
+def leave_images_alone(config: ConfigDict) -> None:
+    """Turns the augmentation of a configuration off, in place."""
+    config.augment.update(dataclasses.asdict(augment.Augmentation()))
 
 
 class OurStep:

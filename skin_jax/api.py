@@ -22,7 +22,7 @@ from skin_jax.data import images as images_lib
 from skin_jax.data.classes import Classes
 from skin_jax.data.images import AnyImage
 from skin_jax.data.splits import SPLITS
-from skin_jax.eval import candidates, evaluators, generation, inference, runs
+from skin_jax.eval import calibration, candidates, evaluators, generation, inference, runs
 from skin_jax.eval.evaluation import Evaluation
 from skin_jax.eval.member import Member
 from skin_jax.eval.metrics import evaluate as metrics
@@ -278,12 +278,13 @@ class Run:
           UserError: also where calibrated ones are asked for, and there is no temperature.
         """
         views, member = inference.views(tta), self._member
+        temperature = member.temperature(views) if calibrated else 1.0  # refused before any work
         found = [
             member.probabilities(batch, views)[:count]
             for batch, count in self._batches(images, batch_size)
         ]
         probabilities = np.concatenate(found)
-        return member.calibrated(probabilities, views) if calibrated else probabilities
+        return calibration.applied(probabilities, temperature) if calibrated else probabilities
 
     def features(
         self, images: AnyImage | Sequence[AnyImage], *, batch_size: int = 64

@@ -149,6 +149,11 @@ def _theme() -> gr.themes.Base:
     return theme.set(color_accent="*primary_700", button_primary_background_fill="*primary_700")
 
 
+def _in_turn(queue: str) -> dict[str, Any]:
+    """Options of an event that waits until the others of its queue are done."""
+    return {"concurrency_id": queue, "concurrency_limit": 1, "show_progress": "minimal"}
+
+
 def _choice_of(runs: Mapping[str, Any]) -> gr.Dropdown:
     names = list(runs)
     return gr.Dropdown(names, value=names[0], label="Run", filterable=False, visible=len(names) > 1)
@@ -200,11 +205,7 @@ def _photo(readers: Mapping[str, _Reader]) -> None:
             )
         with gr.Column(min_width=280, scale=2):
             shown = gr.HTML(elem_id="answer")
-    together: dict[str, Any] = {
-        "concurrency_id": "photo",
-        "concurrency_limit": 1,
-        "show_progress": "minimal",
-    }
+    together = _in_turn("photo")
     # Gradio's own reading of the file has no limits, and its errors are no sentences.
     photo.input(
         look, [name, photo], [photo, seen, shown], preprocess=False, api_name="look", **together
@@ -253,11 +254,7 @@ def _generated(runs: Mapping[str, Run]) -> None:
             walk = gr.Button("Walk there in eight steps", elem_id="walk")
         with gr.Column(min_width=280, scale=2):
             shown = gr.HTML(elem_id="drawn")
-    together: dict[str, Any] = {
-        "concurrency_id": "draw",
-        "concurrency_limit": 1,
-        "show_progress": "minimal",
-    }
+    together = _in_turn("draw")
     run.input(choices, run, [label, to], api_name="choices", show_progress="hidden")
     draw.click(drawn, [run, label, count, seed], shown, api_name="draw", **together)
     walk.click(walked, [run, label, to, seed], shown, api_name="walk", **together)

@@ -66,11 +66,11 @@ class Member:
         found = [call((state, view), images) for view in views]
         return np.mean([np.asarray(each, np.float64) for each in found], axis=0)
 
-    def calibrated(self, probabilities: np.ndarray, views: Sequence[View]) -> np.ndarray:
-        """What `probabilities` found for these views, at the temperature for as many."""
+    def temperature(self, views: Sequence[View]) -> float:
+        """That of the means over so many views, for `calibration.applied`."""
         if self.calibration is None:
             raise self._not_prepared(calibration.FILE_NAME)
-        return calibration.applied(probabilities, self.calibration.temperature_of(len(views)))
+        return self.calibration.temperature_of(len(views))
 
     def percentile(self, images: np.ndarray) -> np.ndarray:
         """How unlike the training images they are, float64 [B] in percent."""

@@ -263,7 +263,10 @@ def _predicted(
         whole = np.mean(found, axis=0)
         values = whole[:count]
         if all(member.reference for member in members):
-            each = [m.calibrated(own, views) for m, own in zip(members, found, strict=True)]
+            each = [
+                calibration.applied(own, m.temperature(views))
+                for m, own in zip(members, found, strict=True)
+            ]
             calibrated = np.mean(each, axis=0)[:count]
             unlike = [m.percentile(pixels) for m, pixels in zip(members, seen, strict=True)]
             percentiles = np.mean(unlike, axis=0)[:count]
