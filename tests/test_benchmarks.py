@@ -187,3 +187,12 @@ def test_what_is_compiled_for_tpus_are_the_steps_of_configurations():
         assert f"_{augmented.data.image_size}_b{augmented.batch_size}" in name
         turned_off = set(plain.augment.items()) - set(augmented.augment.items())
         assert turned_off, name
+
+
+@pytest.mark.xdist_group("small_gan")
+def test_other_sizes_are_evaluated_on_validation_images(small_gan, capsys):
+    from benchmarks import evaluation_sizes
+
+    evaluation_sizes.main([f"--workdir={small_gan}", "--sizes=32"])
+    *_, single, averaged = capsys.readouterr().out.strip().splitlines()
+    assert [row.split(" | ")[1:3] for row in (single, averaged)] == [["32", "1"], ["32", "4"]]
