@@ -122,9 +122,8 @@ def predict_files(
     for run, ability in itertools.product(runs, ["predict"] + ["explain"] * bool(explain_dir)):
         run.ability(ability)  # refused before any work
     members = [Member(run, mesh) for run in runs]
-    lacking = [run.workdir for run, m in zip(runs, members, strict=True) if m.reference is None]
-    if details:
-        for workdir in lacking:
+    for workdir, member in zip(workdirs, members, strict=True) if details else ():
+        if member.reference is None:
             warn(
                 f"columns of {details} stay empty: {workdir} has no {calibration.FILE_NAME} or "
                 f"{familiarity.FILE_NAME}, which skin_jax.eval.calibrate --workdir={workdir} "
