@@ -1,4 +1,5 @@
 import functools
+import gc
 import importlib
 import os
 from importlib.metadata import version
@@ -25,6 +26,17 @@ import pytest
 from absl import flags
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+# Collecting garbage is an eighth of what tests compute: JAX makes many objects that stay. Between
+# tests is often enough.
+gc.disable()
+_GARBAGE = 1_000_000  # objects
+
+
+def pytest_runtest_teardown():
+    if gc.get_count()[0] > _GARBAGE:
+        gc.collect()
 
 
 def pytest_runtest_setup(item):
@@ -63,23 +75,32 @@ def program():
 
 
 @pytest.fixture(scope="session")
+def called(program):
+    """Runs main() of a command in this process, with words and flags, and gives its status."""
+
+    def main(name: str, *words: str, **chosen: object) -> int:
+        module, own = program(f"skin_jax.{name}")
+        own.unparse_flags()
+        for flag in own:
+            own[flag].unparse()
+        given = [f"--{flag}={value}" for flag, value in chosen.items() if value is not None]
+        own([name, *(f"--{word}" for word in words), *given])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(flags, "FLAGS", own)
+            return module.main([name]) or 0
+
+    return main
+
+
+@pytest.fixture(scope="session")
 def generate(program):
     """The entry point of skin_jax.generate."""
     return program("skin_jax.generate")[0]
 
 
 @pytest.fixture(scope="session")
-def generate_with(generate):
-    """skin_jax.generate's main() with flags."""
-
-    def main(**chosen: object) -> None:
-        generate.FLAGS.unparse_flags()
-        for name in generate.FLAGS:
-            generate.FLAGS[name].unparse()
-        generate.FLAGS(["generate", *(f"--{name}={value}" for name, value in chosen.items())])
-        generate.main(["generate"])
-
-    return main
+def generate_with(called):
+    return functools.partial(called, "generate")
 
 
 @pytest.fixture(scope="session")

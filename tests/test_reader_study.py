@@ -1,6 +1,7 @@
 """A study from end to end; a reader's table is made as the page's script makes it."""
 
 import csv
+import functools
 import html
 import io
 import json
@@ -31,20 +32,9 @@ N = 4
 pytestmark = pytest.mark.xdist_group("small_gan")  # one worker trains it, once
 
 
-@pytest.fixture
-def study_with(program):
-    """skin_jax.reader_study's main() with flags."""
-    module, own = program("skin_jax.reader_study")
-
-    def main(*words: str, **chosen: object) -> None:
-        own.unparse_flags()
-        for name in own:
-            own[name].unparse()
-        values = [f"--{name}={value}" for name, value in chosen.items()]
-        own(["reader_study", *(f"--{word}" for word in words), *values])
-        module.main(["reader_study"])
-
-    return main
+@pytest.fixture(scope="session")
+def study_with(called):
+    return functools.partial(called, "reader_study")
 
 
 def fill(folder, workdir, per_class, size=32, train_split=None):
