@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo docs test test-fast test-without-tensorflow lint format types settings
+.PHONY: demo docs notebook test test-fast test-without-tensorflow lint format types settings
 
 demo: $(VENV)/.installed  ## train, evaluate and report the embedded demo into runs/demo
 	$(BIN)/python -m skin_jax.main --config=demo --workdir=runs/demo
@@ -38,6 +38,9 @@ settings: $(VENV)/.installed  ## write the table of settings into docs/settings.
 
 docs: $(VENV)/.installed-docs  ## the documentation site, into runs/site
 	$(BIN)/python -m mkdocs build --quiet
+
+notebook: $(VENV)/.installed $(VENV)/.installed-docs  ## run notebooks/quickstart.ipynb, into runs/
+	$(BIN)/python -m nbconvert --execute --to=notebook --output-dir=runs notebooks/quickstart.ipynb
 
 test-without-tensorflow: $(VENV)-without-tensorflow/.installed-plain
 	.ci/without_tensorflow $(VENV)-without-tensorflow/bin/python

@@ -96,6 +96,8 @@ def write_evaluation(folder: Path, evaluation: Evaluation) -> list[Section]:
     """
     classes, ids = evaluation.classes, evaluation.image_ids
     content = evaluation.metrics.to_json(classes, split=evaluation.split, step=evaluation.step)
+    content["calibrated"] = evaluation.calibrated
+    content["operating_points"] = evaluation.operating_points
     write_json(folder / "metrics.json", content)
     write_predictions(folder / "predictions.csv", ids, evaluation.probabilities, classes)
     if evaluation.subgroups:

@@ -111,9 +111,18 @@ def test_undefined_is_not_applicable_and_explained():
 
 
 def test_an_evaluation_is_written_as_agreed(tmp_path):
-    e = evaluation()
+    points = {"melanoma": [metrics.OperatingPoint(0.9, 0.25, 0.6, 0.91, (0.4, 0.8))]}
+    calibrated = Calibrated(1.5, (0.2, 0.1), (0.9, float("nan")))
+    e = evaluation(operating_points=points, calibrated=calibrated)
     run_report.write_evaluation(tmp_path, e)
     found = json.loads((tmp_path / "metrics.json").read_text())
+    assert found.pop("calibrated") == {
+        "temperature": 1.5,
+        "ece": [0.2, 0.1],
+        "log_loss": [0.9, None],
+    }
+    (point,) = found.pop("operating_points")["melanoma"]
+    assert (point["wished_specificity"], point["sensitivity"]) == (0.9, 0.6)
     assert found == plain(e.metrics.to_json(HAM10000, split="test", step=40))
     read = tables.read_predictions(tmp_path / "predictions.csv", HAM10000)
     assert read.image_ids == e.image_ids
