@@ -17,6 +17,8 @@ from skin_jax.training import checkpoints as checkpoint_lib
 from skin_jax.training import run as run_lib
 from skin_jax.training.history import HISTORY, read_history
 
+pytestmark = pytest.mark.xdist_group("damage")  # one worker trains it, once
+
 MUTATIONS = 67  # for each command: 201
 STEPS = 3
 

@@ -13,6 +13,8 @@ from skin_jax.data.classes import HAM10000
 from skin_jax.tasks import dcgan
 from skin_jax.tasks.state import MAX_NONFINITE_IN_A_ROW, digest
 
+pytestmark = pytest.mark.xdist_group("dcgan")  # one worker trains it, once
+
 RNG = jax.random.key(3)
 B = 4
 IMAGES = np.random.default_rng(0).integers(0, 256, (12, 7, B, 32, 32, 3), dtype=np.uint8)

@@ -21,6 +21,8 @@ RNG = jax.random.key(3)
 NAMES = ("benign", "malignant", "other")
 B, SIZE = 8, 32
 
+pytestmark = pytest.mark.xdist_group("projected")  # one worker trains it, once
+
 # A block at two of the strides that are tapped: Lite0 would compile for half a minute.
 TINY = EfficientNetLite(
     1,
