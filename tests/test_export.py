@@ -145,6 +145,13 @@ def test_figures_of_another_checkpoint_are_not_in_the_card(small_gan, tmp_path):
         load(source).export(tmp_path / "zoo")
         card = (tmp_path / "zoo" / "README.md").read_text()
         assert ("balanced accuracy" in card) is there
+    val = source / "eval" / "val" / "metrics.json"
+    val.parent.mkdir()
+    val.write_text(json.dumps(measured | {"split": "val"}))
+    load(source).export(tmp_path / "zoo")
+    card = (tmp_path / "zoo" / "README.md").read_text()
+    assert "Results on the val split" in card
+    assert "chosen by them" in card
 
 
 def test_what_an_export_cannot_do_is_said(small_gan, folder, class_gans, tmp_path):

@@ -12,7 +12,7 @@ from skin_jax.training import run as run_lib
 from skin_jax.training import shipped
 from skin_jax.training.run import Trained
 
-_TEST_METRICS = "eval/test/metrics.json"
+_METRICS = ("eval/test/metrics.json", "eval/val/metrics.json")
 
 
 def write(run: Trained, out: Path) -> None:
@@ -28,7 +28,7 @@ def write(run: Trained, out: Path) -> None:
     Raises:
       UserError: no checkpoint, code of the user's own, or other files in `out`.
     """
-    content = run_lib.ship(run, out, (_TEST_METRICS,))
+    content = run_lib.ship(run, out, _METRICS)
     calibration.copy(run.workdir, out, content.step)
     abilities = {name: tasks.can(run.task, name) for name in ("predict", "images_of")}
     settings = flatten(run.config)
@@ -47,10 +47,9 @@ def write(run: Trained, out: Path) -> None:
         )
     if is_procedural(run.config.data):
         facts["training images"] = "procedural lesions, no photographs"
-    test = None
-    if (path := out / _TEST_METRICS).exists():
-        found = json.loads(read_text(path))
-        test = found if found["step"] == content.step else None  # measured before it was trained on
+    # Of another step, they were measured before it was trained on.
+    there = [json.loads(read_text(out / name)) for name in _METRICS if (out / name).exists()]
+    measured = next((found for found in there if found["step"] == content.step), None)
     commands = []
     if abilities["predict"]:
         commands.append("skin_jax.predict --workdir=FOLDER --images=IMAGES --out=predictions.csv")
@@ -62,6 +61,6 @@ def write(run: Trained, out: Path) -> None:
         run.classes,
         facts=facts,
         train_counts=run.train_counts.tolist(),
-        test=test,
+        measured=measured,
         commands=[command.replace("FOLDER", out.name) for command in commands],
     )

@@ -21,7 +21,7 @@ def write(
     *,
     facts: Mapping[str, object],
     train_counts: Sequence[int],
-    test: Mapping[str, Any] | None,
+    measured: Mapping[str, Any] | None,
     commands: Sequence[str],
 ) -> None:
     """Writes `README.md` into the folder of an exported run.
@@ -31,7 +31,8 @@ def write(
       classes: n of them.
       facts: what it is, and how it was trained.
       train_counts: training images of each class, n numbers.
-      test: the content of the test split's `metrics.json`; None where it was not evaluated.
+      measured: the content of the test split's `metrics.json`, or of the val split's; None where
+        neither was evaluated.
       commands: arguments of `python -m` that work with the folder.
     """
     titles = map(classes.titled, range(len(classes)))
@@ -41,8 +42,9 @@ def write(
         Section("Model", [kit.facts(facts, ("property", "value"))]),
         Section("Classes", [table]),
     ]
-    if test is not None:
-        sections.append(Section("Results on the test split", _results(test)))
+    if measured is not None:
+        heading = f"Results on the {measured['split']} split"
+        sections.append(Section(heading, _results(measured)))
     lines = "\n".join(f"python -m {command}" for command in commands)
     usage = f"\n## Use\n\n```\n{lines}\n```\n"
     write_atomically(folder / "README.md", kit.markdown(folder.name, sections, folder) + usage)
@@ -51,18 +53,23 @@ def write(
 _OVERALL = ("balanced_accuracy", "accuracy", "ece")
 
 
-def _results(test: Mapping[str, Any]) -> list[kit.Block]:
+def _results(measured: Mapping[str, Any]) -> list[kit.Block]:
     def row(name: str, values: Mapping[str, Any], key: str, interval: Any = None) -> list[str]:
         value = values.get(key)
         shown = kit.UNDEFINED if value is None else number(value)
         known = interval is not None and None not in interval
         return [name, shown, span(tuple(interval)) if known else ""]
 
-    rows = [row(key.replace("_", " "), test, key, test["ci95"].get(key)) for key in _OVERALL]
-    rows += [
-        row(f"recall of {name}", values, "recall") for name, values in test["per_class"].items()
+    rows = [
+        row(key.replace("_", " "), measured, key, measured["ci95"].get(key)) for key in _OVERALL
     ]
+    rows += [
+        row(f"recall of {name}", values, "recall") for name, values in measured["per_class"].items()
+    ]
+    text = f"{measured['num_examples']} images, the checkpoint of step {measured['step']}."
+    if measured["split"] == "val":
+        text += " It was chosen by them, so that these figures are too good."
     return [
-        Text(f"{test['num_examples']} images, the checkpoint of step {test['step']}."),
+        Text(text),
         kit.Table(("measure", "value", "95% interval"), rows),
     ]

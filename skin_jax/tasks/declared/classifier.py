@@ -72,7 +72,7 @@ settings.declare(
         "loss.logit_adjustment": Setting(
             0.0,
             "Factor on the log shares of the classes in the training stream, added to the logits "
-            "of the loss; 1.0: balanced softmax, 0.0: off.",
+            "of the loss; 1.0: balanced softmax, 0.0: off. Wants loss.label_smoothing=0.0.",
             low=0,
         ),
         "loss.mixup": Setting(
