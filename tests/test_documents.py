@@ -1,12 +1,15 @@
 """The commands that the documents print exist, with those flags and settings."""
 
+import ast
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from skin_jax import config
 from skin_jax.__main__ import COMMANDS
@@ -73,3 +76,20 @@ def test_a_printed_command_has_known_flags_and_settings(known_flags, words):
     for name in given.keys() - named.keys():
         key = name.removeprefix("config.")
         assert key in names or any(known.startswith(f"{key}.") for known in names), key
+
+
+def test_the_python_lines_of_the_readme_do_what_their_comments_say(tmp_path, monkeypatch):
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    (tmp_path / "zoo").symlink_to(ROOT / "zoo")
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "PHOTO.jpg")
+    monkeypatch.chdir(tmp_path)
+    names, shapes = {}, []
+    for statement in ast.parse(code).body:
+        if isinstance(statement, ast.Expr):
+            shapes.append(list(eval(ast.unparse(statement), names).shape))
+        else:
+            exec(ast.unparse(statement), names)
+    promised = re.findall(r"# .*\[([\d, ]+)\]", code)
+    assert shapes == [[int(n) for n in shape.split(",")] for shape in promised]
+    assert len(shapes) == 2
