@@ -479,7 +479,10 @@ class Trained:
         if step is None:
             return self.task.drawn_from(*self.best_state(mesh), num_classes)
         state = _template(self.task, mesh)
-        templates = {checkpoint_lib.GENERATORS: self.task.generators(state), CHECKPOINTS: state}
+        # Not of the state's shapes themselves: a task may compute with them.
+        shapes = jax.eval_shape(self.task.generators, state)
+        alone = checkpoint_lib.template_of(shapes, devices.replicated(mesh))
+        templates = {checkpoint_lib.GENERATORS: alone, CHECKPOINTS: state}
         name, generators = self._restored(step, "generators", templates)
         if name == CHECKPOINTS:
             generators = self.task.generators(generators)
