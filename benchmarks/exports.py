@@ -24,7 +24,6 @@ from skin_jax.base.errors import UserError
 from skin_jax.data import images as images_lib
 
 _BATCH = 32
-_TFLITE = ("float32", "float16", "int8")
 
 TIMM = {
     "EfficientNet-Lite0": "tf_efficientnet_lite0",
@@ -94,11 +93,13 @@ def timm(file: Path) -> Predict:
     return predict
 
 
-FORMATS: dict[str, tuple[str, Callable[[Path], Predict]]] = {
-    "ONNX": (".onnx", onnx),
-    "StableHLO": (".stablehlo", stablehlo),
-    "timm (PyTorch)": (".safetensors", timm),
+FORMATS: dict[str, tuple[str, str, Callable[[Path], Predict]]] = {
+    "ONNX": ("model.onnx", "float32", onnx),
+    "StableHLO": ("model.stablehlo", "float32", stablehlo),
+    "timm (PyTorch)": ("model.safetensors", "float32", timm),
+    **{f"TFLite, {p}": (f"{p}.tflite", p, tflite) for p in ("float32", "float16", "int8")},
 }
+"""File, precision, and what opens it."""
 
 
 def timed(predict: Predict, images: np.ndarray) -> tuple[np.ndarray, float]:
@@ -131,17 +132,13 @@ def rows(workdir: Path, files: Sequence[Path], folder: Path) -> Iterator[dict[st
             "same_class": float((found.argmax(1) == expected.argmax(1)).mean()),
         }
 
-    for name, (suffix, opened) in FORMATS.items():
-        file = folder / f"model{suffix}"
+    for name, (file_name, precision, opened) in FORMATS.items():
+        file = folder / file_name
         try:
-            run.export(file)
+            run.export(file, precision=precision, images=images[:100])
             yield row(name, file, opened(file))
         except (ImportError, UserError) as error:
             print(f"{name} is left out: {error}")
-    for precision in _TFLITE:
-        file = folder / f"{precision}.tflite"
-        run.export(file, precision=precision, images=images[:100])
-        yield row(f"TFLite, {precision}", file, tflite(file))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -77,7 +77,12 @@ def history(workdir):
 
 @pytest.mark.parametrize(
     ("pipeline", "per_dispatch"),
-    [("device", 1), pytest.param("tf", 2, marks=[needs_tf, pytest.mark.as_compiled])],
+    [
+        ("device", 1),
+        pytest.param("tf", 2, marks=[needs_tf, pytest.mark.as_compiled]),
+        pytest.param("device", 2, marks=pytest.mark.soak),
+        pytest.param("tf", 1, marks=[needs_tf, pytest.mark.soak]),
+    ],
 )
 def test_a_restart_in_the_middle_changes_no_bit(tmp_path, pipeline, per_dispatch):
     settings = {"data__pipeline": pipeline, "steps_per_dispatch": per_dispatch}
@@ -196,11 +201,14 @@ def class_gans(**changes):
     return config
 
 
-@pytest.mark.as_compiled
-def test_a_restart_of_class_gans_changes_no_bit_and_keeps_generators(tmp_path):
-    whole, _ = run(tmp_path / "whole", class_gans(steps_per_dispatch=2))
-    run(tmp_path / "parts", class_gans(steps_per_dispatch=2, num_steps=4))
-    resumed, state = run(tmp_path / "parts", class_gans(steps_per_dispatch=2))
+@pytest.mark.parametrize(
+    "per_dispatch",
+    [pytest.param(1, marks=pytest.mark.soak), pytest.param(2, marks=pytest.mark.as_compiled)],
+)
+def test_a_restart_of_class_gans_changes_no_bit_and_keeps_generators(tmp_path, per_dispatch):
+    whole, _ = run(tmp_path / "whole", class_gans(steps_per_dispatch=per_dispatch))
+    run(tmp_path / "parts", class_gans(steps_per_dispatch=per_dispatch, num_steps=4))
+    resumed, state = run(tmp_path / "parts", class_gans(steps_per_dispatch=per_dispatch))
     assert resumed == whole
     assert np.isfinite(state.best_score).all()
     assert set(state.best_step.tolist()) <= {2, 4, 6}
@@ -446,7 +454,9 @@ def test_an_array_of_the_host_in_a_dispatch_is_refused(tmp_path, monkeypatch):
         run(tmp_path / "run")
 
 
-@pytest.mark.parametrize(("num_steps", "per_dispatch", "traced"), [(4, 1, 3), (16, 4, 12)])
+@pytest.mark.parametrize(
+    ("num_steps", "per_dispatch", "traced"), [(16, 1, 10), (4, 1, 3), (16, 4, 12)]
+)
 def test_a_profile_is_written_and_changes_no_bit(tmp_path, capsys, num_steps, per_dispatch, traced):
     settings = {"num_steps": num_steps, "steps_per_dispatch": per_dispatch}
     without, _ = run(tmp_path / "without", **settings)
