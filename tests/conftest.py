@@ -2,6 +2,7 @@ import functools
 import gc
 import importlib
 import os
+import sys
 from importlib.metadata import version
 
 # Four CPU devices for the sharding tests; the count is read when the back end starts.
@@ -60,6 +61,7 @@ def program():
     def imported(name):
         own = flags.FlagValues()
         with pytest.MonkeyPatch.context() as patch:
+            patch.delitem(sys.modules, name, raising=False)  # a test may have imported it already
             patch.setattr(flags, "FLAGS", own)
             for kind in ("string", "enum", "list", "bool", "integer", "float"):
                 define = getattr(flags, f"DEFINE_{kind}")
