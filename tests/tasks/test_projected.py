@@ -12,10 +12,13 @@ from skin_jax import config as config_lib
 from skin_jax import tasks
 from skin_jax.base import devices
 from skin_jax.base.errors import UserError
+from skin_jax.data.classes import Classes
 from skin_jax.models import fastgan, pretrained
 from skin_jax.models.efficientnet_lite import EfficientNetLite, Stage
 from skin_jax.tasks import projected
 from skin_jax.tasks.state import digest
+from skin_jax.training import checkpoints
+from skin_jax.training import run as run_lib
 
 RNG = jax.random.key(3)
 NAMES = ("benign", "malignant", "other")
@@ -186,6 +189,19 @@ def test_the_generator_with_the_best_mean_score_is_kept():
     assert digest(better.best) == digest(task.generators(later))
     np.testing.assert_array_equal(better.best_step, [11] * 3)
     np.testing.assert_allclose(better.best_score, [0.6, np.nan, 0.1])
+
+
+@pytest.mark.parametrize("folder", [run_lib.CHECKPOINTS, checkpoints.GENERATORS])
+def test_generators_of_a_step_are_found_alone_and_in_a_checkpoint(tmp_path, folder):
+    task, (state, _) = make(), trained()
+    expected = task.generators(state)
+    with checkpoints.Checkpoints(tmp_path / folder, keep_all=True) as kept:
+        kept.save(10, state if folder == run_lib.CHECKPOINTS else expected, None)
+    classes, counts = Classes.of(NAMES), np.array([90, 9, 1])
+    run = run_lib.Trained(tmp_path, projected.defaults(), classes, counts, task)
+    drawn = run.drawn_from(devices.make_mesh(1), 10)
+    assert digest(drawn.generators) == digest(expected)
+    assert drawn.steps.tolist() == [10, 10, 10]
 
 
 @pytest.mark.parametrize(
