@@ -75,7 +75,12 @@ def outcome(workdir) -> tuple[str, str]:
     ("line", "kill", "status"),
     [
         ("step 9/", lambda process: process.kill(), -9),
-        ("step 5/", lambda process: process.terminate(), errors.PREEMPTED),
+        pytest.param(
+            "step 5/",
+            lambda process: process.terminate(),
+            errors.PREEMPTED,
+            marks=pytest.mark.soak,
+        ),
         ("step 5/", lambda process: process.send_signal(signal.SIGINT), errors.INTERRUPTED),
     ],
     ids=["kill -9", "SIGTERM", "Ctrl-C"],

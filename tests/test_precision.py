@@ -8,7 +8,6 @@ import numpy as np
 import optax
 import pytest
 
-from skin_jax import config as config_lib
 from skin_jax import tasks
 from skin_jax.data.classes import HAM10000
 from skin_jax.models.cnn import Cnn
@@ -16,6 +15,7 @@ from skin_jax.models.densenet import DenseNet
 from skin_jax.models.efficientnet_lite import LITE, EfficientNetLite
 from skin_jax.models.resnet import ResNet
 from skin_jax.tasks import classifier
+from skin_jax.tasks.declared import dcgan, sgan
 from skin_jax.tasks.state import digest
 
 # As few layers as have one of each kind.
@@ -27,6 +27,8 @@ CLASSIFIERS = {
 }
 NETWORKS = ("sgan", "dcgan", *CLASSIFIERS)
 AS_COMPILED = ("sgan", "dcgan", "efficientnet")  # strided, transposed, depthwise, 1x1
+MARKS = {name: [pytest.mark.as_compiled] for name in AS_COMPILED}
+MARKS |= {name: [pytest.mark.soak] for name in ("resnet", "densenet")}  # no layers of their own
 ROWS, SIZE = 16, 32
 WIDTH = 32
 """Of the GANs: with 8 the generator's cosine falls to 0.98, for D's first step of Adam is about the
@@ -47,7 +49,7 @@ def build(name, precision):
         config.model.name, config.model.width_multiplier = name, 0.5
         config.optimizer.warmup_steps = 0
     else:
-        config = config_lib.base(name)
+        config = {"sgan": sgan, "dcgan": dcgan}[name].defaults()
         config.model.width, config.model.noise_size = WIDTH, 16
     config.data.image_size, config.batch_size = SIZE, ROWS
     config.precision, config.ema_decay = precision, 0.9
@@ -99,10 +101,7 @@ def equations(jaxpr):
                 yield from equations(getattr(leaf, "jaxpr", leaf))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=[pytest.mark.as_compiled] * (n in AS_COMPILED)) for n in NETWORKS],
-)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=MARKS.get(n, [])) for n in NETWORKS])
 def test_the_first_gradient_points_where_that_of_float32_does(name):
     (before, low), (same, full) = (first_step(name, p) for p in ("bf16", "float32"))
     assert before == same  # a seed has its weights, whatever the precision

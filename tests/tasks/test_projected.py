@@ -83,7 +83,7 @@ def trained(num_devices: int = 1, steps: int = 10):
     return state, {name: np.array([row[name] for row in metrics]) for name in metrics[0]}
 
 
-@pytest.mark.parametrize("num_devices", [2, 4])
+@pytest.mark.parametrize("num_devices", [pytest.param(2, marks=pytest.mark.soak), 4])
 def test_any_number_of_devices_has_the_same_losses(num_devices):
     (_, alone), (_, shared) = trained(), trained(num_devices)
     for name in ("d_loss", "g_loss", "d_grad_norm", "logit_generated"):

@@ -96,7 +96,7 @@ def test_a_restart_in_the_middle_changes_no_bit(tmp_path, pipeline, per_dispatch
     assert starts == [0, 4]
 
 
-@pytest.mark.parametrize("begun", [2, 5])
+@pytest.mark.parametrize("begun", [pytest.param(2, marks=pytest.mark.soak), 5])
 def test_a_restart_at_a_growing_image_size_changes_no_bit(tmp_path, capsys, monkeypatch, begun):
     network = functools.partial(EfficientNetLite, stages=LITE[0][:1], last_features=8)
     monkeypatch.setitem(classifier.MODELS, "tiny", network)

@@ -172,7 +172,7 @@ def test_a_reopened_run_knows_what_it_knew_in_training(workdir):
     assert members[0] != members[1]
 
 
-@pytest.mark.parametrize("task", [sgan, classifier])
+@pytest.mark.parametrize("task", [sgan, pytest.param(classifier, marks=pytest.mark.soak)])
 def test_an_interrupted_run_ends_like_an_undisturbed_one(tmp_path, task):
     constant = {"optimizer__schedule": "constant"}
     api.train(tiny(task, **constant), tmp_path / "whole")
