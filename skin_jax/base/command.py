@@ -126,10 +126,11 @@ def run(main: Callable[..., int | None], load: Callable[[str], ConfigDict] | Non
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # nohup has it ignored
         signal.signal(signal.SIGINT, interrupts.end)
         interrupts.watch()
-    # TensorFlow, where it is used, only moves images: its start-up notes are about arithmetic.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # XLA's alarm about slow compilation asks for a bug report; what raises an error is said anyhow.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     # What the libraries log is not the user's to act on: what they raise is, and it is said.
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     logging.set_verbosity(logging.FATAL)
     atexit.register(_let_go)
     flags.DEFINE_bool("debug", False, "Show the traceback of an unforeseen error.")

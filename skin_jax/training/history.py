@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import os
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -135,6 +136,26 @@ class Progress:
             flush=True,
         )
         return rate
+
+
+@contextlib.contextmanager
+def told(what: str, after: float = 10, every: float = 60) -> Iterator[None]:
+    """Prints what is being done once it takes some seconds, and again each minute until it ends."""
+    begin, ended = time.monotonic(), threading.Event()
+
+    def tell() -> None:
+        wait = after
+        while not ended.wait(wait):
+            print(f"{what}: {duration(time.monotonic() - begin)} so far", flush=True)
+            wait = every
+
+    teller = threading.Thread(target=tell, daemon=True, name="told")
+    teller.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        teller.join()
 
 
 def duration(seconds: float) -> str:

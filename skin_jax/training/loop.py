@@ -15,7 +15,7 @@ from skin_jax.base import devices, errors
 from skin_jax.data.order import Order, Stream, repeated, side_by_side
 from skin_jax.tasks.state import MAX_NONFINITE_IN_A_ROW
 from skin_jax.training import checkpoints as checkpoint_lib
-from skin_jax.training.history import History, Progress
+from skin_jax.training.history import History, Progress, told
 from skin_jax.training.profile import Profile
 from skin_jax.training.run import Experiment
 from skin_jax.training.trackers import Tracker
@@ -94,7 +94,7 @@ def train(
         """Evaluates and saves a whole state, or saves it for the next start to do both."""
         before, scores = state, Scalars()
         try:
-            with preemption.at_once():
+            with preemption.at_once(), told(f"evaluating step {step}"):
                 for evaluator in evaluators:
                     state, found = evaluator(state, step)
                     scores |= found
@@ -121,16 +121,18 @@ def train(
         state = spread(whole)
         for dispatches, feed in enumerate(feeds(experiment, step), start=1):
             profile.before(dispatches, state)
+            compiles = dispatches == 1
             if (wanted := task.train_size(step)) != size:
                 if size is not None:  # or Ctrl-C, which saves, would wait for the compilation
                     with watchdog.paused():
                         checkpoints.save(step, gathered(state), None)
                         checkpoints.wait()
                     preemption.saved()
-                size = wanted
+                size, compiles = wanted, True
                 print(f"step {step}: compiling the program for images of {size}x{size}", flush=True)
             # Nothing crosses here unasked: what a dispatch needs was sent by the pipeline.
-            with jax.transfer_guard("disallow"):
+            long = told("compiling the training step") if compiles else contextlib.nullcontext()
+            with jax.transfer_guard("disallow"), long:
                 state, values = dispatch(state, experiment.pipeline.resident, feed, rng, size)
             preemption.unsaved()
             pending.append(values)

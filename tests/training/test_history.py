@@ -1,7 +1,8 @@
 import json
 import math
+import threading
 
-from skin_jax.training.history import HISTORY, History, Progress, read_history, read_starts
+from skin_jax.training.history import HISTORY, History, Progress, read_history, read_starts, told
 from skin_jax.training.trackers import Tracker
 
 
@@ -64,6 +65,23 @@ def test_the_progress_line_shows_rate_headline_time_left_and_undone_steps(capsys
     assert second == (
         "step 20/100  epoch 0.4  40 images/s  loss 0.500  0m16s left  (3 steps undone: not finite)"
     )
+
+
+def test_what_takes_long_is_told_again_and_again_and_what_is_quick_is_not(monkeypatch):
+    lines, again = [], threading.Event()
+
+    def say(line, flush):
+        lines.append(line)
+        if len(lines) == 2:
+            again.set()
+
+    monkeypatch.setattr("builtins.print", say)
+    with told("compiling"):
+        pass
+    assert lines == []
+    with told("compiling", after=0.01, every=0.01):
+        assert again.wait(60)
+    assert lines[:2] == ["compiling: 0m00s so far"] * 2
 
 
 def test_history_leaves_out_what_a_restart_superseded(tmp_path):
