@@ -63,14 +63,13 @@ def trained_for(made: Any, seconds: float) -> None:
     """Trains until the process has used that much processor time; prints its progress."""
     start = time.process_time()
     while (used := time.process_time() - start) < seconds:
-        made.train()
-        if made.steps % 20 == 0:
-            seen = made.steps * BATCH * ACCUMULATED
-            print(
-                f"step {made.steps}  {seen / used:.1f} images/s  d_loss {made.d_loss:.3f}  "
-                f"g_loss {made.g_loss:.3f}  {(seconds - used) / 60:.0f} min left",
-                flush=True,
-            )
+        made.train()  # for minutes
+        seen = made.steps * BATCH * ACCUMULATED
+        print(
+            f"step {made.steps}  {seen} images seen  d_loss {made.d_loss:.3f}  "
+            f"g_loss {made.g_loss:.3f}  {(seconds - used) / 60:.0f} min left",
+            flush=True,
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -80,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=64, help="side of its images in pixels")
     parser.add_argument("--minutes", type=float, required=True, help="of processor time")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--drawn", type=int, default=2_100, help="images to draw")
+    parser.add_argument("--drawn", type=int, default=500, help="images to draw")
     chosen = parser.parse_args(arguments)
     torch.manual_seed(0)
     made = trainer(chosen.images, chosen.size, chosen.out)
