@@ -126,7 +126,7 @@ def run(main: Callable[..., int | None], load: Callable[[str], ConfigDict] | Non
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # nohup has it ignored
         signal.signal(signal.SIGINT, interrupts.end)
         interrupts.watch()
-    # XLA's alarm about slow compilation asks for a bug report; what raises an error is said anyhow.
+    # TensorFlow's start-up notes, XLA's alarm about slow compilation: what raises is said anyhow.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     # What the libraries log is not the user's to act on: what they raise is, and it is said.
