@@ -40,10 +40,6 @@ def pytest_runtest_teardown():
         gc.collect()
 
 
-def pytest_xdist_auto_num_workers():
-    return (os.cpu_count() or 1) + 1  # many tests wait for processes
-
-
 def pytest_runtest_setup(item):
     mark = item.get_closest_marker("as_compiled")
     if mark and mark.kwargs.get("only") and os.environ.get("XLA_FLAGS"):
