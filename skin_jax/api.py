@@ -123,18 +123,20 @@ def _train(
             print(f"\nthe best generator of each class:\n\n{kit.pipes(table)}")
             print(f"\ndraw from them with skin_jax.generate --workdir={workdir} --out=FOLDER")
     if tasks.can(experiment.task, "predict"):
-        evaluation = runs.evaluate_split(experiment, checkpoints, "test")
+        split = experiment.config.final_split
+        evaluation = runs.evaluate_split(experiment, checkpoints, split)
         if evaluation is not None:
             if devices.is_first():
-                sections += run_report.write_evaluation(workdir / "eval" / "test", evaluation)
+                sections += run_report.write_evaluation(workdir / "eval" / split, evaluation)
             lead.insert(0, run_report.headline(evaluation))
             score = experiment.task.score.name
-            print(f"\nbest checkpoint by {score}: step {evaluation.step}; on test:\n")
+            print(f"\nbest checkpoint by {score}: step {evaluation.step}; on {split}:\n")
             print("\n\n".join([run_report.table_one(evaluation), *notes]))
             found = evaluation.metrics
-            results |= {"test_accuracy": found.accuracy, "test_ece": found.ece}
-            results |= {"test_balanced_accuracy": found.balanced_accuracy}
-            results |= {f"test_macro_{name}": value for name, value in found.macro.items()}
+            values = {"accuracy": found.accuracy, "ece": found.ece}
+            values |= {"balanced_accuracy": found.balanced_accuracy}
+            values |= {f"macro_{name}": value for name, value in found.macro.items()}
+            results |= {f"{split}_{name}": value for name, value in values.items()}
     tracker.results(
         experiment.num_steps, {f"final/{name}": value for name, value in results.items()}
     )

@@ -53,6 +53,11 @@ COMMON = {
     "watchdog_seconds": Neutral(
         600, "End a run that stands still for so long (status 75); 0: never.", low=0
     ),
+    "final_split": Neutral(
+        "test",
+        "Split that a finished run is evaluated on; val while settings are chosen.",
+        choices=("val", "test"),
+    ),
     "profile": Neutral(False, "Write a trace of ten steps into profile/ in the work folder."),
     **section(
         "data",

@@ -25,7 +25,8 @@ Grandvalet, JMLR 5, 2004): the intervals speak of this data set.
 
 **p-values** are the larger of the two intervals' own, so p <= 0.05 exactly where the wider interval
 leaves 0 out. The arm to be confirmed is tested alone; the others, which are exploratory, are
-corrected after Holm (Scandinavian Journal of Statistics 6, 1979). That arm may differ from the
+corrected after Holm (Scandinavian Journal of Statistics 6, 1979), together where a study compares
+its arms at several levels. That arm may differ from the
 control in more than its generated images, such as the classes' shares; its difference from an arm
 that is like it in all else is tested in the second place, only once the first difference is shown
 (a fixed sequence, which keeps the error rate without a correction).
@@ -245,12 +246,23 @@ def compare(
         differences=tuple(d for name in names if name != control and (d := minus(name, control))),
         isolated=minus(confirmatory, isolating) if confirmatory and isolating else None,
     )
-    corrected = iter(holm([d.p for d in compared.exploratory]))
-    differences = (
-        d if d.confirmatory else dataclasses.replace(d, p=next(corrected))
-        for d in compared.differences
-    )
-    return dataclasses.replace(compared, differences=tuple(differences))
+    return correct_together([compared])[0]
+
+
+def correct_together(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """The same with the p-values of all exploratory differences corrected after Holm at once."""
+    raw = [d.estimate.p for comparison in comparisons for d in comparison.exploratory]
+    corrected = iter(holm(raw))
+    return [
+        dataclasses.replace(
+            comparison,
+            differences=tuple(
+                d if d.confirmatory else dataclasses.replace(d, p=next(corrected))
+                for d in comparison.differences
+            ),
+        )
+        for comparison in comparisons
+    ]
 
 
 def paired_difference(

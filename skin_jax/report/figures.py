@@ -312,6 +312,35 @@ def ratio_curve(path: Path, differences: "Sequence[Difference]", ratios: np.ndar
     _save(figure, path)
 
 
+def level_curves(
+    path: Path, curves: "Mapping[str, Sequence[tuple[float, Arm]]]", axis: str
+) -> None:
+    """Write each arm's balanced accuracy with its interval against a level's value, a log axis.
+
+    Args:
+      path: where to.
+      curves: name of an arm -> value of a level, > 0, and the arm there; in increasing order.
+      axis: what the values are.
+    """
+    figure, (axes,) = _panels(3.6)
+    shown = sorted({value for points in curves.values() for value, _ in points})
+    for i, (name, points) in enumerate(curves.items()):
+        # Side by side, so that intervals at one level do not hide one another.
+        places = np.array([value for value, _ in points]) * 1.03 ** (i - (len(curves) - 1) / 2)
+        style = {"color": _LINES[i % len(_LINES)], "linestyle": _DASHES[i % len(_DASHES)]}
+        values = [arm.balanced_accuracy for _, arm in points]
+        axes.plot(places, values, marker="o", markersize=4, linewidth=1.2, label=name, **style)
+        spans = np.transpose([arm.balanced_accuracy_ci95 for _, arm in points])
+        axes.vlines(places, *spans, color=style["color"], linewidth=1.6)
+    axes.set_xscale("log")
+    axes.set_xticks(shown, [f"{value:g}" for value in shown], fontsize=9)
+    axes.set_xticks([], minor=True)
+    axes.margins(x=0.1)
+    axes.set(xlabel=axis, ylabel="balanced accuracy")
+    _legend(figure, axes)
+    _save(figure, path)
+
+
 def _in_points(differences: "Sequence[Difference]") -> np.ndarray:
     """Each difference with both ends of its interval, float [A, 3]."""
     estimates = [d.estimate for d in differences]

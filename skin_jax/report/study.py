@@ -26,6 +26,7 @@ _SHORT = {
     "macro_auc": "macro AUC",
 }
 _PAIRED = ("arms", "pairs", "difference", "95% interval", "p", "p, Holm", "pairs: mean ± SD")
+_HOLM = ", Holm-corrected"
 _EFFECT = "An effect as large as {} (single runs) is {}."
 
 
@@ -64,6 +65,16 @@ HAM10000, without an absolute figure. One run of each arm in both, of the classe
 
 
 @dataclasses.dataclass(frozen=True)
+class Level:
+    """The arms compared at one level of a study, such as a share of the labels."""
+
+    comparison: Comparison | None  # None where no run is finished
+    plan_counts: Mapping[str, int]  # arm -> number of runs planned
+    title: str
+    value: float  # its place on the axis
+
+
+@dataclasses.dataclass(frozen=True)
 class Study:
     """The subject of a report: the runs that are finished, and the plan."""
 
@@ -77,6 +88,36 @@ class Study:
     claims: Sequence[Claim] = ()  # of papers about these classes
     gan_arms: Collection[str] = ()  # arms that a GAN has a part in, which the claims are about
     samples: Sequence[tuple[str, Path]] = ()  # caption and PNG file of generated images
+    levels: Sequence[Level] = ()  # where there are any; `comparison` is that of one of them
+    axis: str = ""  # what their values are
+    select: Literal["val", "test"] = "test"  # the images of the folds that runs are compared on
+
+    @property
+    def planned(self) -> int:
+        """Number of runs, at all levels."""
+        counts = [one.plan_counts for one in self.levels] or [self.plan_counts]
+        return sum(sum(own.values()) for own in counts)
+
+    @property
+    def compared_levels(self) -> list[tuple[Level, Comparison]]:
+        """Those with finished runs, along the axis, and their arms."""
+        return [
+            (one, one.comparison)
+            for one in sorted(self.levels, key=lambda level: level.value)
+            if one.comparison is not None
+        ]
+
+    @property
+    def place(self) -> str:
+        """Such as "At 10 % of the labels: " for the level looked at first; "" without levels."""
+        titles = [one.title for one in self.levels if one.comparison is self.comparison]
+        return f"At {titles[0]}: " if titles else ""
+
+    @property
+    def explored(self) -> int:
+        """The number of exploratory differences, which are corrected together."""
+        compared = [own for _, own in self.compared_levels] or [self.comparison]
+        return sum(len(own.exploratory) for own in compared)
 
     @property
     def concerned(self) -> list[Difference]:
@@ -97,9 +138,18 @@ class Study:
     @property
     def missing(self) -> dict[str, int]:
         """Arm -> number of planned runs that are not there, where that is any."""
-        done = {arm.name: len(arm.cells) for arm in self.comparison.arms}
-        counts = {name: count - done.get(name, 0) for name, count in self.plan_counts.items()}
-        return {name: count for name, count in counts.items() if count > 0}
+        whole = Level(self.comparison, self.plan_counts, "", 0.0)
+        missing: dict[str, int] = {}
+        for level in self.levels or (whole,):
+            arms = level.comparison.arms if level.comparison else ()
+            done = {arm.name: len(arm.cells) for arm in arms}
+            where = f" at {level.title}" if level.title else ""
+            missing |= {
+                f"{name}{where}": count - done.get(name, 0)
+                for name, count in level.plan_counts.items()
+                if count > done.get(name, 0)
+            }
+        return missing
 
     @property
     def chance(self) -> float:
@@ -125,13 +175,14 @@ def write(folder: Path, study: Study) -> Path:
         Section("Conclusion", list(map(Text, sentences))),
         *_difference_sections(pictures, study),
         *_arm_sections(pictures, study),
+        *_level_sections(pictures, study),
         *_ratio_sections(pictures, study),
     ]
     if study.samples:
         shown = [Picture(path, caption) for caption, path in study.samples]
         sections.append(Section("Generated images", shown))
-    planned, missing = sum(study.plan_counts.values()), study.missing
-    finished = f"{planned - sum(missing.values())} of {planned}"
+    missing = study.missing
+    finished = f"{study.planned - sum(missing.values())} of {study.planned}"
     blocks: list[Block] = [kit.facts({**study.facts, "finished runs": finished})]
     if named := ", ".join(f"{name} {count}" for name, count in missing.items()):
         blocks.append(Text(f"Missing runs: {named}."))
@@ -166,7 +217,7 @@ def conclusion(study: Study) -> list[str]:
     differences, exploratory = comparison.differences, comparison.exploratory
     confirmed = next((d for d in differences if d.confirmatory), None)
     if confirmed:
-        paragraphs.append(_verdict(confirmed, study, study.judged))
+        paragraphs.append(study.place + _verdict(confirmed, study, study.judged))
         if comparison.isolating is not None:
             paragraphs.append(_because(confirmed, comparison))
     elif chosen is not None:
@@ -174,9 +225,22 @@ def conclusion(study: Study) -> list[str]:
             f"The arm to be confirmed, {chosen}, and the control {control} have no finished run of "
             "the same fold and seed: there is no result yet."
         )
+    if study.select == "val":
+        paragraphs.insert(
+            0,
+            "These are scores on validation images, to choose settings by: what is chosen has yet "
+            "to be measured on test images, with other seeds of the split.",
+        )
     if exploratory:
         # What a paper claims is asked of the arm to be confirmed where there is one.
-        paragraphs.append(_explored(study, () if confirmed else study.judged))
+        paragraphs.append(study.place + _explored(study, () if confirmed else study.judged))
+    paragraphs += [
+        f"At {level.title}, exploratory: "
+        + "; ".join(f"{d}: {_found(d, _HOLM)}: {_outcome(d)}" for d in own.differences)
+        + "."
+        for level, own in study.compared_levels
+        if own is not comparison and own.differences
+    ]
     if not differences and chosen is None:
         paragraphs.append(
             f"No arm has a finished run of the same fold and seed as the control {control}: there "
@@ -191,7 +255,7 @@ def conclusion(study: Study) -> list[str]:
         if differences:
             paragraphs[0] = f"Preliminary. {paragraphs[0]}"
         paragraphs.append(
-            f"{sum(missing.values())} of {sum(study.plan_counts.values())} planned runs are "
+            f"{sum(missing.values())} of {study.planned} planned runs are "
             "missing: figures can still change, and looking before the end makes false alarms more "
             "frequent."
         )
@@ -230,17 +294,17 @@ def _because(whole: Difference, comparison: Comparison) -> str:
     elif not isolated.shown:
         rest = ": that generated images themselves do anything is not shown."
     else:
-        better = "better" if isolated.estimate.value > 0 else "worse"
-        rest = f": the generated images are {better} than repeated real ones."
+        effect = "gain" if isolated.estimate.value > 0 else "harm"
+        rest = f": the generated images themselves are a {effect}."
     return (
-        f"{isolating} is like {whole.arm}, but with real images in the place of generated ones. "
+        f"Of the arms without generated images, {isolating} is the most like {whole.arm}. "
         f"{isolated}: {_found(isolated)}{rest}"
     )
 
 
 def _verdict(difference: Difference, study: Study, claims: Sequence[Claim]) -> str:
     """One arm against the control, and the papers' claims about such arms, in sentences."""
-    kind = "" if difference.confirmatory else ", Holm-corrected"
+    kind = "" if difference.confirmatory else _HOLM
     sentences = [f"{difference}: {_found(difference, kind)}: {_outcome(difference)}."]
     for claim in claims if difference.arm in study.gan_arms else ():
         here = f"{claim.verdict(difference)} here"
@@ -314,7 +378,7 @@ def _difference_sections(folder: Path, study: Study) -> list[Section]:
 
 
 def _paired_blocks(study: Study) -> list[Block]:
-    exploratory = len(study.comparison.exploratory)
+    exploratory = study.explored
     differences, intervals, recalls = [], [], []
     for d in study.all_differences:
         name, p, over_cells = _marked(d), _p(d.estimate.p), kit.spread(d.over_cells, **POINTS)
@@ -335,8 +399,9 @@ def _paired_blocks(study: Study) -> list[Block]:
             "The interval is the wider of two: Student's t over the folds' differences and the "
             "paired bootstrap over lesions; p is the larger of their two p-values. Holm's "
             f"correction is over the {exploratory} exploratory "
-            f"{'arm' if exploratory == 1 else 'arms'}; intervals are not corrected. The folds "
-            "share one data set: how much another data set would change the figures is not covered."
+            f"{'difference' if exploratory == 1 else 'differences'}; intervals are not corrected. "
+            "The folds share one data set: how much another data set would change the figures is "
+            "not covered."
         ),
         Text("Both intervals, and the difference of accuracy with the wider of its own two:"),
         Table(("arms", "t over folds", "lesions", "accuracy", "95% interval"), intervals),
@@ -408,6 +473,32 @@ def _arm_sections(folder: Path, study: Study) -> list[Section]:
     ]
 
 
+def _level_sections(folder: Path, study: Study) -> list[Section]:
+    picture, compared_at = folder / "levels.png", study.compared_levels
+    if len(compared_at) < 2:
+        picture.unlink(missing_ok=True)  # of an earlier call
+        return []
+    curves: dict[str, list[tuple[float, Arm]]] = {}
+    rows = []
+    for level, own in compared_at:
+        differences = {d.arm: d for d in own.differences}
+        for arm in own.arms:
+            curves.setdefault(arm.name, []).append((level.value, arm))
+            row = [level.title, arm.name, str(len(arm.cells))]
+            value, span = kit.number(arm.balanced_accuracy), kit.span(arm.balanced_accuracy_ci95)
+            row.append(f"{value} ({span})")
+            if d := differences.get(arm.name):
+                row += [with_span(d.estimate), _holm(d)]
+            rows.append(row + [""] * (6 - len(row)))
+    figures.level_curves(picture, curves, study.axis)
+    header = ("level", "arm", "runs", "balanced accuracy", f"minus {study.comparison.control}", "p")
+    caption = (
+        "Balanced accuracy of each arm at each level, pooled over the folds, with 95% intervals "
+        "over lesions (the runs taken as given)."
+    )
+    return [Section("Levels", [Picture(picture, caption), Table(header, rows)])]
+
+
 def _ratio_sections(folder: Path, study: Study) -> list[Section]:
     picture, ratios = folder / "ratio_curve.png", study.ratios
     found = [d for d in study.comparison.differences if ratios.get(d.arm)]
@@ -435,11 +526,22 @@ def _json(study: Study, sentences: Sequence[str]) -> dict[str, Any]:
         "control": comparison.control,
         "confirmatory": comparison.confirmatory,
         "isolating": comparison.isolating,
-        "runs_planned": sum(study.plan_counts.values()),
+        "select": study.select,
+        "runs_planned": study.planned,
         "runs_missing": study.missing,
         "arms": {arm.name: _arm_json(arm, study) for arm in comparison.arms},
         "differences": {d.arm: _difference_json(d, study, judged) for d in comparison.differences},
         "isolated": _difference_json(isolated, study, ()) if isolated else None,
+        "axis": study.axis,
+        "levels": [
+            {
+                "title": level.title,
+                "value": level.value,
+                "arms": {arm.name: _arm_json(arm, study) for arm in own.arms},
+                "differences": {d.arm: _difference_json(d, study, ()) for d in own.differences},
+            }
+            for level, own in study.compared_levels
+        ],
         "facts": {key: str(value) for key, value in study.facts.items()},
     }
 

@@ -1,4 +1,4 @@
-"""Runs a study: arms x folds x seeds of one configuration file, compared in one report.
+"""Runs a study: arms x levels x folds x seeds of a configuration file, compared in one report.
 
 python -m skin_jax.study --config=study_NAME --workdir=W [--shard=i/n] [--dry_run]
     [--report_only] [--config.data.dir=FOLDER] [--config.key=value ...]
@@ -29,9 +29,14 @@ from skin_jax.config import load
 from skin_jax.report import kit
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ml_collections import ConfigDict
 
+    from skin_jax.eval.comparison import Outcome
+    from skin_jax.report.study import Level
     from skin_jax.study.jobs import Result
+    from skin_jax.study.outcomes import Record
     from skin_jax.study.plan import Plan
 
 _WORKDIR = command.define_path("workdir", None, "Folder of the study: created, or resumed.")
@@ -124,7 +129,6 @@ def _ended(plan: "Plan", result: "Result") -> int:
 
 def _report(workdir: Path) -> None:
     """Writes the report about all runs that are finished, whichever process made them."""
-    from skin_jax.eval import comparison
     from skin_jax.report import study as study_report
     from skin_jax.study import outcomes
     from skin_jax.study.plan import recorded
@@ -132,28 +136,29 @@ def _report(workdir: Path) -> None:
     with locked(workdir / ".report.lock", waiting_for=f"waiting for the report of {workdir}"):
         record = recorded(workdir)  # under the lock: another process may have added to the study
         classes, found = outcomes.read(workdir, record)
-        if not found:
+        levels = _levels(workdir, record, found)
+        chosen = record["confirmatory_level"]
+        if (compared := levels[chosen].comparison) is None:
             print("no run is finished yet: there is nothing to report", flush=True)
             return
-        arms, folds = record["arms"], len(record["folds"])
-        settings = {name: arm["settings"] for name, arm in arms.items()}
-        roles = {role: record[role] for role in ("control", "confirmatory", "isolating")}
-        try:
-            compared = comparison.compare(found, **roles)
-        except ValueError as error:
-            raise UserError(
-                f"the runs in {workdir} cannot be compared: {error}; were they given the same "
-                "--config.data.dir?"
-            ) from None
         if record["claims"] and not classes.is_ham10000:
             errors.warn("the papers' claims are about the classes of HAM10000: they are left out")
+        own = outcomes.at_level(record, chosen)
+        arms, folds = own["arms"], len(record["folds"])
+        settings = {name: arm["settings"] for name, arm in arms.items()}
+        title = f"Study of {len(arms)} arms over {folds} fold{'s' * (folds != 1)}"
+        if record["levels"]:
+            title += f" at {len(record['levels'])} levels"
         study = study_report.Study(
             compared,
             classes,
-            title=f"Study of {len(arms)} arms over {folds} fold{'s' * (folds != 1)}",
-            plan_counts=dict.fromkeys(arms, folds * len(record["seeds"])),
+            title=title,
+            plan_counts=levels[chosen].plan_counts,
+            levels=[levels[name] for name in record["levels"]],
+            axis=record["axis"] or "",
+            select=record["select"],
             facts=outcomes.facts(workdir, record),
-            descriptions=outcomes.descriptions(record),
+            descriptions=outcomes.descriptions(own),
             ratios={name: own["data"]["synthetic_ratio"] for name, own in settings.items()},
             claims=[study_report.CLAIMS[c] for c in record["claims"] if classes.is_ham10000],
             gan_arms=[n for n, s in settings.items() if s["needs"] or s["task"] != "classifier"],
@@ -162,6 +167,39 @@ def _report(workdir: Path) -> None:
         page = study_report.write(workdir, study)
     print(kit.markdown(str(workdir), study_report.summary(study), workdir))
     print(f"full report: {page}", flush=True)
+
+
+def _levels(
+    workdir: Path, record: "Record", found: "Sequence[Outcome]"
+) -> "dict[str | None, Level]":
+    """The levels of a study, their finished arms compared; a study without any is one, None."""
+    from skin_jax.eval import comparison
+    from skin_jax.report.study import Level
+    from skin_jax.study import outcomes
+
+    roles = {role: record[role] for role in ("control", "confirmatory", "isolating")}
+    compared: dict[str | None, comparison.Comparison] = {}
+    for name in record["levels"] or (None,):
+        first = name == record["confirmatory_level"]
+        own = outcomes.of_level(found, name)
+        try:
+            if own:
+                chosen = roles if first else {"control": record["control"]}
+                compared[name] = comparison.compare(own, **chosen)
+        except ValueError as error:
+            raise UserError(
+                f"the runs in {workdir} cannot be compared: {error}; were they given the same "
+                "--config.data.dir?"
+            ) from None
+    together = comparison.correct_together(list(compared.values()))
+    compared = dict(zip(compared, together, strict=True))
+    planned = len(record["folds"]) * len(record["seeds"])
+    levels = {}
+    for name in record["levels"] or (None,):
+        said = record["levels"].get(name, {"title": "", "value": 0.0})
+        counts = dict.fromkeys(outcomes.at_level(record, name)["arms"], planned)
+        levels[name] = Level(compared.get(name), counts, **said)
+    return levels
 
 
 def run() -> None:

@@ -1,5 +1,7 @@
 """A study's finished runs: each checked against the plan, and read for the report."""
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from skin_jax.data.generated import GRIDS
 from skin_jax.eval.comparison import Outcome
 from skin_jax.eval.tables import read_predictions
 from skin_jax.study import jobs
-from skin_jax.study.plan import PREDICTIONS, RUN_PROOFS, is_procedural, run_name
+from skin_jax.study.plan import PREDICTIONS, arm_name, is_procedural, run_name, run_proofs
 from skin_jax.training.history import HISTORY, duration, read_starts
 from skin_jax.training.run import DIGEST_FILE, SPLITS_FILE
 
@@ -25,7 +27,9 @@ Record = dict[str, Any]
 
 
 def read(workdir: Path, record: Record) -> tuple[Classes, list[Outcome]]:
-    """The classes of all runs, and each finished run's predictions of its fold's test images.
+    """The classes of all runs, and each finished run's predictions of its fold's images.
+
+    These are those of the split that the study selects by.
 
     Raises:
       UserError: a run that is not what the plan says, was made of other images or classes, or is
@@ -46,12 +50,13 @@ def read(workdir: Path, record: Record) -> tuple[Classes, list[Outcome]]:
                     "all the same --config.data.dir, and delete the folder that was not, to create "
                     "it again"
                 )
-        scores = read_predictions(folder / PREDICTIONS, own)
-        names = dict(splits.members(folder / SPLITS_FILE, "test"))
+        path = folder / PREDICTIONS.format(record["select"])
+        scores = read_predictions(path, own)
+        names = dict(splits.members(folder / SPLITS_FILE, record["select"]))
         lesions = splits.lesion_ids(folder / SPLITS_FILE)
         if names.keys() != set(scores.image_ids):
             raise UserError(
-                f"{folder / PREDICTIONS} is not about the test images of {folder / SPLITS_FILE}; "
+                f"{path} is not about the {record['select']} images of {folder / SPLITS_FILE}; "
                 "delete the folder to create this run again"
             )
         labels = np.array([own.index(names[image]) for image in scores.image_ids])
@@ -62,10 +67,29 @@ def read(workdir: Path, record: Record) -> tuple[Classes, list[Outcome]]:
     return next(iter(classes), classes_lib.HAM10000), found
 
 
+def at_level(record: Record, level: str | None) -> Record:
+    """The record of the arms that a level has, by their own names; the whole without levels."""
+    if level is None:
+        return record
+    suffix = arm_name("", level)
+    own = {k.removesuffix(suffix): v for k, v in record["arms"].items() if k.endswith(suffix)}
+    return record | {"arms": own, "confirmatory_level": None}
+
+
+def of_level(found: Sequence[Outcome], level: str | None) -> list[Outcome]:
+    """The outcomes of a level, under the arms' own names; all without levels."""
+    suffix = arm_name("", level)
+    return [
+        dataclasses.replace(one, arm=one.arm.removesuffix(suffix))
+        for one in found
+        if one.arm.endswith(suffix)
+    ]
+
+
 def facts(workdir: Path, record: Record) -> dict[str, Any]:
     """Facts of the runs: settings that all share, the control's and the steps', hardware, time."""
     arms = {name: _shown(arm["settings"]) for name, arm in record["arms"].items()}
-    control = arms[record["control"]]
+    control = arms[arm_name(record["control"], record["confirmatory_level"])]
     shared = {
         k: v for k, v in control.items() if all(k in arm and arm[k] == v for arm in arms.values())
     }
@@ -114,7 +138,7 @@ def _finished(workdir: Path, record: Record) -> list[tuple[str, int, int, Path]]
         for fold in record["folds"]
         for seed in record["seeds"]
         for folder in [workdir / run_name(arm, fold, seed)]
-        if all((folder / proof).exists() for proof in RUN_PROOFS)
+        if all((folder / proof).exists() for proof in run_proofs(record["select"]))
     ]
 
 

@@ -1,8 +1,11 @@
-"""A study: arms x folds x seeds of one configuration file, and the jobs that it stands for.
+"""A study: arms x levels x folds x seeds of one configuration file, and the jobs it stands for.
 
 Its configuration holds the settings of runs as `overrides` of their own configuration files; None
 leaves what the file has. Later ones win: what all jobs share (`data`, `log` and so on), what all
-arms share (`every_arm`), and what is an arm's own.
+arms share (`every_arm`), what is an arm's own, and what is a level's.
+
+A study of levels repeats its arms at each of them, such as shares of the labels: arms are compared
+within a level, and the report draws them over the levels. Such an arm is named <arm>/<level>.
 
 W/plan.json                     what the study is; arms, folds and seeds may be added, none goes
 W/runs/<arm>/fold<f>_seed<s>/   work folder of a run
@@ -33,10 +36,8 @@ from skin_jax.data.generated import MANIFEST
 from skin_jax.data.splits import NUM_FOLDS
 
 FILE_NAME = "plan.json"
-PREDICTIONS = "eval/test/predictions.csv"
+PREDICTIONS = "eval/{}/predictions.csv"  # of the split that runs are compared on
 TRAINING_PROOFS = ("report.html",)  # the last file that skin_jax.main writes
-RUN_PROOFS = (*TRAINING_PROOFS, PREDICTIONS)
-"""Files of a work folder that are there once a run is finished, and not before."""
 
 CLAIMS = ("A", "B")
 
@@ -53,6 +54,7 @@ _OWN = (  # set by the study, or not to be chosen where folds are
     "task",
     "distributed",
     "num_epochs",
+    "final_split",
     "data.fold",
     "data.split",
     "data.synthetic",
@@ -64,7 +66,7 @@ _OF_ARMS = (
     "data.oversample_to",
     "data.synthetic_ratio",
 )
-_ROLES = ("control", "confirmatory", "isolating")
+_ROLES = ("control", "confirmatory", "isolating", "confirmatory_level", "axis", "select")
 _OPTIONS = ("per_class", "balance_to", "ratio", "seed", "min_confidence", "max_tries")
 _MORE_OF_THE_SAME = "max_tries"  # may be raised: a partial folder goes on
 _GENERATION = "generation.json"  # of skin_jax.generate: settings and progress
@@ -75,6 +77,14 @@ _DECLARED = {
     "control": Setting(None, "Arm that the others are compared with.", str),
     "confirmatory": Setting(None, "Arm that the study is to confirm; the others explore.", str),
     "isolating": Setting(None, "That arm but for its generated images: their own effect.", str),
+    "confirmatory_level": Setting(None, "Level at which that is to be confirmed.", str),
+    "axis": Setting(None, "What the levels' values are, in figures.", str),
+    "select": Setting(
+        "test",
+        "Split that runs are compared on: val while settings are chosen, so that nothing is "
+        "chosen by test figures.",
+        choices=("val", "test"),
+    ),
     "claims": Setting((), "Claims of papers A and B to set next to the results.", str),
 }
 declare(STUDY, _DECLARED)
@@ -87,12 +97,33 @@ def study(arms: ConfigDict) -> ConfigDict:
     for key in _SHARED:
         config[key] = shared.get_ref(key) if shared.get_type(key) is not ConfigDict else shared[key]
     config.every_arm = _unchanged(arms, (*_OWN, "seed"))
-    config.steps, config.arms = ConfigDict(sort_keys=False), ConfigDict(sort_keys=False)
+    for kind in ("steps", "arms", "levels"):
+        config[kind] = ConfigDict(sort_keys=False)
     return config
 
 
+def level(value: float, title: str, overrides: Mapping[str, Any]) -> ConfigDict:
+    """One level of a study: all arms that have it, with these overrides last.
+
+    Args:
+      value: its place on the report's axis.
+      title: in tables, such as "10 % of the labels".
+      overrides: dotted key -> value, of settings that all tasks have.
+    """
+    section = ConfigDict({"value": float(value), "title": title})
+    section.overrides = _unchanged(config_lib.base(), (*_OWN, "seed"))
+    section.overrides.lock()
+    _update(section.overrides, overrides, f"level {title}")
+    return section
+
+
 def arm(
-    file: str, title: str, overrides: Mapping[str, Any] | None = None, *, needs: str | None = None
+    file: str,
+    title: str,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    needs: str | None = None,
+    levels: Sequence[str] | None = None,
 ) -> ConfigDict:
     """One arm of a study: runs of `skin_jax.main`.
 
@@ -101,10 +132,11 @@ def arm(
       title: in tables.
       overrides: dotted key -> value.
       needs: name of the step whose generated images are trained with.
+      levels: names of those that it has; None: all.
     """
     section = _of_file(file, overrides, (*_OWN, "seed"))
-    section.update(title=title, needs=placeholder(str))
-    section.needs = needs
+    section.update(title=title, needs=placeholder(str), levels=placeholder(tuple))
+    section.needs, section.levels = needs, levels if levels is None else tuple(levels)
     return section
 
 
@@ -229,7 +261,13 @@ def make(config: ConfigDict, workdir: Path) -> Plan:
       UserError: a setting that does not fit.
     """
     _check(config)
-    arms = {name: _resolve(config, "arm", name) for name in config.arms}
+    placed = [
+        (name, level)
+        for level in config.levels or (None,)
+        for name, section in config.arms.items()
+        if level in (section.levels or (level,))
+    ]
+    arms = {arm_name(name, level): _resolve(config, "arm", name, level) for name, level in placed}
     steps = {name: arm.steps for name, arm in arms.items()}
     if len(set(steps.values())) > 1:
         raise UserError(
@@ -259,8 +297,8 @@ def make(config: ConfigDict, workdir: Path) -> Plan:
         arm.job(
             workdir,
             run_name(name, fold, seed),
-            {"data.fold": fold, "seed": seed},
-            f"steps/{config.arms[name].needs}/fold{fold}" if config.arms[name].needs else None,
+            {"data.fold": fold, "seed": seed, "final_split": config.select},
+            f"steps/{arm.needs}/fold{fold}" if arm.needs else None,
         )
         for seed in config.seeds
         for fold in config.folds
@@ -272,11 +310,12 @@ def make(config: ConfigDict, workdir: Path) -> Plan:
         "steps": {name: {"settings": step.settings.to_dict()} for name, step in generators.items()}
         | {name: {"settings": options} for name, options in generations.items()},
         "arms": {
-            name: {
-                "title": config.arms[name].title,
-                "settings": arm.settings.to_dict() | {"needs": config.arms[name].needs},
-            }
+            name: {"title": arm.title, "settings": arm.settings.to_dict() | {"needs": arm.needs}}
             for name, arm in arms.items()
+        },
+        "levels": {
+            name: {"title": level.title, "value": level.value}
+            for name, level in config.levels.items()
         },
     }
     named = {job.name: job for job in (*jobs, *runs)}
@@ -290,8 +329,18 @@ def _code() -> str:
     return digest.hexdigest()
 
 
+def run_proofs(select: str) -> tuple[str, ...]:
+    """Files that are in the work folder of an arm's run once it is finished, and not before."""
+    return (*TRAINING_PROOFS, PREDICTIONS.format(select))
+
+
+def arm_name(arm: str, level: str | None) -> str:
+    """Name of an arm at a level, in plans and folders."""
+    return f"{arm}/{level}" if level else arm
+
+
 def run_name(arm: str, fold: int, seed: int) -> str:
-    """Name of the job that is one run of an arm."""
+    """Name of the job that is one run of an arm, by its `arm_name`."""
     return f"runs/{arm}/fold{fold}_seed{seed}"
 
 
@@ -303,6 +352,8 @@ class _Resolved:
     overrides: Mapping[str, Any]
     settings: ConfigDict
     proofs: tuple[str, ...]
+    title: str | None  # of an arm
+    needs: str | None  # the step whose generated images an arm takes
 
     @property
     def steps(self) -> int:
@@ -328,14 +379,16 @@ class _Resolved:
         return Job(name, needs, workdir / name, command, self.proofs, self.steps, images)
 
 
-def _resolve(config: ConfigDict, kind: str, name: str) -> _Resolved:
+def _resolve(config: ConfigDict, kind: str, name: str, level: str | None = None) -> _Resolved:
     """Puts an "arm", or a "step" that trains, together from what the study says of it."""
     section = config[f"{kind}s"][name]
     layers = [ConfigDict({key: config[key] for key in _SHARED}), section.overrides]
     if kind == "arm":
         layers.insert(1, config.every_arm)
+    if level is not None:
+        layers.append(config.levels[level].overrides)
     overrides = {k: v for layer in layers for k, v in _leaves(layer) if v is not None}
-    where = f"{kind} {name} ({section.file})"
+    where = f"{kind} {arm_name(name, level)} ({section.file})"
     settings = load(section.file)
     settings.lock()
     _update(settings, overrides, where)
@@ -352,8 +405,9 @@ def _resolve(config: ConfigDict, kind: str, name: str) -> _Resolved:
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     config_lib.normalize(settings)
-    proofs = RUN_PROOFS if kind == "arm" else TRAINING_PROOFS
-    return _Resolved(section.file, overrides, settings, proofs)
+    proofs = run_proofs(config.select) if kind == "arm" else TRAINING_PROOFS
+    named = section.get("title"), section.get("needs")
+    return _Resolved(section.file, overrides, settings, proofs, *named)
 
 
 def _generation_job(workdir: Path, step: str, options: Mapping[str, Any], fold: int) -> Job:
@@ -385,11 +439,11 @@ def _check(config: ConfigDict) -> None:
             raise UserError(
                 f"config.{key} is {tuple(values)}; it takes {what}, each once, such as (0,1)"
             )
-    for name in (*config.arms, *config.steps):
+    for name in (*config.arms, *config.steps, *config.levels):
         if not re.fullmatch(r"\w+", name):
             raise UserError(
-                f"{name!r} cannot be the name of an arm or a step; use letters, digits and "
-                "underscores"
+                f"{name!r} cannot be the name of an arm, a step or a level; use letters, digits "
+                "and underscores"
             )
     others = [name for name in config.arms if name != config.control]
     generations = [name for name, step in config.steps.items() if "source" in step]
@@ -398,7 +452,13 @@ def _check(config: ConfigDict) -> None:
         (config.confirmatory, others, "confirmatory"),
         (config.isolating, [n for n in others if n != config.confirmatory], "isolating"),
         *((claim, CLAIMS, "claims") for claim in config.claims),
+        (config.confirmatory_level, tuple(config.levels), "confirmatory_level"),
         *((arm.needs, generations, f"arms.{name}.needs") for name, arm in config.arms.items()),
+        *(
+            (level, tuple(config.levels), f"arms.{name}.levels")
+            for name, arm in config.arms.items()
+            for level in arm.levels or ()
+        ),
         *((config.steps[n].source, trainings, f"steps.{n}.source") for n in generations),
     ]
     config_lib.choice(config.control, tuple(config.arms), "control")
@@ -410,6 +470,24 @@ def _check(config: ConfigDict) -> None:
             "config.isolating names what config.confirmatory is compared with, and that is "
             "not given: give both or neither"
         )
+    if bool(config.levels) != bool(config.confirmatory_level):
+        raise UserError(
+            "a study of levels says at which its arms are looked at first: give both "
+            "config.levels and config.confirmatory_level, or neither"
+        )
+    for name, section in config.arms.items():
+        if section.needs and config.levels:
+            raise UserError(
+                f"arm {name} takes generated images, which are made for a fold and not for a "
+                "level; make each level a study of its own"
+            )
+        needed = tuple(config.levels) if name == config.control else (config.confirmatory_level,)
+        compared = name in (config.control, config.confirmatory, config.isolating)
+        if compared and section.levels and (gone := set(needed) - set(section.levels)):
+            raise UserError(
+                f"arm {name} lacks the level {min(gone)}, at which others are compared with it; "
+                f"add it to config.arms.{name}.levels"
+            )
 
 
 def register(plan: Plan) -> dict[str, Any]:
@@ -441,7 +519,7 @@ def check(plan: Plan) -> dict[str, Any]:
     fixed = _fixed(before, now), _fixed(now, before)
     folder.check_same(plan.workdir, "a study", *fixed, flag)
     more = {key: sorted({*before[key], *now[key]}) for key in ("folds", "seeds")}
-    return now | more | {kind: before[kind] | now[kind] for kind in ("steps", "arms")}
+    return now | more | {kind: before[kind] | now[kind] for kind in ("steps", "arms", "levels")}
 
 
 def _fixed(record: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
@@ -472,8 +550,13 @@ def recorded(workdir: Path) -> dict[str, Any]:
     """
 
     def parse(content: dict[str, Any]) -> dict[str, Any]:
-        keys = (*_ROLES, "folds", "seeds", "claims", "steps", "arms")
-        return {key: content[key] for key in keys}
+        keys = ("control", "folds", "seeds", "claims", "steps", "arms")
+        since = {"select": "test", "levels": {}}  # what earlier plans do not say
+        return {
+            **{key: content.get(key) for key in _ROLES},
+            **{key: content[key] for key in keys},
+            **{key: content.get(key, value) for key, value in since.items()},
+        }
 
     try:
         return folder.read_record(workdir / FILE_NAME, parse, "restore it from a copy")

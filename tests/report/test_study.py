@@ -244,7 +244,7 @@ def test_a_study_without_pairs_says_so_and_leaves_no_stale_pictures(tmp_path):
     ("chosen", "like_it", "words"),
     [
         ("gan", "sampling", "in the second place, so not at all as long as gan is not shown"),
-        ("gan_x2", "gan", "the generated images are worse than repeated real ones"),
+        ("gan_x2", "gan", "the generated images themselves are a harm"),
         ("gan_x2", "later", "what is due to the generated images themselves is not known yet"),
     ],
 )
@@ -258,6 +258,47 @@ def test_what_is_not_shown_in_the_second_place_is_not_credited():
     shares = {"conventional": 0.6, "gan_x2": 0.2, "gan_low": 0.2}
     found = compared(tuple(shares), confirmatory="gan_x2", isolating="gan_low", shares=shares)
     assert "that generated images themselves do anything is not shown" in sentences(found)[1]
+
+
+def levels_of(*compared_at, planned=6):
+    counts = {"conventional": planned, "gan": planned}
+    return [
+        study_report.Level(found, counts, f"{value} % of the labels", value)
+        for value, found in compared_at
+    ]
+
+
+def test_levels_are_drawn_along_the_axis_and_told_one_by_one(tmp_path):
+    arms = ("conventional", "gan_x2")
+    low = compared(arms)
+    first = compared(arms, confirmatory="gan_x2")
+    levels = levels_of((25, None), (10, first), (5, low))
+    study = study_of(first, levels=levels, axis="labels, %")
+    study_report.write(tmp_path, study)
+    assert (tmp_path / "figures/levels.png").stat().st_size > 1000
+    content = json.loads((tmp_path / "study.json").read_text())
+    assert [(level["value"], len(level["arms"])) for level in content["levels"]] == [
+        (5, 2),
+        (10, 2),
+    ]
+    conclusion = content["conclusion"]
+    assert conclusion[0].startswith("Preliminary. At 10 % of the labels: gan_x2 minus conventional")
+    (other,) = [text for text in conclusion if text.startswith("At 5 % of the labels, explor")]
+    assert "Holm-corrected): balanced accuracy is lower" in other
+    missing = {"gan at 10 % of the labels": 6, "gan at 5 % of the labels": 6}
+    missing |= {f"{arm} at 25 % of the labels": 6 for arm in ("conventional", "gan")}
+    assert study.missing == missing
+    assert study.planned == 36
+    text = " ".join((tmp_path / "study.md").read_text().split())
+    assert "correction is over the 1 exploratory difference;" in text
+    study_report.write(tmp_path, study_of(first))
+    assert not (tmp_path / "figures/levels.png").exists()
+
+
+def test_scores_on_validation_images_are_no_result():
+    found = compared(confirmatory="gan")
+    first, *_ = study_report.conclusion(study_of(found, select="val"))
+    assert first.startswith("Preliminary. These are scores on validation images")
 
 
 @pytest.mark.parametrize("num_classes", [3, 8])

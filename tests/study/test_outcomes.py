@@ -10,13 +10,14 @@ from skin_jax.data import classes as classes_lib
 from skin_jax.data.classes import HAM10000, Classes
 from skin_jax.eval import tables
 from skin_jax.study import outcomes
-from skin_jax.study.plan import PREDICTIONS, RUN_PROOFS, run_name
+from skin_jax.study.plan import PREDICTIONS, run_name, run_proofs
 
 THREE = Classes.of(("kind b", "kind a", "kind c"))
 RECORD = {
     "arms": {"plain": {"title": "", "settings": {"size": 8, "needs": None}}},
     "folds": [0, 1],
     "seeds": [0],
+    "select": "test",
 }
 
 
@@ -26,8 +27,8 @@ def finished_run(workdir, fold, classes=THREE, digest="d"):
     ids = [f"fold {fold}/{i}" for i in range(6)]
     names = [classes.names[i % len(classes)] for i in range(6)]
     scores = np.random.default_rng(fold).dirichlet(np.ones(len(classes)), 6)
-    tables.write_predictions(folder / PREDICTIONS, ids, scores, classes)
-    for proof in RUN_PROOFS:
+    tables.write_predictions(folder / PREDICTIONS.format("test"), ids, scores, classes)
+    for proof in run_proofs("test"):
         (folder / proof).touch()
     classes_lib.write(classes, folder)
     (folder / "config.json").write_text(json.dumps({"size": 8, "data": {"fold": fold}, "seed": 0}))
@@ -81,7 +82,9 @@ def test_a_run_with_other_settings_or_other_predictions_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"not the run that the study planned.*size"):
         outcomes.read(tmp_path, RECORD)
     (folder / "config.json").write_text(config)
-    tables.write_predictions(folder / PREDICTIONS, ["strange"], np.ones((1, 3)) / 3, THREE)
+    tables.write_predictions(
+        folder / PREDICTIONS.format("test"), ["strange"], np.ones((1, 3)) / 3, THREE
+    )
     with pytest.raises(UserError, match="is not about the test images"):
         outcomes.read(tmp_path, RECORD)
 

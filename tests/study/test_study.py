@@ -27,6 +27,7 @@ from skin_jax.study.plan import Job, Plan
 ROOT = Path(__file__).parents[2]
 STAND_IN = Path(__file__).with_name("stand_in_job.py")
 PROOF = "report.html"
+LABEL_SHARES = {5: 0.05, 10: 0.1, 25: 0.25, 100: 1.0}
 
 
 @pytest.fixture(autouse=True)
@@ -158,18 +159,28 @@ class TestPlan:
     def test_the_arms_of_few_labels_differ_in_what_they_do_without(self, tmp_path):
         plan = plan_lib.make(plan_lib.load("configs/study_labels.py"), tmp_path)
         arms = {name: arm["settings"] for name, arm in plan.record["arms"].items()}
-        assert arms.keys() == {"supervised", "sgan", "self_training"}
-        shared = ("data", "augment", "num_steps", "ema_decay")
-        for settings in arms.values():
-            assert all(settings[key] == arms["sgan"][key] for key in shared)
-            rate, schedule = (settings["optimizer"][k] for k in ("learning_rate", "schedule"))
-            assert (rate, schedule) == (1e-4, "constant")
-        labelled = {
-            name: settings["batch_size"]
-            * (settings["data"]["labelled_share"] if name != "supervised" else 1)
-            for name, settings in arms.items()
-        }
-        assert set(labelled.values()) == {32}
+        methods = ("supervised", "sgan", "self_training")
+        levels = {name: (f"labels_{name}", share) for name, share in LABEL_SHARES.items()}
+        named = {f"{arm}/{level}" for arm in methods for level, _ in levels.values()}
+        assert arms.keys() == named - {"self_training/labels_100"}
+        shared = ("data", "augment", "num_steps", "ema_decay", "eval_every_steps")
+        for level, share in levels.values():
+            own = {name: arms[at] for name in methods if (at := f"{name}/{level}") in arms}
+            for name, settings in own.items():
+                assert all(settings[key] == own["sgan"][key] for key in shared)
+                assert settings["data"]["label_fraction"] == share
+                assert settings["optimizer"].get("schedule", "constant") == "constant"
+                halves = 1 if name == "supervised" or share == 1 else 2
+                assert settings["batch_size"] == 16 * halves
+        job = plan.jobs["runs/sgan/labels_5/fold3_seed1"]
+        assert "--config.data.label_fraction=0.05" in job.command
+        assert job.group == "runs/sgan/labels_5"
+
+    def test_a_study_that_selects_looks_at_validation_images_alone(self, tmp_path):
+        runs = plan_lib.make(study(select="val"), tmp_path)
+        job = runs.jobs["runs/original/fold0_seed0"]
+        assert "--config.final_split=val" in job.command
+        assert job.proofs == ("report.html", "eval/val/predictions.csv")
 
     def test_the_report_says_where_the_control_begins(self, tmp_path):
         plan = plan_lib.make(plan_lib.load("configs/study_table2.py"), tmp_path)
@@ -212,6 +223,30 @@ class TestPlan:
         with pytest.raises(UserError, match=words):
             plan_lib.make(study(**changes), tmp_path)
 
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            ({"confirmatory_level": None}, "give both .*levels.* and .*level, or neither"),
+            ({"confirmatory_level": "labels_7"}, r"confirmatory_level is 'labels_7'; it can be"),
+            ({"arms__sgan__levels": ("labels_7",)}, r"config\.arms\.sgan\.levels is 'labels_7'"),
+            ({"arms__sgan__levels": ("labels_5",)}, "arm sgan lacks the level labels_10, at which"),
+            ({"arms__supervised__levels": ("labels_10",)}, "arm supervised lacks the level labels"),
+            ({"levels__labels_5__overrides__batch_size": 0}, r"arm supervised/labels_5 .*batch_si"),
+        ],
+        ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+    )
+    def test_levels_that_do_not_fit_are_refused_by_name(self, tmp_path, changes, words):
+        with pytest.raises(UserError, match=words):
+            plan_lib.make(study("study_labels", **changes), tmp_path)
+
+    def test_generated_images_have_no_levels(self, tmp_path):
+        config = study()
+        config.unlock()
+        config.levels.half = plan_lib.level(50, "half", {"data.label_fraction": 0.5})
+        config.confirmatory_level = "half"
+        with pytest.raises(UserError, match="arm dcgan takes generated images"):
+            plan_lib.make(config, tmp_path)
+
     def test_steps_and_not_epochs_are_asked_for(self, tmp_path):
         config = study()
         config.unlock()
@@ -238,6 +273,7 @@ class TestRecord:
             ({"every_arm__num_steps": 2001}, r"config\.num_steps: 2000 there, 2001 now"),
             ({"balance_to": 5}, r"balanced, config\.balance_to: 1000 there, 5 now"),
             ({"steps__dcgan__overrides__seed": 5}, r"dcgan, config\.seed: 0 there, 5 now"),
+            ({"select": "val"}, r"config\.select: 'test' there, 'val' now"),
             ({"control": "original"}, r"config\.control: 'conventional' there, 'original' now"),
             ({"confirmatory": "sampling"}, r"config\.confirmatory: 'dcgan' there"),
             ({"data__demo_images": 80}, r"config\.data\.dir: 'images of a folder' there"),
