@@ -86,6 +86,13 @@ COMMON = {
         split_fractions=Setting(
             (0.7, 0.1, 0.2), "Shares of train, val and test.", float, low=0, high=1
         ),
+        split_counts=Setting(
+            (),
+            "Lesions of each class in train and val, all others being test, in the place of "
+            "split_fractions; empty: those.",
+            int,
+            low=0,
+        ),
         split_seed=Setting(0, "Seed of the split, and of nothing else.", low=0, high=MAX_SEED),
         fold=Setting(None, "Fold of a cross-validation by lesion.", int, low=0, high=4),
         label_fraction=Setting(

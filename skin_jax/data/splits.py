@@ -41,6 +41,7 @@ def draw(
     fractions: tuple[float, float, float],
     split_seed: int,
     fold: int | None,
+    counts: Sequence[int] = (),
 ) -> np.ndarray:
     """Assigns every record, in any order, to train, val or test; impossible values are UserErrors.
 
@@ -57,11 +58,13 @@ def draw(
       split_seed: not negative.
       fold: k in 0..4 makes the lesion split the k-th of a cross-validation: test is a fifth of the
         lesions, every lesion in the test of one fold; val keeps its fraction.
+      counts: lesions of each class in train and val, the rest being test; they take the place of
+        the fractions. () for none.
 
     Returns:
       [N] strings "train", "val" or "test".
     """
-    _check(split, fractions, fold)
+    _check(split, fractions, fold, counts)
     assignment = np.full(len(records), "train")
     if split == "official":
         assignment[:] = [record.official_split for record in records]
@@ -74,7 +77,9 @@ def draw(
     drawn = np.flatnonzero(assignment == "train").tolist()
     names = [record.image_id if split == "paper" else record.lesion_id for record in records]
     units = _units(drawn, records, names, split_seed)
-    if fold is None:
+    if counts:
+        _count_off(units, counts, assignment)
+    elif fold is None:
         _apportion(units, fractions, assignment)
     else:
         _deal(units, fractions[1], fold, assignment)
@@ -200,7 +205,7 @@ def _identity(record: Record, classes: Classes) -> tuple[str, str, str]:
     return record.image_id, record.lesion_id, classes.name_of(record.label)
 
 
-def _check(split: str, fractions: Sequence[float], fold: int | None) -> None:
+def _check(split: str, fractions: Sequence[float], fold: int | None, counts: Sequence[int]) -> None:
     key = "config.data.split_fractions"
     if len(fractions) != 3 or not all(0 <= f <= 1 for f in fractions) or fractions[0] == 0:
         raise UserError(
@@ -213,6 +218,16 @@ def _check(split: str, fractions: Sequence[float], fold: int | None) -> None:
     if fold is not None and fractions[1] >= 1 - 1 / NUM_FOLDS:
         raise UserError(
             f"{key} is {fractions}: with a fifth for the test fold, nothing is left to train on"
+        )
+    if counts and (len(counts) != 2 or counts[0] < 1):
+        raise UserError(
+            f"config.data.split_counts is {tuple(counts)}; it takes two whole numbers, the lesions "
+            "of each class in train, at least 1, and in val, such as (30,10)"
+        )
+    if counts and (fold is not None or split != "lesion"):
+        raise UserError(
+            "config.data.split_counts goes with config.data.split='lesion' and without "
+            "config.data.fold: it is a split of its own"
         )
 
 
@@ -235,6 +250,19 @@ def _units(
 def _apportion(units: _Units, fractions: Sequence[float], assignment: np.ndarray) -> None:
     for ordered in units.values():
         sides = np.repeat(SPLITS, _counts(len(ordered), fractions))
+        for unit, side in zip(ordered, sides, strict=True):
+            assignment[unit] = side
+
+
+def _count_off(units: _Units, counts: Sequence[int], assignment: np.ndarray) -> None:
+    scarce = min(map(len, units.values()), default=0)
+    if scarce <= sum(counts):
+        raise UserError(
+            f"config.data.split_counts is {tuple(counts)}, but the rarest class has {scarce} "
+            f"lesions: give less than {scarce} in all, so that some are left for test"
+        )
+    for ordered in units.values():
+        sides = np.repeat(SPLITS, (*counts, len(ordered) - sum(counts)))
         for unit, side in zip(ordered, sides, strict=True):
             assignment[unit] = side
 

@@ -20,6 +20,13 @@ wider one counts (`Estimate`):
 
 The wider one protects where either fails, at little cost: `docs/study_error_rates.md`.
 
+**Subsets.** A study may train on few images, drawn again and again, and test on all others: the
+parts are then subsets in the place of folds, and a lesion is tested in many of them. What the draws
+and training vary is in the spread between subsets; that the lesions are a sample is common to all
+subsets, and not in it. So the two are added: Student's t of the root of both squared standard
+errors, with degrees of freedom after Satterthwaite (Biometrics Bulletin 2, 1946); the bootstrap
+draws a lesion with all its parts.
+
 Neither sees what all folds share (training sets of two folds overlap by three quarters; Bengio and
 Grandvalet, JMLR 5, 2004): the intervals speak of this data set.
 
@@ -47,11 +54,12 @@ LEVEL = 0.05
 
 _FEWEST_RESAMPLES = 19  # fewer have no 5%
 _ONE_FOLD = (
-    "One fold: Student's t is undefined, and the interval takes the runs as given; how much the "
-    "noise of training or other training images would change them is not covered."
+    "One fold or subset: Student's t is undefined, and the interval takes the runs as given; how "
+    "much the noise of training or other training images would change them is not covered."
 )
 _ONE_SEED = (
-    "One seed: the noise of training is covered only as part of the differences between folds."
+    "One seed: the noise of training is covered only as part of the differences between folds or "
+    "subsets."
 )
 
 Cell = tuple[int, int]
@@ -63,10 +71,10 @@ class Outcome:
     """One finished run's predictions of its fold's test images."""
 
     arm: str  # name of the way of training
-    fold: int
+    fold: int  # or subset
     seed: int
     image_ids: Sequence[str]  # N distinct ones, the same for all runs of the fold, in any order
-    lesion_ids: Sequence[str]  # N; no lesion is in two folds
+    lesion_ids: Sequence[str]  # N; no lesion is in two folds, but in subsets
     labels: np.ndarray  # int [N] in 0..C-1
     probabilities: np.ndarray  # float [N, C], finite
 
@@ -83,17 +91,22 @@ class Estimate:
     bootstrap: Interval
     student_p: float
     bootstrap_p: float
+    added: tuple[Interval, float] | None = None  # and p, of both errors added: of subsets
 
     @property
     def interval(self) -> Interval:
-        """The wider of the two intervals, or the one that is defined."""
+        """That of both errors added; the wider of the two intervals, or the one that is defined."""
+        if self.added is not None:
+            return self.added[0]
         if np.isnan(self.student[0]) or np.ptp(self.bootstrap) > np.ptp(self.student):
             return self.bootstrap
         return self.student
 
     @property
     def p(self) -> float:
-        """The larger of the two p-values: at most 0.05 exactly where `interval` excludes 0."""
+        """The p-value of `interval`: at most 0.05 exactly where that excludes 0."""
+        if self.added is not None:
+            return self.added[1]
         return float(np.fmax(self.student_p, self.bootstrap_p))
 
 
@@ -194,6 +207,7 @@ def compare(
     control: str,
     confirmatory: str | None = None,
     isolating: str | None = None,
+    subsets: bool = False,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Comparison:
@@ -206,11 +220,13 @@ def compare(
     Args:
       outcomes: at least one, at most one for each arm, fold and seed.
       control, confirmatory, isolating: names of arms, see `Comparison`.
+      subsets: whether the folds are subsets, in several of which a lesion may be tested.
       resamples, seed: of the bootstrap; at least 19 resamples.
 
     Raises:
       ValueError: no outcome, a run given twice, arrays that do not fit, runs of a fold that differ
-        in images, labels or lesions, images or lesions in two folds, arms that are not different.
+        in images, labels or lesions, images or lesions in two folds that are no subsets, arms that
+        are not different.
     """
     if not outcomes:
         raise ValueError("no outcomes to compare")
@@ -218,7 +234,7 @@ def compare(
         raise ValueError(f"{control} cannot be both the control and the confirmatory arm")
     if isolating is not None and (confirmatory is None or isolating in (control, confirmatory)):
         raise ValueError(f"{isolating} can only isolate what another, confirmatory arm does")
-    runs = _by_arm(outcomes)
+    runs = _by_arm(outcomes, subsets)
     names = [name for name in (control, confirmatory) if name in runs]
     names += [name for name in runs if name not in names]
 
@@ -231,9 +247,9 @@ def compare(
             np.array([run.values["balanced_accuracy"] for run in each.values()])
             for each in (mine, theirs)
         )
-        lesions, num_classes = _lesions(mine, theirs), len(mine[shared[0]].rows)
+        tested, num_classes = _tested(mine, theirs), len(mine[shared[0]].rows)
         paired = paired_difference(
-            *lesions, num_classes=num_classes, resamples=resamples, seed=seed
+            *tested, num_classes=num_classes, subsets=subsets, resamples=resamples, seed=seed
         )
         chosen, p = name == confirmatory, paired.balanced_accuracy.p
         return Difference(name, other, chosen, shared, own - others, paired, p)
@@ -271,8 +287,10 @@ def paired_difference(
     images: np.ndarray,
     arm: np.ndarray,
     control: np.ndarray,
+    lesions: np.ndarray,
     *,
     num_classes: int,
+    subsets: bool = False,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Paired:
@@ -285,10 +303,12 @@ def paired_difference(
     that 5% reach; the p-value is the share that reaches the estimate, (1 + k) / (1 + resamples).
 
     Args:
-      labels, folds: int [L], class in 0..C-1 and fold of each test lesion.
+      labels, folds: int [L], class in 0..C-1 and fold, or subset, of each test lesion.
       images: [L], number of its images, > 0.
       arm, control: float [L] in [0, images]: how many of them are right, a mean over seeds.
+      lesions: int [L], which lesion it is of its class: the same in each subset that tests it.
       num_classes: C.
+      subsets: whether the folds are subsets; see the module's docstring.
       resamples, seed: of the bootstrap; at least 19 resamples.
 
     Raises:
@@ -300,8 +320,13 @@ def paired_difference(
         raise ValueError(f"{resamples} resamples have no 5%: at least {_FEWEST_RESAMPLES}")
     gained = np.asarray(arm, np.float64) - control
     rng = np.random.default_rng(seed)
-    members = [labels == c for c in range(num_classes)]
-    drawn = np.stack([_drawn(gained[m], images[m], resamples, rng) for m in members], axis=1)
+    by_class = []
+    for c in range(num_classes):
+        own = labels == c
+        _, index = np.unique(lesions[own], return_inverse=True)
+        gains, counts = (np.bincount(index, values[own]) for values in (gained, images))
+        by_class.append(_drawn(gains, counts, resamples, rng))
+    drawn = np.stack(by_class, axis=1)
     drawn -= drawn.mean(axis=0)
     gains, sizes = (
         np.array(
@@ -315,8 +340,12 @@ def paired_difference(
     accuracy = float(gained.sum() / totals.sum())
     accuracy_drawn = np.nan_to_num(drawn) @ (totals / totals.sum())
     return Paired(
-        balanced_accuracy=_estimate(metrics.nanmean(recall), by_fold, metrics.row_nanmeans(drawn)),
-        accuracy=_estimate(accuracy, gains.sum(axis=1) / sizes.sum(axis=1), accuracy_drawn),
+        balanced_accuracy=_estimate(
+            metrics.nanmean(recall), by_fold, metrics.row_nanmeans(drawn), subsets
+        ),
+        accuracy=_estimate(
+            accuracy, gains.sum(axis=1) / sizes.sum(axis=1), accuracy_drawn, subsets
+        ),
         fold_differences=by_fold,
         recall=recall,
         recall_ci95=tuple(map(_around, recall, map(_reached, drawn.T))),
@@ -338,9 +367,10 @@ class _Run(NamedTuple):
 
     values: Mapping[str, float]
     rows: Sequence[np.ndarray]
+    lesions: Sequence[Sequence[str]]  # of each class, as its rows
 
 
-def _by_arm(outcomes: Sequence[Outcome]) -> dict[str, dict[Cell, _Run]]:
+def _by_arm(outcomes: Sequence[Outcome], subsets: bool) -> dict[str, dict[Cell, _Run]]:
     """Arm -> fold and seed -> run, each outcome checked against the others."""
     arms: dict[str, dict[Cell, _Run]] = {}
     folds: dict[int, dict[str, tuple[str, int]]] = {}
@@ -364,7 +394,12 @@ def _by_arm(outcomes: Sequence[Outcome]) -> dict[str, dict[Cell, _Run]]:
         found = metrics.evaluate(probabilities, labels, resamples=0)
         own = (found.balanced_accuracy, found.accuracy, found.macro["f1"], found.macro["auc"])
         rows = metrics.lesion_rows(labels, probabilities.argmax(axis=1), lesions, num_classes)
-        runs[outcome.fold, outcome.seed] = _Run(dict(zip(METRICS, own, strict=True)), rows)
+        known = np.asarray(lesions)
+        ids = [np.unique(known[labels == c]).tolist() for c in range(num_classes)]
+        values = dict(zip(METRICS, own, strict=True))
+        runs[outcome.fold, outcome.seed] = _Run(values, rows, ids)
+    if subsets:
+        return arms
     owner: dict[tuple[str, str], int] = {}
     for fold, truth in folds.items():
         named = [("image", image) for image in truth]
@@ -398,30 +433,43 @@ def _arm(name: str, runs: Mapping[Cell, _Run], resamples: int, seed: int) -> Arm
     )
 
 
-def _by_fold(runs: Mapping[Cell, _Run]) -> dict[int, list[np.ndarray]]:
-    """Fold -> for each class the lesions' confusion rows [lesions, C], seeds averaged."""
+def _by_fold(runs: Mapping[Cell, _Run]) -> dict[int, list[tuple[Sequence[str], np.ndarray]]]:
+    """Fold -> for each class the lesions, and their confusion rows [lesions, C], seeds averaged."""
     by_class = {}
     for fold in sorted({fold for fold, _ in runs}):
-        repeated = [runs[cell].rows for cell in sorted(runs) if cell[0] == fold]
-        by_class[fold] = [np.mean(parts, axis=0) for parts in zip(*repeated, strict=True)]
+        repeated = [runs[cell] for cell in sorted(runs) if cell[0] == fold]
+        means = [np.mean(parts, axis=0) for parts in zip(*(r.rows for r in repeated), strict=True)]
+        by_class[fold] = list(zip(repeated[0].lesions, means, strict=True))
     return by_class
 
 
 def _pooled(runs: Mapping[Cell, _Run]) -> list[np.ndarray]:
-    """For each class the confusion rows of the lesions of all folds, seeds averaged."""
-    return [np.concatenate(parts) for parts in zip(*_by_fold(runs).values(), strict=True)]
+    """For each class the confusion rows of the lesions of all folds, seeds averaged.
+
+    Those of a lesion that is tested in several subsets are summed.
+    """
+    pooled = []
+    for parts in zip(*_by_fold(runs).values(), strict=True):
+        summed: dict[str, np.ndarray] = {}
+        for lesion, row in (pair for ids, rows in parts for pair in zip(ids, rows, strict=True)):
+            summed[lesion] = summed[lesion] + row if lesion in summed else row
+        num_classes = parts[0][1].shape[1]
+        pooled.append(np.array(list(summed.values())).reshape(-1, num_classes))
+    return pooled
 
 
-def _lesions(mine: Mapping[Cell, _Run], theirs: Mapping[Cell, _Run]) -> tuple[np.ndarray, ...]:
-    """The first five arguments of `paired_difference`."""
+def _tested(mine: Mapping[Cell, _Run], theirs: Mapping[Cell, _Run]) -> tuple[np.ndarray, ...]:
+    """The first six arguments of `paired_difference`."""
     parts, control = [], _by_fold(theirs)
+    numbers: dict[str, int] = {}
     for fold, rows in _by_fold(mine).items():
-        for c, (own, other) in enumerate(zip(rows, control[fold], strict=True)):
+        for c, ((ids, own), (_, other)) in enumerate(zip(rows, control[fold], strict=True)):
             images = own.sum(axis=1)
             place = np.full_like(images, c), np.full_like(images, fold)
-            parts.append(np.stack([*place, images, own[:, c], other[:, c]]))
-    labels, folds, *values = np.concatenate(parts, axis=1)
-    return labels.astype(int), folds.astype(int), *values
+            lesions = [numbers.setdefault(one, len(numbers)) for one in ids]
+            parts.append(np.stack([*place, images, own[:, c], other[:, c], lesions]))
+    labels, folds, *values, lesions = np.concatenate(parts, axis=1)
+    return labels.astype(int), folds.astype(int), *values, lesions.astype(int)
 
 
 def _recall(rows: Sequence[np.ndarray]) -> np.ndarray:
@@ -441,19 +489,30 @@ def _drawn(
     return totals[:, 0] / totals[:, 1]
 
 
-def _estimate(value: float, folds: np.ndarray, deviations: np.ndarray) -> Estimate:
+def _estimate(value: float, folds: np.ndarray, deviations: np.ndarray, subsets: bool) -> Estimate:
     """From the folds' differences, and the resampled differences' deviations from their mean."""
     student, student_p = metrics.UNDEFINED, float("nan")
+    added = None
     if len(folds) > 1:
         error = Spread.of(folds).sd / np.sqrt(len(folds))
-        student = _around(value, error * stats.t.ppf(1 - LEVEL / 2, len(folds) - 1))
-        # Without any spread between folds a difference is certain, and none is none.
-        distance = abs(value) / error if error else np.inf if value else 0.0
-        student_p = float(2 * stats.t.sf(distance, len(folds) - 1))
+        student, student_p = _students(value, error, len(folds) - 1)
+        if subsets:
+            whole = float(np.hypot(error, deviations.std()))
+            # Only a part of the sum is known from so few numbers (Satterthwaite 1946).
+            freedom = (len(folds) - 1) * (whole / error) ** 4 if error else np.inf
+            added = _students(value, whole, freedom)
     reaching = (np.abs(deviations) >= abs(value)).sum()
     bootstrap_p = float((1 + reaching) / (1 + len(deviations)))
     bootstrap = _around(value, _reached(deviations))
-    return Estimate(value, student, bootstrap, student_p, bootstrap_p)
+    return Estimate(value, student, bootstrap, student_p, bootstrap_p, added)
+
+
+def _students(value: float, error: float, freedom: float) -> tuple[Interval, float]:
+    """The interval and the p-value of Student's t."""
+    # Without any spread between folds a difference is certain, and none is none.
+    distance = abs(value) / error if error else np.inf if value else 0.0
+    interval = _around(value, error * stats.t.ppf(1 - LEVEL / 2, freedom))
+    return interval, float(2 * stats.t.sf(distance, freedom))
 
 
 def _reached(deviations: np.ndarray) -> float:

@@ -27,6 +27,12 @@ _SHORT = {
 }
 _PAIRED = ("arms", "pairs", "difference", "95% interval", "p", "p, Holm", "pairs: mean ± SD")
 _HOLM = ", Holm-corrected"
+_INTERVAL = {
+    "fold": "The interval is the wider of two: Student's t over the folds' differences and the "
+    "paired bootstrap over lesions; p is the larger of their two p-values.",
+    "subset": "The interval is Student's t of two squared standard errors added, that of the "
+    "subsets' differences and that of the paired bootstrap over lesions, which all subsets share.",
+}
 _EFFECT = "An effect as large as {} (single runs) is {}."
 
 
@@ -91,6 +97,7 @@ class Study:
     levels: Sequence[Level] = ()  # where there are any; `comparison` is that of one of them
     axis: str = ""  # what their values are
     select: Literal["val", "test"] = "test"  # the images of the folds that runs are compared on
+    part: Literal["fold", "subset"] = "fold"
 
     @property
     def planned(self) -> int:
@@ -219,11 +226,11 @@ def conclusion(study: Study) -> list[str]:
     if confirmed:
         paragraphs.append(study.place + _verdict(confirmed, study, study.judged))
         if comparison.isolating is not None:
-            paragraphs.append(_because(confirmed, comparison))
+            paragraphs.append(_because(confirmed, study))
     elif chosen is not None:
         paragraphs.append(
             f"The arm to be confirmed, {chosen}, and the control {control} have no finished run of "
-            "the same fold and seed: there is no result yet."
+            f"the same {study.part} and seed: there is no result yet."
         )
     if study.select == "val":
         paragraphs.insert(
@@ -243,8 +250,8 @@ def conclusion(study: Study) -> list[str]:
     ]
     if not differences and chosen is None:
         paragraphs.append(
-            f"No arm has a finished run of the same fold and seed as the control {control}: there "
-            "is nothing to compare yet."
+            f"No arm has a finished run of the same {study.part} and seed as the control "
+            f"{control}: there is nothing to compare yet."
         )
     if chosen is None and differences:
         paragraphs.append(
@@ -278,12 +285,13 @@ def _found(difference: Difference, kind: str = "") -> str:
     return f"{value} points of balanced accuracy (95% interval {interval}; p {p}{kind})"
 
 
-def _because(whole: Difference, comparison: Comparison) -> str:
+def _because(whole: Difference, study: Study) -> str:
     """Says what part of a difference from the control is due to the generated images."""
-    isolated, isolating = comparison.isolated, comparison.isolating
+    isolated, isolating = study.comparison.isolated, study.comparison.isolating
     if isolated is None:
         return (
-            f"{whole.arm} and {isolating} have no finished run of the same fold and seed: what is "
+            f"{whole.arm} and {isolating} have no finished run of the same {study.part} and seed: "
+            "what is "
             "due to the generated images themselves is not known yet."
         )
     if not whole.shown:
@@ -378,7 +386,7 @@ def _difference_sections(folder: Path, study: Study) -> list[Section]:
 
 
 def _paired_blocks(study: Study) -> list[Block]:
-    exploratory = study.explored
+    exploratory, parts = study.explored, f"{study.part}s"
     differences, intervals, recalls = [], [], []
     for d in study.all_differences:
         name, p, over_cells = _marked(d), _p(d.estimate.p), kit.spread(d.over_cells, **POINTS)
@@ -390,21 +398,20 @@ def _paired_blocks(study: Study) -> list[Block]:
         recalls.append((name, *(kit.spread(each, **POINTS) for each in each_class)))
     return [
         Text(
-            "Two arms on the same folds and seeds, in points: balanced accuracy from recalls "
-            "pooled over the folds, seeds averaged. Pairs: folds and seeds that both have, of "
+            f"Two arms on the same {parts} and seeds, in points: balanced accuracy from recalls "
+            f"pooled over the {parts}, seeds averaged. Pairs: {parts} and seeds that both have, of "
             "those planned for the arm."
         ),
         Table(_PAIRED, differences),
         Text(
-            "The interval is the wider of two: Student's t over the folds' differences and the "
-            "paired bootstrap over lesions; p is the larger of their two p-values. Holm's "
+            f"{_INTERVAL[study.part]} Holm's "
             f"correction is over the {exploratory} exploratory "
             f"{'difference' if exploratory == 1 else 'differences'}; intervals are not corrected. "
-            "The folds share one data set: how much another data set would change the figures is "
-            "not covered."
+            f"The {parts} share one data set: how much another data set would change the figures "
+            "is not covered."
         ),
-        Text("Both intervals, and the difference of accuracy with the wider of its own two:"),
-        Table(("arms", "t over folds", "lesions", "accuracy", "95% interval"), intervals),
+        Text("Each error's own interval, and the difference of accuracy with its interval:"),
+        Table(("arms", f"t over {parts}", "lesions", "accuracy", "95% interval"), intervals),
         Text(
             "Recall of each class, pooled differences with half the 95% interval over lesions "
             "alone (the noise of training is not in it), not corrected:"
@@ -431,6 +438,7 @@ def _claims_section(study: Study) -> Section:
 
 def _arm_sections(folder: Path, study: Study) -> list[Section]:
     arms, classes, picture = study.comparison.arms, study.classes.names, folder / "recalls.png"
+    parts = f"{study.part}s"
     names = [arm.name for arm in arms]
     figures.recalls(picture, arms, study.classes)
     others = [_SHORT[metric] for metric in compared.METRICS[1:]]
@@ -441,10 +449,10 @@ def _arm_sections(folder: Path, study: Study) -> list[Section]:
         pooled.append((arm.name, study.done(arm), value, span, *over_runs))
     blocks: list[Block] = [
         Text(
-            "Balanced accuracy pooled over the folds, seeds averaged, with its interval over "
+            f"Balanced accuracy pooled over the {parts}, seeds averaged, with its interval over "
             "lesions (these runs taken as given); then means and standard deviations over runs, "
-            "each on its own fold. Arms with different runs are compared in the table of paired "
-            "differences, not here."
+            f"each on its own {study.part}. Arms with different runs are compared in the table of "
+            "paired differences, not here."
         ),
         Table(("arm", "runs", "balanced acc.", "95% interval", "runs: mean ± SD", *others), pooled),
     ]
@@ -462,11 +470,14 @@ def _arm_sections(folder: Path, study: Study) -> list[Section]:
     support = [("images", *map(str, most.images)), ("lesions", *map(str, most.lesions))]
     recalls = [(arm.name, *map(kit.estimate, arm.recall, arm.recall_ci95)) for arm in arms]
     caption = (
-        "Recall of each class by each arm, pooled over the folds, with 95% intervals over "
+        f"Recall of each class by each arm, pooled over the {parts}, with 95% intervals over "
         "lesions; in each panel the arms in the order of the legend, and a line at the recall of "
         f"{names[0]}."
     )
-    tables = [Table(("test set, all folds", *classes), support), Table(("arm", *classes), recalls)]
+    tables = [
+        Table((f"test set, all {parts}", *classes), support),
+        Table(("arm", *classes), recalls),
+    ]
     return [
         Section("Arms", blocks),
         Section("Recall of each class", [*tables, Picture(picture, caption)]),
@@ -493,8 +504,8 @@ def _level_sections(folder: Path, study: Study) -> list[Section]:
     figures.level_curves(picture, curves, study.axis)
     header = ("level", "arm", "runs", "balanced accuracy", f"minus {study.comparison.control}", "p")
     caption = (
-        "Balanced accuracy of each arm at each level, pooled over the folds, with 95% intervals "
-        "over lesions (the runs taken as given)."
+        f"Balanced accuracy of each arm at each level, pooled over the {study.part}s, with 95% "
+        "intervals over lesions (the runs taken as given)."
     )
     return [Section("Levels", [Picture(picture, caption), Table(header, rows)])]
 
@@ -526,6 +537,7 @@ def _json(study: Study, sentences: Sequence[str]) -> dict[str, Any]:
         "control": comparison.control,
         "confirmatory": comparison.confirmatory,
         "isolating": comparison.isolating,
+        "part": study.part,
         "select": study.select,
         "runs_planned": study.planned,
         "runs_missing": study.missing,
@@ -562,7 +574,7 @@ def _arm_json(arm: Arm, study: Study) -> dict[str, Any]:
         "balanced_accuracy_by_seed": arm.by_seed,
         "over_runs": {m: arm.over_runs(m)._asdict() | {"n": len(arm.cells)} for m in arm.runs},
         "runs": [
-            {"fold": fold, "seed": seed} | {m: values[i] for m, values in arm.runs.items()}
+            {study.part: fold, "seed": seed} | {m: values[i] for m, values in arm.runs.items()}
             for i, (fold, seed) in enumerate(arm.cells)
         ],
         "per_class": {
@@ -587,7 +599,7 @@ def _difference_json(d: Difference, study: Study, claims: Sequence[Claim]) -> di
             "n": len(d.cells),
             **d.over_cells._asdict(),
             "values": [
-                {"fold": fold, "seed": seed, "balanced_accuracy": value}
+                {study.part: fold, "seed": seed, "balanced_accuracy": value}
                 for (fold, seed), value in zip(d.cells, d.cell_differences, strict=True)
             ],
         },

@@ -1,13 +1,15 @@
 """Runs a study: arms x levels x folds x seeds of a configuration file, compared in one report.
 
-python -m skin_jax.study --config=study_NAME --workdir=W [--shard=i/n] [--dry_run]
+python -m skin_jax.study --config=study_NAME --workdir=W [--shard=i/n] [--dry_run [--estimate]]
     [--report_only] [--config.data.dir=FOLDER] [--config.key=value ...]
 
---dry_run prints the plan and what it costs. The same command resumes: finished jobs are
-never run again, interrupted ones are resumed, failed ones are tried again. Several processes may
-share W; --shard 0/4 to 3/4 give each its share of the runs. At its end, each process writes
-study.json, study.md and report.html about what is finished by then; --report_only does only that,
-with the same settings.
+--dry_run prints the plan and what it costs, as far as jobs of W have shown that; --estimate times a
+few steps of each kind of job first. The same command resumes: finished jobs are never run again,
+interrupted ones are resumed, failed ones are tried again. Several processes may share W; --shard
+0/4 to 3/4 give each its share of the runs. At its end, each process writes study.json, study.md and
+report.html about what is finished by then; --report_only does only that, with the same settings.
+--config.select=val compares runs on validation images: for choosing settings, of which test images
+are to know nothing.
 
 Settings for every run stand at the top (--config.data.dir), for every arm in `every_arm`
 (--config.every_arm.num_steps=N), for one in `arms.<name>.overrides`, for a GAN in
@@ -44,6 +46,7 @@ _SHARD = flags.DEFINE_string(
     "shard", "0/1", "This process's share of the runs: i/n, with i from 0."
 )
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the plan and its cost; start nothing.")
+_ESTIMATE = flags.DEFINE_bool("estimate", False, "With --dry_run, time a few steps of each job.")
 _REPORT_ONLY = flags.DEFINE_bool("report_only", False, "Report on what is finished; start nothing.")
 
 
@@ -59,6 +62,8 @@ def main(argv: list[str], config: "ConfigDict | None") -> int:
         raise UserError("this configuration is one run, not a study: run it with skin_jax.main")
     if _DRY_RUN.value and _REPORT_ONLY.value:
         raise UserError("--dry_run and --report_only exclude each other; give one of them")
+    if _ESTIMATE.value and not _DRY_RUN.value:
+        raise UserError("--estimate goes with --dry_run: without it, jobs are begun and measured")
     shard, shards = command.shard_in(_SHARD.value)
     workdir = Path(_WORKDIR.value)
 
@@ -89,9 +94,10 @@ def main(argv: list[str], config: "ConfigDict | None") -> int:
 
 def _described(plan: "Plan", runs: list[str]) -> str:
     """The plan as a table and its cost."""
-    from skin_jax.study.jobs import Costs, table
+    from skin_jax.study.jobs import Costs, estimate, table
 
     jobs = plan.with_needs(runs)
+    costs = Costs(plan, estimate(plan, jobs) if _ESTIMATE.value else None)
     missing = [job for job in jobs if job.missing()]
     steps, images = (
         f"{sum(getattr(job, what) for job in jobs):,} ({sum(getattr(j, what) for j in missing):,} "
@@ -104,10 +110,10 @@ def _described(plan: "Plan", runs: list[str]) -> str:
         "to be confirmed": plan.record["confirmatory"] or "nothing: all arms are exploratory",
         "optimiser steps": steps,
         "images through them": images,
-        "time left on one process": Costs(plan).left(jobs),
+        "time left on one process": costs.left(jobs),
     }
     sections = [
-        kit.Section("Jobs", [kit.Table(*table(plan, jobs))]),
+        kit.Section("Jobs", [kit.Table(*table(plan, jobs, costs))]),
         kit.Section("In all", [kit.facts(facts, ("", ""))]),
     ]
     return kit.markdown(f"Plan of {plan.workdir}", sections, plan.workdir)
@@ -144,9 +150,9 @@ def _report(workdir: Path) -> None:
         if record["claims"] and not classes.is_ham10000:
             errors.warn("the papers' claims are about the classes of HAM10000: they are left out")
         own = outcomes.at_level(record, chosen)
-        arms, folds = own["arms"], len(record["folds"])
+        arms, part, folds = own["arms"], record["part"], len(record["folds"])
         settings = {name: arm["settings"] for name, arm in arms.items()}
-        title = f"Study of {len(arms)} arms over {folds} fold{'s' * (folds != 1)}"
+        title = f"Study of {len(arms)} arms over {folds} {part}{'s' * (folds != 1)}"
         if record["levels"]:
             title += f" at {len(record['levels'])} levels"
         study = study_report.Study(
@@ -157,6 +163,7 @@ def _report(workdir: Path) -> None:
             levels=[levels[name] for name in record["levels"]],
             axis=record["axis"] or "",
             select=record["select"],
+            part=record["part"],
             facts=outcomes.facts(workdir, record),
             descriptions=outcomes.descriptions(own),
             ratios={name: own["data"]["synthetic_ratio"] for name, own in settings.items()},
@@ -185,7 +192,8 @@ def _levels(
         try:
             if own:
                 chosen = roles if first else {"control": record["control"]}
-                compared[name] = comparison.compare(own, **chosen)
+                subsets = record["part"] == "subset"
+                compared[name] = comparison.compare(own, subsets=subsets, **chosen)
         except ValueError as error:
             raise UserError(
                 f"the runs in {workdir} cannot be compared: {error}; were they given the same "

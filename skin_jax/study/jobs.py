@@ -13,14 +13,16 @@ import os
 import shlex
 import signal
 import subprocess
+import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
 from skin_jax.base import errors, interrupts
+from skin_jax.base.errors import UserError
 from skin_jax.base.files import locked
 from skin_jax.study.plan import Job, Plan
 from skin_jax.training.history import HISTORY, duration, json_lines, read_history
@@ -28,6 +30,7 @@ from skin_jax.training.history import HISTORY, duration, json_lines, read_histor
 _LOG_TAIL = 8192
 _LOOK_SECONDS = 0.5  # between looks at a child, or at what another process makes
 _SAY_SECONDS = 30.0
+_TIMED_STEPS = 20
 
 
 @dataclasses.dataclass
@@ -76,13 +79,58 @@ def last_words(log: Path) -> str:
     return ""
 
 
+class Timing(NamedTuple):
+    """What a job was found to cost before it was begun, in seconds."""
+
+    start: float  # with compilation, one evaluation and the report
+    step: float
+
+
+def estimate(plan: Plan, jobs: Sequence[Job]) -> dict[str, Timing]:
+    """Times a few steps of the first job of each group that trains and was not measured yet.
+
+    They are made in a folder that is deleted; generated images, where a job takes some, are left
+    out. Evaluations beyond the first are not in the figures.
+
+    Raises:
+      UserError: such a job failed.
+    """
+    found: dict[str, Timing] = {}
+    for job in jobs:
+        if job.group in found or not job.steps or Costs(plan).per_unit(job.group) is not None:
+            continue
+        print(f"timing {_TIMED_STEPS} steps of {job.group}", flush=True)
+        with tempfile.TemporaryDirectory() as place:
+            workdir = Path(place) / "run"
+            dropped = ("--workdir=", "--config.data.synthetic=")
+            command = [word for word in job.command if not word.startswith(dropped)]
+            command.append(f"--workdir={workdir}")
+            for key in ("num_steps", "eval_every_steps"):
+                command.append(f"--config.{key}={_TIMED_STEPS}")
+            begun = time.monotonic()
+            ended = subprocess.run(
+                command, stdin=subprocess.DEVNULL, capture_output=True, text=True
+            )
+            seconds = time.monotonic() - begun
+            if ended.returncode:
+                raise UserError(
+                    f"{_TIMED_STEPS} steps of {job.group} failed: {ended.stderr.strip()[-500:]}"
+                )
+            rates = [row.get("images_per_second") for row in read_history(workdir / HISTORY)]
+        step = job.images / job.steps / [rate for rate in rates if rate][-1]
+        found[job.group] = Timing(max(seconds - _TIMED_STEPS * step, 0.0), step)
+    return found
+
+
 class Costs:
     """Costs of jobs, measured on those done so far in the study's folder, by whichever process.
 
-    The time of an attempt holds its start, evaluations and saving.
+    The time of an attempt holds its start, evaluations and saving. What was not measured may be
+    estimated.
     """
 
-    def __init__(self, plan: Plan):
+    def __init__(self, plan: Plan, estimates: Mapping[str, Timing] | None = None):
+        self._estimates = estimates or {}
         measured: dict[str, list[Attempt]] = defaultdict(list)
         for job in plan.jobs.values():
             measured[job.group] += attempts(plan.workdir, job.name)
@@ -92,6 +140,13 @@ class Costs:
             if own
         }
 
+    def measured(self, group: str, unit: str) -> str:
+        """Such as "0.1 s/step", or what is known of it."""
+        if group in self._per_unit:
+            return f"{self._per_unit[group]:.3g} {unit}"
+        timing = self._estimates.get(group)
+        return "not yet" if timing is None else f"about {timing.step:.3g} {unit}"
+
     def per_unit(self, group: str) -> float | None:
         """Seconds a step, or a folder of images; None before any of the group was measured."""
         return self._per_unit.get(group)
@@ -99,12 +154,15 @@ class Costs:
     def left(self, jobs: Sequence[Job], *, names: bool = True) -> str:
         """Such as "2h05m", or what is known of it, with or without names of what is not."""
         missing = [job for job in jobs if job.missing()]
-        total = sum(
-            self._per_unit[job.group] * max(job.units - steps_done(job), 0)
-            for job in missing
-            if job.group in self._per_unit
-        )
-        unknown = dict.fromkeys(job.group for job in missing if job.group not in self._per_unit)
+        total, unknown = 0.0, dict[str, None]()
+        for job in missing:
+            units = max(job.units - steps_done(job), 0)
+            if job.group in self._per_unit:
+                total += self._per_unit[job.group] * units
+            elif (timing := self._estimates.get(job.group)) is not None:
+                total += timing.start + timing.step * units
+            else:
+                unknown[job.group] = None
         if not unknown:
             return duration(total)
         known = f"{duration(total)} and " if total else ""
@@ -328,15 +386,15 @@ def _append(folder: Path, event: str, **facts: Any) -> None:
         file.write(json.dumps({"event": event, "time": time.time(), **facts}) + "\n")
 
 
-def table(plan: Plan, jobs: Sequence[Job]) -> tuple[Sequence[str], list[list[str]]]:
+def table(plan: Plan, jobs: Sequence[Job], costs: Costs) -> tuple[Sequence[str], list[list[str]]]:
     """How groups of jobs stand and what they cost: a header and rows, without anything started."""
     header = ("jobs", "needs", "number", "done", "begun", "steps each", "images each", "measured")
-    costs, rows = Costs(plan), []
+    rows = []
     groups: dict[str, list[Job]] = defaultdict(list)
     for job in jobs:
         groups[job.group].append(job)
     for group, members in groups.items():
-        first, per_unit = members[0], costs.per_unit(group)
+        first, left = members[0], costs.left(members)
         missing = [job for job in members if job.missing()]
         unit = "s/step" if first.steps else "s"
         rows.append(
@@ -348,8 +406,8 @@ def table(plan: Plan, jobs: Sequence[Job]) -> tuple[Sequence[str], list[list[str
                 str(sum(bool(_rows(plan.workdir, job.name)) for job in missing)),
                 f"{first.steps:,}" if first.steps else "",
                 f"{first.images:,}" if first.images else "",
-                "not yet" if per_unit is None else f"{per_unit:.3g} {unit}",
-                costs.left(members) if per_unit is not None else "unknown",
+                costs.measured(group, unit),
+                "unknown" if "unknown" in left else left,
             ]
         )
     return (*header, "time left"), rows

@@ -18,7 +18,14 @@ from skin_jax.data.generated import GRIDS
 from skin_jax.eval.comparison import Outcome
 from skin_jax.eval.tables import read_predictions
 from skin_jax.study import jobs
-from skin_jax.study.plan import PREDICTIONS, arm_name, is_procedural, run_name, run_proofs
+from skin_jax.study.plan import (
+    PREDICTIONS,
+    arm_name,
+    is_procedural,
+    part_setting,
+    run_name,
+    run_proofs,
+)
 from skin_jax.training.history import HISTORY, duration, read_starts
 from skin_jax.training.run import DIGEST_FILE, SPLITS_FILE
 
@@ -39,7 +46,8 @@ def read(workdir: Path, record: Record) -> tuple[Classes, list[Outcome]]:
     digests: dict[str, Path] = {}
     classes: dict[Classes, Path] = {}
     for arm, fold, seed, folder in _finished(workdir, record):
-        _check_settings(folder, record["arms"][arm]["settings"], fold, seed)
+        own_settings = {part_setting(record["part"]): fold, "seed": seed}
+        _check_settings(folder, record["arms"][arm]["settings"], own_settings)
         digests.setdefault(read_text(folder / DIGEST_FILE), folder)
         own = classes_lib.read(folder)
         classes.setdefault(own, folder)
@@ -94,7 +102,7 @@ def facts(workdir: Path, record: Record) -> dict[str, Any]:
         k: v for k, v in control.items() if all(k in arm and arm[k] == v for arm in arms.values())
     }
     found = {
-        "folds": record["folds"],
+        f"{record['part']}s": record["folds"],
         "seeds": record["seeds"],
         "images": "procedural lesions" if is_procedural(record) else "of a data folder",
         **shared,
@@ -120,10 +128,13 @@ def descriptions(record: Record) -> dict[str, str]:
 
 
 def samples(workdir: Path, record: Record, classes: Classes) -> list[tuple[str, Path]]:
-    """Captions and grids of generated images of the first fold."""
-    fold = record["folds"][0]
+    """Captions and grids of generated images of the first fold or subset."""
+    part, fold = record["part"], record["folds"][0]
     found = [
-        (f"{title}: {step}, fold {fold}", workdir / f"steps/{step}/fold{fold}/{GRIDS}/{name}.png")
+        (
+            f"{title}: {step}, {part} {fold}",
+            workdir / f"steps/{step}/{part}{fold}/{GRIDS}/{name}.png",
+        )
         for step in dict.fromkeys(arm["settings"]["needs"] for arm in record["arms"].values())
         for name, title in zip(classes.names, classes.titles, strict=True)
     ]
@@ -137,18 +148,18 @@ def _finished(workdir: Path, record: Record) -> list[tuple[str, int, int, Path]]
         for arm in record["arms"]
         for fold in record["folds"]
         for seed in record["seeds"]
-        for folder in [workdir / run_name(arm, fold, seed)]
+        for folder in [workdir / run_name(arm, f"{record['part']}{fold}", seed)]
         if all((folder / proof).exists() for proof in run_proofs(record["select"]))
     ]
 
 
-def _check_settings(folder: Path, planned: Record, fold: int, seed: int) -> None:
+def _check_settings(folder: Path, planned: Record, own: Record) -> None:
     """Refuses a run with other settings than the plan's: the folder may have been put there."""
     path, mend = folder / config_lib.FILE_NAME, "delete the folder to create it again"
     actual = read_record(
         path, lambda content: config_lib.flatten(config_lib.checked(content, folder)), mend
     )
-    wanted = config_lib.flatten(planned) | {"data.fold": fold, "seed": seed}
+    wanted = config_lib.flatten(planned) | own
     del wanted["needs"]
     if differing := config_lib.differences(wanted, actual):
         raise UserError(
@@ -164,7 +175,7 @@ def _shown(settings: Record) -> dict[str, Any]:
 def _circumstances(workdir: Path, record: Record) -> dict[str, Any]:
     """Where and in what time the finished jobs were made, and by how many versions of the code."""
     folders = [run[-1] for run in _finished(workdir, record)]
-    folders += sorted(workdir.glob("steps/*/fold*"))
+    folders += sorted(workdir.glob(f"steps/*/{record['part']}*"))
     begun = [start for folder in folders for start in read_starts(folder / HISTORY)]
     names = [str(folder.relative_to(workdir)) for folder in folders]
     attempts = [attempt for name in names for attempt in jobs.attempts(workdir, name)]

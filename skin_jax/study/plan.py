@@ -7,8 +7,11 @@ arms share (`every_arm`), what is an arm's own, and what is a level's.
 A study of levels repeats its arms at each of them, such as shares of the labels: arms are compared
 within a level, and the report draws them over the levels. Such an arm is named <arm>/<level>.
 
+A study of few images has subsets in the place of folds: the lesions of each class that
+`data.split_counts` takes, drawn anew by each split seed; all others are tested on.
+
 W/plan.json                     what the study is; arms, folds and seeds may be added, none goes
-W/runs/<arm>/fold<f>_seed<s>/   work folder of a run
+W/runs/<arm>/fold<f>_seed<s>/   work folder of a run; or subset<k>_seed<s>
 W/steps/<step>/fold<f>/         work folder of a GAN, or a folder of generated images
 W/jobs/<job>/                   what `skin_jax.study.jobs` knows of each of them
 """
@@ -67,12 +70,15 @@ _OF_ARMS = (
     "data.synthetic_ratio",
 )
 _ROLES = ("control", "confirmatory", "isolating", "confirmatory_level", "axis", "select")
-_OPTIONS = ("per_class", "balance_to", "ratio", "seed", "min_confidence", "max_tries")
+_OPTIONS = ("per_class", "balance_to", "ratio", "seed", "min_confidence", "max_tries", "filter")
 _MORE_OF_THE_SAME = "max_tries"  # may be raised: a partial folder goes on
 _GENERATION = "generation.json"  # of skin_jax.generate: settings and progress
 
 _DECLARED = {
     "folds": Setting(tuple(range(NUM_FOLDS)), "Folds that each arm is run on.", int),
+    "subsets": Setting(
+        (), "In the place of folds: seeds of the split of config.data.split_counts.", int
+    ),
     "seeds": Setting((0, 1), "Seeds that each arm is run with, in each fold.", int),
     "control": Setting(None, "Arm that the others are compared with.", str),
     "confirmatory": Setting(None, "Arm that the study is to confirm; the others explore.", str),
@@ -145,14 +151,16 @@ def training(file: str, overrides: Mapping[str, Any] | None = None) -> ConfigDic
     return _of_file(file, overrides, (*_OWN, *_OF_ARMS))
 
 
-def generation(source: str, **options: float) -> ConfigDict:
+def generation(source: str, **options: float | str) -> ConfigDict:
     """A step that generates images for each fold by what the step `source` trains.
 
-    The options are some of `_OPTIONS`, which are those of `skin_jax.generate`.
+    The options are some of `_OPTIONS`, which are those of `skin_jax.generate`; `filter` is the name
+    of an arm, whose run of the first seed chooses the images that are kept.
     """
     section = ConfigDict({"source": source})
+    kinds = {"ratio": float, "min_confidence": float, "filter": str}
     for name in _OPTIONS:
-        section[name] = placeholder(float if name in ("ratio", "min_confidence") else int)
+        section[name] = placeholder(kinds.get(name, int))
     section.update(options)
     return section
 
@@ -283,30 +291,33 @@ def make(config: ConfigDict, workdir: Path) -> Plan:
         for name in config.steps
         if name in needed
     }
+    part, folds = ("subset", config.subsets) if config.subsets else ("fold", config.folds)
     jobs = [
-        generator.job(workdir, f"steps/{name}/fold{fold}", {"data.fold": fold})
+        generator.job(workdir, f"steps/{name}/{part}{fold}", {part_setting(part): fold})
         for name, generator in generators.items()
-        for fold in config.folds
+        for fold in folds
     ]
     jobs += [
-        _generation_job(workdir, name, options, fold)
+        _generation_job(workdir, name, options, f"{part}{fold}", config.seeds[0])
         for name, options in generations.items()
-        for fold in config.folds
+        for fold in folds
     ]
     runs = [
         arm.job(
             workdir,
-            run_name(name, fold, seed),
-            {"data.fold": fold, "seed": seed, "final_split": config.select},
-            f"steps/{arm.needs}/fold{fold}" if arm.needs else None,
+            run_name(name, f"{part}{fold}", seed),
+            {part_setting(part): fold, "seed": seed, "final_split": config.select},
+            f"steps/{arm.needs}/{part}{fold}" if arm.needs else None,
         )
         for seed in config.seeds
-        for fold in config.folds
+        for fold in folds
         for name, arm in arms.items()
     ]
     record = {
         **{key: config[key] for key in _ROLES},
-        **{key: list(config[key]) for key in ("folds", "seeds", "claims")},
+        **{key: list(config[key]) for key in ("seeds", "claims")},
+        "part": part,
+        "folds": list(folds),
         "steps": {name: {"settings": step.settings.to_dict()} for name, step in generators.items()}
         | {name: {"settings": options} for name, options in generations.items()},
         "arms": {
@@ -339,9 +350,14 @@ def arm_name(arm: str, level: str | None) -> str:
     return f"{arm}/{level}" if level else arm
 
 
-def run_name(arm: str, fold: int, seed: int) -> str:
-    """Name of the job that is one run of an arm, by its `arm_name`."""
-    return f"runs/{arm}/fold{fold}_seed{seed}"
+def part_setting(part: str) -> str:
+    """The setting of a run that is its fold or its subset."""
+    return {"fold": "data.fold", "subset": "data.split_seed"}[part]
+
+
+def run_name(arm: str, part: str, seed: int) -> str:
+    """Name of the job that is one run of an arm, by its `arm_name`, on "fold0" or "subset0"."""
+    return f"runs/{arm}/{part}_seed{seed}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -410,12 +426,19 @@ def _resolve(config: ConfigDict, kind: str, name: str, level: str | None = None)
     return _Resolved(section.file, overrides, settings, proofs, *named)
 
 
-def _generation_job(workdir: Path, step: str, options: Mapping[str, Any], fold: int) -> Job:
-    name, need = f"steps/{step}/fold{fold}", f"steps/{options['source']}/fold{fold}"
-    flags = [f"--workdir={workdir / need}", f"--out={workdir / name}"]
-    flags += [f"--{key}={value}" for key, value in options.items() if key != "source"]
+def _generation_job(
+    workdir: Path, step: str, options: Mapping[str, Any], part: str, seed: int
+) -> Job:
+    name, needs = f"steps/{step}/{part}", [f"steps/{options['source']}/{part}"]
+    flags = [f"--workdir={workdir / needs[0]}", f"--out={workdir / name}"]
+    for key, value in options.items():
+        if key == "filter":
+            needs.append(run_name(value, part, seed))
+            flags.append(f"--filter={workdir / needs[-1]}")
+        elif key != "source":
+            flags.append(f"--{key}={value}")
     command = _command("skin_jax.generate", flags)
-    return Job(name, (need,), workdir / name, command, (MANIFEST, _GENERATION))
+    return Job(name, tuple(needs), workdir / name, command, (MANIFEST, _GENERATION))
 
 
 def _command(module: str, flags: Sequence[str]) -> tuple[str, ...]:
@@ -432,13 +455,20 @@ def _leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _check(config: ConfigDict) -> None:
-    for key, allowed in (("folds", range(NUM_FOLDS)), ("seeds", range(2**31))):
+    numbers = range(2**31)
+    for key, allowed in (("folds", range(NUM_FOLDS)), ("subsets", numbers), ("seeds", numbers)):
         values = list(config[key])
-        if not values or len(set(values)) < len(values) or any(v not in allowed for v in values):
+        missing = not values and key != "subsets"
+        if missing or len(set(values)) < len(values) or any(v not in allowed for v in values):
             what = f"0 to {NUM_FOLDS - 1}" if key == "folds" else "whole numbers from 0"
             raise UserError(
                 f"config.{key} is {tuple(values)}; it takes {what}, each once, such as (0,1)"
             )
+    if bool(config.subsets) != bool(config.data.split_counts):
+        raise UserError(
+            "subsets are drawn by config.data.split_counts: give both, such as --config.subsets="
+            '"(0,1,2)" and --config.data.split_counts="(30,10)", or neither'
+        )
     for name in (*config.arms, *config.steps, *config.levels):
         if not re.fullmatch(r"\w+", name):
             raise UserError(
@@ -448,6 +478,7 @@ def _check(config: ConfigDict) -> None:
     others = [name for name in config.arms if name != config.control]
     generations = [name for name, step in config.steps.items() if "source" in step]
     trainings = [name for name in config.steps if name not in generations]
+    free = [name for name, arm in config.arms.items() if not arm.needs]  # of generated images
     choices: list[tuple[str | None, Sequence[str], str]] = [
         (config.confirmatory, others, "confirmatory"),
         (config.isolating, [n for n in others if n != config.confirmatory], "isolating"),
@@ -460,6 +491,7 @@ def _check(config: ConfigDict) -> None:
             for level in arm.levels or ()
         ),
         *((config.steps[n].source, trainings, f"steps.{n}.source") for n in generations),
+        *((config.steps[n].filter, free, f"steps.{n}.filter") for n in generations),
     ]
     config_lib.choice(config.control, tuple(config.arms), "control")
     for value, options, key in choices:
@@ -526,6 +558,7 @@ def _fixed(record: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any
     """The settings that may not change between two records of one study, flat."""
     lesions = "procedural lesions" if is_procedural(record) else "images of a folder"
     found = {f"config.{key}": record[key] for key in _ROLES} | {"config.data.dir": lesions}
+    found["folds or subsets"] = record["part"]
     for kind in ("steps", "arms"):
         for name in record[kind].keys() & other[kind].keys():
             settings = completed(config_lib.flatten(record[kind][name]["settings"]))
@@ -551,7 +584,8 @@ def recorded(workdir: Path) -> dict[str, Any]:
 
     def parse(content: dict[str, Any]) -> dict[str, Any]:
         keys = ("control", "folds", "seeds", "claims", "steps", "arms")
-        since = {"select": "test", "levels": {}}  # what earlier plans do not say
+        # What earlier plans do not say.
+        since = {"select": "test", "levels": {}, "part": "fold"}
         return {
             **{key: content.get(key) for key in _ROLES},
             **{key: content[key] for key in keys},

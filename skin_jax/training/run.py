@@ -199,6 +199,7 @@ def start(config: ConfigDict, workdir: Path, check: Check | None = None) -> Expe
                 fractions=tuple(config.data.split_fractions),
                 split_seed=config.data.split_seed,
                 fold=config.data.fold,
+                counts=config.data.split_counts,
             )
             hidden = splits.hidden_labels(
                 examples.records, assignment, config.data.label_fraction, config.data.label_seed

@@ -30,8 +30,9 @@ def many(seed: int, num_lesions: int = 300) -> list[Record]:
     return records
 
 
-def draw(records, split="lesion", fractions=FRACTIONS, split_seed=0, fold=None):
-    return splits.draw(records, split=split, fractions=fractions, split_seed=split_seed, fold=fold)
+def draw(records, split="lesion", fractions=FRACTIONS, split_seed=0, **options):
+    options = {"fold": None} | options
+    return splits.draw(records, split=split, fractions=fractions, split_seed=split_seed, **options)
 
 
 def sides_of_lesions(records, assignment) -> dict[str, set[str]]:
@@ -110,6 +111,21 @@ def test_no_test_fraction():
     assert set(draw(many(0), fractions=(0.8, 0.0, 0.2))) == {"train", "test"}
 
 
+def test_few_lesions_of_each_class_and_all_others_are_test():
+    records = [record(f"{i:04}", i % 5, f"L{i % 40}") for i in range(80)]
+    assignment = draw(records, counts=(3, 1))
+    sides = sides_of_lesions(records, assignment)
+    assert all(len(own) == 1 for own in sides.values())
+    classes = {r.lesion_id: r.label for r in records}
+    found = Counter((classes[lesion], side) for lesion, (side,) in sides.items())
+    for label in set(classes.values()):
+        assert (found[label, "train"], found[label, "val"]) == (3, 1)
+        assert found[label, "test"] == sum(own == label for own in classes.values()) - 4
+    assert (draw(records, counts=(3, 1), split_seed=1) != assignment).any()
+    with pytest.raises(UserError, match=r"split_counts is \(300, 1\), but the rarest class has"):
+        draw(records, counts=(300, 1))
+
+
 def test_paper_split_is_by_image_and_counts_shared_lesions():
     records = [record(f"{i:04}", i % 2, f"L{i // 4}") for i in range(1000)]
     assignment = draw(records, "paper")
@@ -146,6 +162,10 @@ def test_official_split_draws_missing_val_from_train_by_lesion():
         ({"fractions": (math.nan, 0.5, 0.5)}, ["config.data.split_fractions", "nan"]),
         ({"fold": 0, "split": "paper"}, ["config.data.fold", "'paper'"]),
         ({"fold": 0, "split": "official"}, ["config.data.fold", "'official'"]),
+        ({"counts": (0, 5)}, ["config.data.split_counts is (0, 5)"]),
+        ({"counts": (5,)}, ["config.data.split_counts is (5,)"]),
+        ({"counts": (5, 5), "fold": 1}, ["config.data.split_counts goes with", "data.fold"]),
+        ({"counts": (5, 5), "split": "paper"}, ["config.data.split_counts goes with"]),
         ({"fold": 0, "fractions": (0.1, 0.9, 0.0)}, ["config.data.split_fractions", "fold"]),
     ],
 )

@@ -114,8 +114,9 @@ def simple(gained, control=0.5, labels=None, folds=1, resamples=1999):
     labels = np.arange(n) % NUM_CLASSES if labels is None else labels
     base = np.full(n, control)
     fold = np.arange(n) // NUM_CLASSES % folds
+    arms = base + gained, base
     return comparison.paired_difference(
-        labels, fold, np.ones(n), base + gained, base, num_classes=7, resamples=resamples
+        labels, fold, np.ones(n), *arms, np.arange(n), num_classes=7, resamples=resamples
     )
 
 
@@ -303,7 +304,7 @@ def test_options_that_make_no_sense_are_refused():
     with pytest.raises(ValueError, match="at least 19"):
         compare(study({"plain": 0.6, "gan": 0.7}), resamples=10)
     with pytest.raises(ValueError, match="no test lesions"):
-        comparison.paired_difference(*np.zeros((5, 0), int), num_classes=7)
+        comparison.paired_difference(*np.zeros((6, 0), int), num_classes=7)
 
 
 def test_simulated_arms_are_like_real_ones():
@@ -311,7 +312,7 @@ def test_simulated_arms_are_like_real_ones():
     setting = dataclasses.replace(error_rates.SETTINGS[0], seeds=1)
     recalls = []
     for _ in range(40):
-        labels, folds, images, arm, control = error_rates.simulate(rng, setting, 6.0)
+        labels, folds, images, arm, control, lesions = error_rates.simulate(rng, setting, 6.0)
         recalls.append([np.bincount(labels, a) / np.bincount(labels) for a in (arm, control)])
         assert set(folds) == set(range(5))
         assert images.sum() == sum(error_rates.IMAGES)
@@ -319,20 +320,81 @@ def test_simulated_arms_are_like_real_ones():
     assert gained[1] == pytest.approx(error_rates.RECALLS, abs=0.03)
     assert 100 * (gained[0] - gained[1]).mean() == pytest.approx(6, abs=0.9)
     common = labels == 5
+    assert len(set(lesions)) == len(lesions)
     assert 0.25 < np.corrcoef(arm[common], control[common])[0, 1] < 0.6
 
 
 def test_of_100_studies_without_an_effect_at_most_7_find_one():
     found = error_rates.studies(error_rates.SETTINGS[0], 0.0, 100)
-    assert found.wider.sum() <= 7
+    assert found.interval.sum() <= 7
     # What the wider interval is there for: lesions alone take the runs as given.
     assert found.bootstrap.sum() > 7
 
 
 def test_of_100_studies_with_6_points_at_least_80_find_them():
     found = error_rates.studies(error_rates.SETTINGS[0], 6.0, 100)
-    assert found.wider.sum() >= 80
+    assert found.interval.sum() >= 80
     assert found.held.mean() > 0.85
+
+
+def subsets_study(count=4, **shares):
+    """Arms on 60 lesions of two images a class, of which each subset tests another 50."""
+    rng = np.random.default_rng(1)
+    labels = np.tile(np.repeat(np.arange(3), 60), 2)
+    lesions = np.tile([f"L{i}" for i in range(180)], 2)
+    hardness = np.tile(rng.random(180), 2)
+    outcomes = []
+    for subset in range(count):
+        tested = np.concatenate([60 * c + rng.permutation(60)[:50] for c in range(3)])
+        at = np.concatenate([tested, tested + 180])
+        ids = [f"i{i}" for i in at]
+        for arm, share in shares.items():
+            right = hardness[at] + rng.normal(0, 0.1, len(at)) < share
+            scores = np.eye(3)[np.where(right, labels[at], (labels[at] + 1) % 3)]
+            outcomes.append(
+                comparison.Outcome(arm, subset, 0, ids, lesions[at], labels[at], scores)
+            )
+    return outcomes
+
+
+def test_a_lesion_of_several_subsets_is_one_lesion():
+    outcomes = subsets_study(plain=0.5, gan=0.6)
+    with pytest.raises(ValueError, match="is in folds"):
+        comparison.compare(outcomes, control="plain")
+    found = comparison.compare(outcomes, control="plain", subsets=True)
+    tested = len({lesion for one in outcomes for lesion in one.lesion_ids})
+    assert found.arms[0].lesions.sum() == tested
+    assert found.arms[0].images.sum() == 4 * 300
+    (difference,) = found.differences
+    own = [
+        metrics.evaluate(one.probabilities, one.labels, resamples=0).balanced_accuracy
+        for one in outcomes
+    ]
+    gained = np.subtract(own[1::2], own[::2])
+    estimate = difference.estimate
+    assert estimate.value == pytest.approx(gained.mean())  # as many of each class in every subset
+    added = np.hypot(gained.std(ddof=1) / 2, 0)
+    half = np.diff(estimate.interval)[0] / 2
+    assert half > stats.t.ppf(0.975, 3) * added
+    assert half > np.diff(estimate.student)[0] / 2
+    assert (estimate.p <= 0.05) == (estimate.interval[0] > 0 or estimate.interval[1] < 0)
+
+
+def test_more_subsets_do_not_make_the_lesions_more():
+    few, many = (
+        comparison.compare(subsets_study(n, plain=0.5, gan=0.6), control="plain", subsets=True)
+        for n in (4, 32)
+    )
+    widths = [np.ptp(one.differences[0].estimate.bootstrap) for one in (few, many)]
+    assert widths[1] > 0.75 * widths[0]  # of 8 times the lesions it would be a third
+
+
+@pytest.mark.parametrize("effect", [0.0, 5.0])
+def test_studies_of_6_subsets_err_rarely_and_find_5_points(effect):
+    (setting,) = (one for one in error_rates.SETTINGS if one.name == "6 subsets")
+    found = error_rates.studies(setting, effect, 100)
+    assert found.interval.sum() <= 7 if effect == 0 else found.interval.sum() >= 70
+    assert found.held.sum() >= 93
 
 
 @pytest.mark.parametrize("num_classes", [2, 8])

@@ -214,7 +214,7 @@ def test_one_fold_says_little_of_training_again():
         compared(("conventional", "gan_x2"), folds=1, confirmatory="gan_x2"), plan={}
     )
     assert "lower for these very runs, which says little of training again" in text
-    assert notes[-1].startswith("One fold: ")
+    assert notes[-1].startswith("One fold or subset: ")
 
 
 def test_a_claim_that_the_interval_reaches_is_not_excluded():

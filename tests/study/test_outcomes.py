@@ -15,6 +15,7 @@ from skin_jax.study.plan import PREDICTIONS, run_name, run_proofs
 THREE = Classes.of(("kind b", "kind a", "kind c"))
 RECORD = {
     "arms": {"plain": {"title": "", "settings": {"size": 8, "needs": None}}},
+    "part": "fold",
     "folds": [0, 1],
     "seeds": [0],
     "select": "test",
@@ -23,7 +24,7 @@ RECORD = {
 
 def finished_run(workdir, fold, classes=THREE, digest="d"):
     """The files of a run on six test images, two of a lesion."""
-    folder = workdir / run_name("plain", fold, 0)
+    folder = workdir / run_name("plain", f"fold{fold}", 0)
     ids = [f"fold {fold}/{i}" for i in range(6)]
     names = [classes.names[i % len(classes)] for i in range(6)]
     scores = np.random.default_rng(fold).dirichlet(np.ones(len(classes)), 6)
@@ -72,7 +73,7 @@ def test_runs_of_other_images_or_classes_are_refused(tmp_path, other, words):
     with pytest.raises(UserError, match=words) as caught:
         outcomes.read(tmp_path, RECORD)
     for fold in (0, 1):
-        assert str(tmp_path / run_name("plain", fold, 0)) in str(caught.value)
+        assert str(tmp_path / run_name("plain", f"fold{fold}", 0)) in str(caught.value)
 
 
 def test_a_run_with_other_settings_or_other_predictions_is_refused(tmp_path):

@@ -27,6 +27,7 @@ from skin_jax.study.plan import Job, Plan
 ROOT = Path(__file__).parents[2]
 STAND_IN = Path(__file__).with_name("stand_in_job.py")
 PROOF = "report.html"
+STUDIES = ("study_augmentation", "study_table2", "study_labels", "study_few_images")
 LABEL_SHARES = {5: 0.05, 10: 0.1, 25: 0.25, 100: 1.0}
 
 
@@ -139,7 +140,7 @@ class TestPlan:
     def test_every_claim_that_can_be_named_is_known_to_the_report(self):
         assert set(plan_lib.CLAIMS) == set(study_report.CLAIMS)
 
-    @pytest.mark.parametrize("name", ["study_augmentation", "study_table2", "study_labels"])
+    @pytest.mark.parametrize("name", STUDIES)
     @pytest.mark.parametrize("variant", ["", "smoke"])
     def test_the_studies_at_hand_can_be_planned(self, tmp_path, name, variant):
         plan = plan_lib.make(plan_lib.load(f"configs/{name}.py:{variant}"), tmp_path)
@@ -175,6 +176,37 @@ class TestPlan:
         job = plan.jobs["runs/sgan/labels_5/fold3_seed1"]
         assert "--config.data.label_fraction=0.05" in job.command
         assert job.group == "runs/sgan/labels_5"
+
+    def test_subsets_stand_in_the_place_of_folds(self, tmp_path):
+        plan = plan_lib.make(study("study_few_images"), tmp_path)
+        assert plan.record["part"] == "subset"
+        run = plan.jobs["runs/filtered/subset11_seed0"]
+        assert "--config.data.split_seed=11" in run.command
+        assert "--config.data.split_counts=(30, 10)" in run.command
+        assert not any("data.fold" in flag for flag in run.command)
+        names = [job.name for job in plan.with_needs([run.name])]
+        assert names == [
+            "steps/gan/subset11",
+            "runs/oversampled/subset11_seed0",
+            "steps/chosen/subset11",
+            run.name,
+        ]
+        chosen = plan.jobs["steps/chosen/subset11"]
+        assert f"--filter={tmp_path}/runs/oversampled/subset11_seed0" in chosen.command
+
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            ({"subsets": ()}, "subsets are drawn by config.data.split_counts: give both"),
+            ({"data__split_counts": ()}, "subsets are drawn by config.data.split_counts: give"),
+            ({"subsets": (1, 1)}, r"config\.subsets is \(1, 1\)"),
+            ({"steps__chosen__filter": "generated"}, r"config\.steps\.chosen\.filter is 'gen"),
+        ],
+        ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+    )
+    def test_subsets_that_do_not_fit_are_refused(self, tmp_path, changes, words):
+        with pytest.raises(UserError, match=words):
+            plan_lib.make(study("study_few_images", **changes), tmp_path)
 
     def test_a_study_that_selects_looks_at_validation_images_alone(self, tmp_path):
         runs = plan_lib.make(study(select="val"), tmp_path)
@@ -322,7 +354,7 @@ def stand_in_plan(
     runs = []
     for s, f, a in itertools.product(range(seeds), range(folds), range(arms)):
         needs = (f"steps/gan/fold{f}",) if a == arms - 1 else ()
-        runs.append(job(plan_lib.run_name(f"arm{a}", f, s), *needs))
+        runs.append(job(plan_lib.run_name(f"arm{a}", f"fold{f}", s), *needs))
     named = {job.name: job for job in (*all_jobs, *runs)}
     return Plan(workdir, {}, "0", named, tuple(job.name for job in runs))
 
@@ -623,12 +655,29 @@ class TestCosts:
         assert costs.per_unit(job.group) == 5
         assert costs.left([job]) == "0m30s"
 
+    def test_what_was_timed_before_stands_in_for_what_was_not_measured(self, studies, attempt):
+        attempt(
+            ALL[0],
+            {"event": "start", "time": 0, "units": 0, "code": "0"},
+            {"event": "end", "time": 50, "units": 10},
+        )
+        timings = dict.fromkeys(("runs/arm0", "runs/arm1"), jobs.Timing(start=3.0, step=0.5))
+        costs = jobs.Costs(studies.plan, timings)
+        runs = [job for job in studies.plan.jobs.values() if job.group.startswith("runs")]
+        # Two runs of ten steps by what the folder shows, and two by the timing.
+        assert costs.left(runs) == "1m56s"
+        assert costs.measured("runs/arm0", "s/step") == "5 s/step"
+        assert costs.measured("runs/arm1", "s/step") == "about 0.5 s/step"
+        assert costs.measured("steps/gan", "s/step") == "not yet"
+
     def test_the_table_counts_what_is_done_and_begun(self, studies, attempt):
         attempt(ALL[0], {"event": "start", "time": 1000, "units": 0, "code": "0"})
         done = studies.plan.jobs["steps/gan/fold1"]
         done.folder.mkdir(parents=True)
         (done.folder / PROOF).touch()
-        header, rows = jobs.table(studies.plan, list(studies.plan.jobs.values()))
+        header, rows = jobs.table(
+            studies.plan, list(studies.plan.jobs.values()), jobs.Costs(studies.plan)
+        )
         cells = [dict(zip(header, row, strict=True)) for row in rows]
         assert [(c["jobs"], c["number"], c["done"], c["begun"]) for c in cells] == [
             ("steps/gan", "2", "1", "0"),
@@ -711,6 +760,13 @@ def test_a_real_study_from_its_plan_to_its_report(tmp_path, folds):
     assert re.search(steps, planned.stdout)
     assert re.search(r"\| time left on one process +\| an unknown time of", planned.stdout)
 
+    timed = command_line(tmp_path, chosen, "--dry_run", "--estimate")
+    assert timed.returncode == 0, timed.stderr
+    assert not (tmp_path / "study").exists()
+    assert re.search(r"\| about [\d.e-]+ s/step \|", timed.stdout)
+    left = r"\| time left on one process +\| .*s and an unknown time of steps/balanced \(not"
+    assert re.search(left, timed.stdout), timed.stdout
+
     one = command_line(tmp_path, chosen, "--shard=1/2")
     assert one.returncode == 0, one.stderr
     assert "minus conventional" in one.stdout
@@ -742,6 +798,7 @@ def test_a_real_study_from_its_plan_to_its_report(tmp_path, folds):
     [
         (["--shard=2/2"], "--shard is '2/2'; it takes i/n"),
         (["--shard=half"], "--shard is 'half'"),
+        (["--estimate"], "--estimate goes with --dry_run"),
         (["more"], "unexpected argument 'more'"),
         (["--workdir="], "give both --config=study_NAME and --workdir=DIR"),
         (["--config.every_arm.lr=1"], "--config.every_arm.lr; did you mean"),
