@@ -7,7 +7,7 @@ python -m skin_jax.main --config configs/classifier.py --workdir runs/balanced
 
 The settings of Radford et al. 2016 (`skin_jax.tasks.declared.dcgan` marks what is not theirs).
 --config.classes="('mel','df')" trains some of the classes, --config.score.weights=FILE.safetensors
-scores the generators by KID. `docs/results.md` has what to expect.
+scores the generators by KID. `docs/results_generators.md` has what to expect.
 """
 
 from ml_collections import ConfigDict

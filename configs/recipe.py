@@ -3,7 +3,8 @@
 python -m skin_jax.main --config configs/recipe.py --workdir runs/recipe --config.data.dir=FOLDER
 
 5 epochs of images of 128x128, 9 of 192x192. The weights are those of `efficientnet_lite0.py`; give
-a file with --config.model.weights=FILE.safetensors. docs/results.md has what each part brings.
+a file with --config.model.weights=FILE.safetensors. docs/results_classifiers.md has what each part
+brings.
 
 What to expect: two lines that say that a program is compiled, at the start and when the images
 grow, and one line of validation scores an epoch.

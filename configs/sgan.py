@@ -3,7 +3,7 @@
 python -m skin_jax.main --config configs/sgan.py --workdir runs/sgan --config.data.dir=FOLDER
 
 The settings of the paper (`skin_jax.tasks.declared.sgan` marks those that it leaves open).
-`docs/results.md` has what to expect.
+`docs/results_generators.md` has what to expect.
 """
 
 from ml_collections import ConfigDict
