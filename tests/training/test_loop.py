@@ -705,13 +705,17 @@ def test_a_whole_run_leaves_what_the_work_folder_promises(tmp_path, capsys):
     assert np.sum(metrics["confusion_matrix"]) == metrics["num_examples"]
 
 
-def test_a_finished_run_is_evaluated_again_without_training(tmp_path):
+def test_a_finished_run_is_evaluated_again_without_training(tmp_path, capsys):
     config = tiny(num_steps=2, eval_every_steps=2)
+    api.train(tiny(num_steps=2, eval_every_steps=2, final_split="val"), tmp_path)
+    assert (tmp_path / "eval/val/predictions.csv").exists()
+    assert not (tmp_path / "eval/test").exists()  # nor seen by anyone
+    assert "; on val:" in capsys.readouterr().out
     api.train(config, tmp_path)
     first = (tmp_path / "eval/test/predictions.csv").read_text()
     api.train(config, tmp_path)
     assert (tmp_path / "eval/test/predictions.csv").read_text() == first
-    assert [row["step"] for row in history(tmp_path) if "event" in row] == [0, 2]
+    assert [row["step"] for row in history(tmp_path) if "event" in row] == [0, 2, 2]
 
 
 def test_other_settings_are_refused_before_anything_is_written(tmp_path):
