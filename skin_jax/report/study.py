@@ -135,7 +135,8 @@ class Study:
     def judged(self) -> Sequence[Claim]:
         """The claims, once all runs are there, of two folds or more: one says little of others."""
         folds = {fold for arm in self.comparison.arms for fold, _ in arm.cells}
-        return () if self.missing or len(folds) < 2 else self.claims
+        preliminary = self.missing or self.select == "val" or len(folds) < 2
+        return () if preliminary else self.claims
 
     @property
     def all_differences(self) -> list[Difference]:
@@ -240,7 +241,8 @@ def conclusion(study: Study) -> list[str]:
         )
     if exploratory:
         # What a paper claims is asked of the arm to be confirmed where there is one.
-        paragraphs.append(study.place + _explored(study, () if confirmed else study.judged))
+        text = _explored(study, () if confirmed else study.judged)
+        paragraphs.append(f"{study.place}{text[0].lower()}{text[1:]}" if study.place else text)
     paragraphs += [
         f"At {level.title}, exploratory: "
         + "; ".join(f"{d}: {_found(d, _HOLM)}: {_outcome(d)}" for d in own.differences)
@@ -302,8 +304,8 @@ def _because(whole: Difference, study: Study) -> str:
     elif not isolated.shown:
         rest = ": that generated images themselves do anything is not shown."
     else:
-        effect = "gain" if isolated.estimate.value > 0 else "harm"
-        rest = f": the generated images themselves are a {effect}."
+        effect = "help" if isolated.estimate.value > 0 else "do harm"
+        rest = f": the generated images themselves {effect}."
     return (
         f"Of the arms without generated images, {isolating} is the most like {whole.arm}. "
         f"{isolated}: {_found(isolated)}{rest}"
@@ -475,7 +477,7 @@ def _arm_sections(folder: Path, study: Study) -> list[Section]:
         f"{names[0]}."
     )
     tables = [
-        Table((f"test set, all {parts}", *classes), support),
+        Table((f"{study.select} images, all {parts}", *classes), support),
         Table(("arm", *classes), recalls),
     ]
     return [

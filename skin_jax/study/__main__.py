@@ -145,7 +145,8 @@ def _report(workdir: Path) -> None:
         levels = _levels(workdir, record, found)
         chosen = record["confirmatory_level"]
         if (compared := levels[chosen].comparison) is None:
-            print("no run is finished yet: there is nothing to report", flush=True)
+            where = f" at the level {chosen}" if chosen else ""
+            print(f"no run{where} is finished yet: there is nothing to report", flush=True)
             return
         if record["claims"] and not classes.is_ham10000:
             errors.warn("the papers' claims are about the classes of HAM10000: they are left out")

@@ -244,7 +244,7 @@ def test_a_study_without_pairs_says_so_and_leaves_no_stale_pictures(tmp_path):
     ("chosen", "like_it", "words"),
     [
         ("gan", "sampling", "in the second place, so not at all as long as gan is not shown"),
-        ("gan_x2", "gan", "the generated images themselves are a harm"),
+        ("gan_x2", "gan", "the generated images themselves do harm"),
         ("gan_x2", "later", "what is due to the generated images themselves is not known yet"),
     ],
 )
@@ -297,7 +297,9 @@ def test_levels_are_drawn_along_the_axis_and_told_one_by_one(tmp_path):
 
 def test_scores_on_validation_images_are_no_result():
     found = compared(confirmatory="gan")
-    first, *_ = study_report.conclusion(study_of(found, select="val"))
+    study = study_of(found, select="val", claims=BOTH, gan_arms=GAN_ARMS)
+    assert study.judged == ()
+    first, *_ = study_report.conclusion(study)
     assert first.startswith("Preliminary. These are scores on validation images")
 
 
