@@ -102,11 +102,15 @@ def estimate(plan: Plan, jobs: Sequence[Job]) -> dict[str, Timing]:
         print(f"timing {_TIMED_STEPS} steps of {job.group}", flush=True)
         with tempfile.TemporaryDirectory() as place:
             workdir = Path(place) / "run"
-            dropped = ("--workdir=", "--config.data.synthetic=")
+            dropped = ("--workdir=", "--config.data.synthetic")
             command = [word for word in job.command if not word.startswith(dropped)]
             command.append(f"--workdir={workdir}")
+            if job.warms_up:
+                command.append("--config.optimizer.warmup_steps=0")
             for key in ("num_steps", "eval_every_steps"):
                 command.append(f"--config.{key}={_TIMED_STEPS}")
+            # The first half has the compilation in it.
+            command.append(f"--config.log.every_steps={_TIMED_STEPS // 2}")
             begun = time.monotonic()
             ended = subprocess.run(
                 command, stdin=subprocess.DEVNULL, capture_output=True, text=True

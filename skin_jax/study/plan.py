@@ -204,6 +204,7 @@ class Job:
     proofs: tuple[str, ...]  # files of the folder that are there once it is finished, not before
     steps: int = 0  # of the optimiser; none where images are generated
     images: int = 0  # that go through these steps
+    warms_up: bool = False  # whether its learning rate may have steps of warm-up
 
     @property
     def group(self) -> str:
@@ -392,7 +393,16 @@ class _Resolved:
         command = _command("skin_jax.main", flags)
         images = self.steps * self.settings.batch_size * classes
         needs = (need,) if need else ()
-        return Job(name, needs, workdir / name, command, self.proofs, self.steps, images)
+        return Job(
+            name,
+            needs,
+            workdir / name,
+            command,
+            self.proofs,
+            self.steps,
+            images,
+            warms_up="warmup_steps" in self.settings.get("optimizer", {}),
+        )
 
 
 def _resolve(config: ConfigDict, kind: str, name: str, level: str | None = None) -> _Resolved:

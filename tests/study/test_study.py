@@ -673,12 +673,16 @@ class TestCosts:
     def test_a_few_steps_of_each_kind_of_training_are_timed(self, studies):
         def trains(name: str, code: str) -> Job:
             command = (sys.executable, "-c", code, "--workdir=W", "--config.data.synthetic=G")
-            return Job(name, (), studies.workdir / name, command, (PROOF,), steps=100, images=800)
+            command += ("--config.data.synthetic_ratio=2.0",)
+            folder = studies.workdir / name
+            return Job(name, (), folder, command, (PROOF,), 100, images=800, warms_up=True)
 
         code = (
             "import pathlib, sys\n"
             "given = dict(word.split('=') for word in sys.argv[1:])\n"
-            "assert '--config.data.synthetic' not in given\n"
+            "assert not any('synthetic' in key for key in given)\n"
+            "assert given['--config.optimizer.warmup_steps'] == '0'\n"
+            "assert given['--config.log.every_steps'] == '10'  # its last rate has no compilation\n"
             "step = given['--config.num_steps']\n"
             "folder = pathlib.Path(given['--workdir'])\n"
             "folder.mkdir()\n"
