@@ -11,7 +11,7 @@ import hashlib
 import math
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -78,9 +78,15 @@ def draw(
     names = [record.image_id if split == "paper" else record.lesion_id for record in records]
     units = _units(drawn, records, names, split_seed)
     if counts:
-        _count_off(units, counts, assignment)
+        scarce = min(map(len, units.values()), default=0)
+        if scarce <= sum(counts):
+            raise UserError(
+                f"config.data.split_counts is {tuple(counts)}, but the rarest class has {scarce} "
+                f"lesions: give less than {scarce} in all, so that some are left for test"
+            )
+        _apportion(units, lambda total: (*counts, total - sum(counts)), assignment)
     elif fold is None:
-        _apportion(units, fractions, assignment)
+        _apportion(units, lambda total: _counts(total, fractions), assignment)
     else:
         _deal(units, fractions[1], fold, assignment)
     return assignment
@@ -247,22 +253,12 @@ def _units(
     return dict(sorted(units.items()))
 
 
-def _apportion(units: _Units, fractions: Sequence[float], assignment: np.ndarray) -> None:
+def _apportion(
+    units: _Units, sizes: Callable[[int], Sequence[int]], assignment: np.ndarray
+) -> None:
+    """Gives each class's units to train, val and test, as many as `sizes` says of their number."""
     for ordered in units.values():
-        sides = np.repeat(SPLITS, _counts(len(ordered), fractions))
-        for unit, side in zip(ordered, sides, strict=True):
-            assignment[unit] = side
-
-
-def _count_off(units: _Units, counts: Sequence[int], assignment: np.ndarray) -> None:
-    scarce = min(map(len, units.values()), default=0)
-    if scarce <= sum(counts):
-        raise UserError(
-            f"config.data.split_counts is {tuple(counts)}, but the rarest class has {scarce} "
-            f"lesions: give less than {scarce} in all, so that some are left for test"
-        )
-    for ordered in units.values():
-        sides = np.repeat(SPLITS, (*counts, len(ordered) - sum(counts)))
+        sides = np.repeat(SPLITS, sizes(len(ordered)))
         for unit, side in zip(ordered, sides, strict=True):
             assignment[unit] = side
 

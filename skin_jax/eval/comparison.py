@@ -367,7 +367,7 @@ class _Run(NamedTuple):
 
     values: Mapping[str, float]
     rows: Sequence[np.ndarray]
-    lesions: Sequence[Sequence[str]]  # of each class, as its rows
+    lesions: Sequence[np.ndarray]  # of each class their ids [lesions], as its rows
 
 
 def _by_arm(outcomes: Sequence[Outcome], subsets: bool) -> dict[str, dict[Cell, _Run]]:
@@ -393,11 +393,9 @@ def _by_arm(outcomes: Sequence[Outcome], subsets: bool) -> dict[str, dict[Cell, 
             raise ValueError(f"{what}: given twice")
         found = metrics.evaluate(probabilities, labels, resamples=0)
         own = (found.balanced_accuracy, found.accuracy, found.macro["f1"], found.macro["auc"])
-        rows = metrics.lesion_rows(labels, probabilities.argmax(axis=1), lesions, num_classes)
-        known = np.asarray(lesions)
-        ids = [np.unique(known[labels == c]).tolist() for c in range(num_classes)]
+        counted = metrics.lesion_rows(labels, probabilities.argmax(axis=1), lesions, num_classes)
         values = dict(zip(METRICS, own, strict=True))
-        runs[outcome.fold, outcome.seed] = _Run(values, rows, ids)
+        runs[outcome.fold, outcome.seed] = _Run(values, *counted)
     if subsets:
         return arms
     owner: dict[tuple[str, str], int] = {}
@@ -433,7 +431,7 @@ def _arm(name: str, runs: Mapping[Cell, _Run], resamples: int, seed: int) -> Arm
     )
 
 
-def _by_fold(runs: Mapping[Cell, _Run]) -> dict[int, list[tuple[Sequence[str], np.ndarray]]]:
+def _by_fold(runs: Mapping[Cell, _Run]) -> dict[int, list[tuple[np.ndarray, np.ndarray]]]:
     """Fold -> for each class the lesions, and their confusion rows [lesions, C], seeds averaged."""
     by_class = {}
     for fold in sorted({fold for fold, _ in runs}):

@@ -209,7 +209,7 @@ def evaluate(
     if lesion_ids is not None and len(lesion_ids) != len(labels):
         raise ValueError(f"{len(lesion_ids)} lesion ids for {len(labels)} labels")
     predicted, largest = probabilities.argmax(axis=1), probabilities.max(axis=1)
-    rows = lesion_rows(labels, predicted, lesion_ids, probabilities.shape[1])
+    rows, _ = lesion_rows(labels, predicted, lesion_ids, probabilities.shape[1])
     confusion = np.stack([row.sum(axis=0) for row in rows])
     intervals, recall_intervals = bootstrap(rows, resamples, seed)
     against_rest = _one_against_rest(confusion)
@@ -288,7 +288,7 @@ def sensitivity_at_specificity(
     measured = nanmean(called[positive]), nanmean(~called[~positive])
     ids = None if lesion_ids is None else np.asarray(lesion_ids)[positive]
     # The recall of a class of positives, called so or not.
-    of_positives = lesion_rows(np.zeros(positive.sum(), int), 1 - called[positive], ids, 2)
+    of_positives, _ = lesion_rows(np.zeros(positive.sum(), int), 1 - called[positive], ids, 2)
     _, (interval, _) = bootstrap(of_positives)
     return OperatingPoint(specificity, threshold, *measured, interval)
 
@@ -342,20 +342,24 @@ def row_nanmeans(values: np.ndarray) -> np.ndarray:
 
 def lesion_rows(
     labels: np.ndarray, predicted: np.ndarray, lesion_ids: Sequence[str] | None, num_classes: int
-) -> list[np.ndarray]:
-    """For each class int [lesions, C]: how many images of each of its lesions got each prediction.
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """How many images of each lesion got each prediction.
 
     A lesion whose images carry several labels counts once for each; without ids each of the N
     images is a lesion. The order of the lesions depends on labels and lesions alone.
+
+    Returns:
+      For each class int [lesions, C], and the lesions' ids [lesions].
     """
     lesions = np.arange(len(labels)) if lesion_ids is None else np.asarray(lesion_ids)
-    rows = []
+    rows, ids = [], []
     for c in range(num_classes):
         kept, index = np.unique(lesions[labels == c], return_inverse=True)
         counts = np.zeros((len(kept), num_classes), int)
         np.add.at(counts, (index, predicted[labels == c]), 1)
         rows.append(counts)
-    return rows
+        ids.append(kept)
+    return rows, ids
 
 
 def bootstrap(

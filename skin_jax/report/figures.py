@@ -293,20 +293,11 @@ def ratio_curve(path: Path, differences: "Sequence[Difference]", ratios: np.ndar
     axes.axhline(0, color="0.4", linewidth=1)
     points, shown = _in_points(differences), np.unique(ratios)
     names = [d.arm if len(shown) < len(ratios) else "all" for d in differences]
-    families = list(dict.fromkeys(names))
-    for i, family in enumerate(families):
+    curves = {}
+    for family in dict.fromkeys(names):
         chosen = [k for k in np.argsort(ratios, kind="stable") if names[k] == family]
-        # Side by side, so that intervals at one ratio do not hide one another.
-        places = ratios[chosen] * 1.06 ** (i - (len(families) - 1) / 2)
-        style = {"color": _LINES[i % len(_LINES)], "linestyle": _DASHES[i % len(_DASHES)]}
-        if len(families) > 1:
-            style["label"] = textwrap.fill(family, 2 * _NAME_COLUMNS)
-        axes.plot(places, points[chosen, 0], marker="o", markersize=5, linewidth=1.2, **style)
-        axes.vlines(places, *points[chosen, 1:].T, color=style["color"], linewidth=1.6)
-    axes.set_xscale("log")
-    axes.set_xticks(shown, [f"{ratio:g}" for ratio in shown], fontsize=9)
-    axes.set_xticks([], minor=True)
-    axes.margins(x=0.1)
+        curves[family] = np.column_stack([ratios[chosen], points[chosen]])
+    _on_log_axis(axes, curves)
     axes.set(xlabel="generated images per real one", ylabel=_POINTS)
     _legend(figure, axes)
     _save(figure, path)
@@ -323,22 +314,31 @@ def level_curves(
       axis: what the values are.
     """
     figure, (axes,) = _panels(3.6)
-    shown = sorted({value for points in curves.values() for value, _ in points})
-    for i, (name, points) in enumerate(curves.items()):
-        # Side by side, so that intervals at one level do not hide one another.
-        places = np.array([value for value, _ in points]) * 1.03 ** (i - (len(curves) - 1) / 2)
-        style = {"color": _LINES[i % len(_LINES)], "linestyle": _DASHES[i % len(_DASHES)]}
-        values = [arm.balanced_accuracy for _, arm in points]
-        axes.plot(places, values, marker="o", markersize=4, linewidth=1.2, label=name, **style)
-        spans = np.transpose([arm.balanced_accuracy_ci95 for _, arm in points])
-        axes.vlines(places, *spans, color=style["color"], linewidth=1.6)
-    axes.set_xscale("log")
-    axes.set_xticks(shown, [f"{value:g}" for value in shown], fontsize=9)
-    axes.set_xticks([], minor=True)
-    axes.margins(x=0.1)
+    rows = {
+        name: [(at, arm.balanced_accuracy, *arm.balanced_accuracy_ci95) for at, arm in points]
+        for name, points in curves.items()
+    }
+    _on_log_axis(axes, {name: np.array(own) for name, own in rows.items()})
     axes.set(xlabel=axis, ylabel="balanced accuracy")
     _legend(figure, axes)
     _save(figure, path)
+
+
+def _on_log_axis(axes: "Axes", curves: Mapping[str, np.ndarray]) -> None:
+    """Draw curves: name -> place, value and both ends of its interval, float [points, 4]."""
+    for i, (name, rows) in enumerate(curves.items()):
+        # Side by side, so that intervals at one place do not hide one another.
+        places = rows[:, 0] * 1.06 ** (i - (len(curves) - 1) / 2)
+        style = {"color": _LINES[i % len(_LINES)], "linestyle": _DASHES[i % len(_DASHES)]}
+        if len(curves) > 1:
+            style["label"] = textwrap.fill(name, 2 * _NAME_COLUMNS)
+        axes.plot(places, rows[:, 1], marker="o", markersize=5, linewidth=1.2, **style)
+        axes.vlines(places, *rows[:, 2:].T, color=style["color"], linewidth=1.6)
+    shown = np.unique(np.concatenate([rows[:, 0] for rows in curves.values()]))
+    axes.set_xscale("log")
+    axes.set_xticks(shown, [f"{place:g}" for place in shown], fontsize=9)
+    axes.set_xticks([], minor=True)
+    axes.margins(x=0.1)
 
 
 def _in_points(differences: "Sequence[Difference]") -> np.ndarray:

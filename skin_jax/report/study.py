@@ -100,10 +100,14 @@ class Study:
     part: Literal["fold", "subset"] = "fold"
 
     @property
+    def all_levels(self) -> Sequence[Level]:
+        """The levels; a study without any is one."""
+        return self.levels or (Level(self.comparison, self.plan_counts, "", 0.0),)
+
+    @property
     def planned(self) -> int:
         """Number of runs, at all levels."""
-        counts = [one.plan_counts for one in self.levels] or [self.plan_counts]
-        return sum(sum(own.values()) for own in counts)
+        return sum(sum(level.plan_counts.values()) for level in self.all_levels)
 
     @property
     def compared_levels(self) -> list[tuple[Level, Comparison]]:
@@ -123,8 +127,8 @@ class Study:
     @property
     def explored(self) -> int:
         """The number of exploratory differences, which are corrected together."""
-        compared = [own for _, own in self.compared_levels] or [self.comparison]
-        return sum(len(own.exploratory) for own in compared)
+        compared = (level.comparison for level in self.all_levels)
+        return sum(len(own.exploratory) for own in compared if own is not None)
 
     @property
     def concerned(self) -> list[Difference]:
@@ -146,9 +150,8 @@ class Study:
     @property
     def missing(self) -> dict[str, int]:
         """Arm -> number of planned runs that are not there, where that is any."""
-        whole = Level(self.comparison, self.plan_counts, "", 0.0)
         missing: dict[str, int] = {}
-        for level in self.levels or (whole,):
+        for level in self.all_levels:
             arms = level.comparison.arms if level.comparison else ()
             done = {arm.name: len(arm.cells) for arm in arms}
             where = f" at {level.title}" if level.title else ""

@@ -31,14 +31,9 @@ from skin_jax.config import load
 from skin_jax.report import kit
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from ml_collections import ConfigDict
 
-    from skin_jax.eval.comparison import Outcome
-    from skin_jax.report.study import Level
     from skin_jax.study.jobs import Result
-    from skin_jax.study.outcomes import Record
     from skin_jax.study.plan import Plan
 
 _WORKDIR = command.define_path("workdir", None, "Folder of the study: created, or resumed.")
@@ -142,7 +137,15 @@ def _report(workdir: Path) -> None:
     with locked(workdir / ".report.lock", waiting_for=f"waiting for the report of {workdir}"):
         record = recorded(workdir)  # under the lock: another process may have added to the study
         classes, found = outcomes.read(workdir, record)
-        levels = _levels(workdir, record, found)
+        planned = len(record["folds"]) * len(record["seeds"])
+        levels = {
+            name: study_report.Level(
+                compared,
+                plan_counts=dict.fromkeys(outcomes.at_level(record, name)["arms"], planned),
+                **record["levels"].get(name, {"title": "", "value": 0.0}),
+            )
+            for name, compared in outcomes.compared(workdir, record, found).items()
+        }
         chosen = record["confirmatory_level"]
         if (compared := levels[chosen].comparison) is None:
             where = f" at the level {chosen}" if chosen else ""
@@ -175,40 +178,6 @@ def _report(workdir: Path) -> None:
         page = study_report.write(workdir, study)
     print(kit.markdown(str(workdir), study_report.summary(study), workdir))
     print(f"full report: {page}", flush=True)
-
-
-def _levels(
-    workdir: Path, record: "Record", found: "Sequence[Outcome]"
-) -> "dict[str | None, Level]":
-    """The levels of a study, their finished arms compared; a study without any is one, None."""
-    from skin_jax.eval import comparison
-    from skin_jax.report.study import Level
-    from skin_jax.study import outcomes
-
-    roles = {role: record[role] for role in ("control", "confirmatory", "isolating")}
-    compared: dict[str | None, comparison.Comparison] = {}
-    for name in record["levels"] or (None,):
-        first = name == record["confirmatory_level"]
-        own = outcomes.of_level(found, name)
-        try:
-            if own:
-                chosen = roles if first else {"control": record["control"]}
-                subsets = record["part"] == "subset"
-                compared[name] = comparison.compare(own, subsets=subsets, **chosen)
-        except ValueError as error:
-            raise UserError(
-                f"the runs in {workdir} cannot be compared: {error}; were they given the same "
-                "--config.data.dir?"
-            ) from None
-    together = comparison.correct_together(list(compared.values()))
-    compared = dict(zip(compared, together, strict=True))
-    planned = len(record["folds"]) * len(record["seeds"])
-    levels = {}
-    for name in record["levels"] or (None,):
-        said = record["levels"].get(name, {"title": "", "value": 0.0})
-        counts = dict.fromkeys(outcomes.at_level(record, name)["arms"], planned)
-        levels[name] = Level(compared.get(name), counts, **said)
-    return levels
 
 
 def run() -> None:

@@ -96,8 +96,9 @@ def estimate(plan: Plan, jobs: Sequence[Job]) -> dict[str, Timing]:
       UserError: such a job failed.
     """
     found: dict[str, Timing] = {}
+    measured = Costs(plan)
     for job in jobs:
-        if job.group in found or not job.steps or Costs(plan).per_unit(job.group) is not None:
+        if job.group in found or not job.steps or measured.knows(job.group):
             continue
         print(f"timing {_TIMED_STEPS} steps of {job.group}", flush=True)
         with tempfile.TemporaryDirectory() as place:
@@ -144,10 +145,14 @@ class Costs:
             if own
         }
 
+    def knows(self, group: str) -> bool:
+        """Whether any of the group was measured, or estimated."""
+        return group in self._per_unit or group in self._estimates
+
     def measured(self, group: str, unit: str) -> str:
         """Such as "0.1 s/step", or what is known of it."""
-        if group in self._per_unit:
-            return f"{self._per_unit[group]:.3g} {unit}"
+        if (per_unit := self.per_unit(group)) is not None:
+            return f"{per_unit:.3g} {unit}"
         timing = self._estimates.get(group)
         return "not yet" if timing is None else f"about {timing.step:.3g} {unit}"
 
@@ -398,7 +403,7 @@ def table(plan: Plan, jobs: Sequence[Job], costs: Costs) -> tuple[Sequence[str],
     for job in jobs:
         groups[job.group].append(job)
     for group, members in groups.items():
-        first, left = members[0], costs.left(members)
+        first = members[0]
         missing = [job for job in members if job.missing()]
         unit = "s/step" if first.steps else "s"
         rows.append(
@@ -411,7 +416,7 @@ def table(plan: Plan, jobs: Sequence[Job], costs: Costs) -> tuple[Sequence[str],
                 f"{first.steps:,}" if first.steps else "",
                 f"{first.images:,}" if first.images else "",
                 costs.measured(group, unit),
-                "unknown" if "unknown" in left else left,
+                costs.left(members) if costs.knows(group) else "unknown",
             ]
         )
     return (*header, "time left"), rows

@@ -15,7 +15,8 @@ from skin_jax.data import classes as classes_lib
 from skin_jax.data import splits
 from skin_jax.data.classes import Classes
 from skin_jax.data.generated import GRIDS
-from skin_jax.eval.comparison import Outcome
+from skin_jax.eval import comparison
+from skin_jax.eval.comparison import Comparison, Outcome
 from skin_jax.eval.tables import read_predictions
 from skin_jax.study import jobs
 from skin_jax.study.plan import (
@@ -84,7 +85,36 @@ def at_level(record: Record, level: str | None) -> Record:
     return record | {"arms": own, "confirmatory_level": None}
 
 
-def of_level(found: Sequence[Outcome], level: str | None) -> list[Outcome]:
+def compared(
+    workdir: Path, record: Record, found: Sequence[Outcome]
+) -> dict[str | None, Comparison | None]:
+    """The arms of each level compared, None where no run is finished; without levels, of None.
+
+    Raises:
+      UserError: runs that do not fit one another.
+    """
+    roles = {role: record[role] for role in ("control", "confirmatory", "isolating")}
+    comparisons = {}
+    for level in record["levels"] or (None,):
+        first = level == record["confirmatory_level"]
+        try:
+            if own := _of_level(found, level):
+                comparisons[level] = comparison.compare(
+                    own,
+                    subsets=record["part"] == "subset",
+                    **(roles if first else {"control": record["control"]}),
+                )
+        except ValueError as error:
+            raise UserError(
+                f"the runs in {workdir} cannot be compared: {error}; were they given the same "
+                "--config.data.dir?"
+            ) from None
+    corrected = comparison.correct_together(list(comparisons.values()))
+    together = dict(zip(comparisons, corrected, strict=True))
+    return {level: together.get(level) for level in record["levels"] or (None,)}
+
+
+def _of_level(found: Sequence[Outcome], level: str | None) -> list[Outcome]:
     """The outcomes of a level, under the arms' own names; all without levels."""
     suffix = arm_name("", level)
     return [

@@ -74,6 +74,15 @@ _OPTIONS = ("per_class", "balance_to", "ratio", "seed", "min_confidence", "max_t
 _MORE_OF_THE_SAME = "max_tries"  # may be raised: a partial folder goes on
 _GENERATION = "generation.json"  # of skin_jax.generate: settings and progress
 
+_UNSAID: dict[str, Any] = {
+    "confirmatory_level": None,
+    "axis": None,
+    "select": "test",
+    "part": "fold",
+    "levels": {},
+}
+"""What a plan.json without these keys, of an earlier version, means."""
+
 _DECLARED = {
     "folds": Setting(tuple(range(NUM_FOLDS)), "Folds that each arm is run on.", int),
     "subsets": Setting(
@@ -593,14 +602,8 @@ def recorded(workdir: Path) -> dict[str, Any]:
     """
 
     def parse(content: dict[str, Any]) -> dict[str, Any]:
-        keys = ("control", "folds", "seeds", "claims", "steps", "arms")
-        # What earlier plans do not say.
-        since = {"select": "test", "levels": {}, "part": "fold"}
-        return {
-            **{key: content.get(key) for key in _ROLES},
-            **{key: content[key] for key in keys},
-            **{key: content.get(key, value) for key, value in since.items()},
-        }
+        keys = (*_ROLES, "part", "folds", "seeds", "claims", "steps", "arms", "levels")
+        return {key: (_UNSAID | content)[key] for key in keys}
 
     try:
         return folder.read_record(workdir / FILE_NAME, parse, "restore it from a copy")

@@ -298,6 +298,18 @@ class TestRecord:
         assert again == record == plan_lib.recorded(tmp_path)
         assert len(again["arms"]) == 10
 
+    def test_a_plan_of_an_earlier_version_is_read_and_a_damaged_one_is_not(self, tmp_path):
+        plan_lib.register(plan_lib.make(study(), tmp_path))
+        path = tmp_path / plan_lib.FILE_NAME
+        content = json.loads(path.read_text())
+        since = ("confirmatory_level", "axis", "select", "part", "levels")
+        path.write_text(json.dumps({k: v for k, v in content.items() if k not in since}))
+        assert plan_lib.recorded(tmp_path) == content
+        for key in content.keys() - set(since):
+            path.write_text(json.dumps({k: v for k, v in content.items() if k != key}))
+            with pytest.raises(UserError, match="restore it from a copy"):
+                plan_lib.recorded(tmp_path)
+
     @pytest.mark.parametrize(
         ("changes", "words"),
         [
